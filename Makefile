@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python 3.10+ and make; each creates .venv, installs, and runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= work_dirs/demo
+
+.PHONY: help demo test test-slow test-gpu lint wheel bench clean
+
+help:
+	@echo "make demo       synthesise two small domains, adapt from one to the other, show table and pictures"
+	@echo "make test       the test suite, under 10 minutes on 2 cores"
+	@echo "make test-slow  the tests that take minutes each;  make test-gpu  those that need a CUDA device"
+	@echo "make lint       ruff;  make wheel  build and try the wheel;  make bench  the benchmarks of this machine"
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("visionkit needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python datasets/synthesize_reid.py --out $(DEMO)/data --scale tiny --seed 1
+	$(BIN)/visionkit train configs/core_reid_demo.py --work-dir $(DEMO)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+wheel: $(INSTALLED)
+	rm -rf dist build
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python tools/check_wheel.py dist/*.whl
+
+bench: $(INSTALLED)
+	$(BIN)/python tools/benchmark.py --help
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,48 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visionkit.cli import COMMANDS, main
+from visionkit.engine.config import check_types, load_config
+from visionkit.engine.pipeline import build_stage
+
+ROOT = Path(__file__).parents[2]
+PIPELINES = sorted(ROOT.glob("configs/*.py"))
+
+
+@pytest.mark.parametrize("config", PIPELINES, ids=lambda path: path.stem)
+def test_every_config_of_the_repository_is_read_and_its_stages_built(config):
+    cfg = load_config(config)
+    check_types(cfg)
+    assert [build_stage(name, stage, cfg).name for name, stage in cfg["stages"].items()] == list(cfg["stages"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_what_it_does(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and len(capsys.readouterr().out) > 100
+
+
+def test_doctor_tells_device_and_kernels(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch" in printed and "kernels" in printed and "device" in printed
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "torch", "numpy", "mmengine", "timm", "cv2", "PIL"
+    code = f"import sys, visionkit, visionkit.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_readme_names_files_that_are_there():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link

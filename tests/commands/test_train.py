@@ -1,0 +1,172 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from visionkit.cli import main
+from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
+
+from .site import write_site
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*arguments):
+    return main(["train", "config.py", "--work-dir", "run", *arguments])
+
+
+def refusal(capsys, *arguments):
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    assert train(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_three_stages_through_the_tool(tmp_path):
+    write_site(tmp_path)
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "config.py", "--work-dir", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "direct transfer" in done.stdout and "adapted" in done.stdout
+    for name in ("camstyle/sheet.jpg", "source/epoch_1.pth", "target/ranked_lists.jpg"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert list((tmp_path / "run" / "target").rglob("events.out.tfevents*"))
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["model"] for row in rows} == {"direct transfer", "adapted"} and all(
+        0 <= row["mAP"] <= 100 for row in rows
+    )
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_two_processes_under_torchrun(site, processes):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launch, str(ROOT / "tools" / "train.py"), str(site), "--work-dir", "run", "--launcher", "pytorch"]
+    done = subprocess.run(command, cwd=site.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = load_checkpoint(site.parent / "run" / "target" / "epoch_1.pth")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+    rows = json.loads((site.parent / "run" / "results.json").read_text())
+    assert [row["model"] for row in rows if row["checkpoint"] == "last"] == ["direct transfer", "adapted"]
+
+
+def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
+    assert train() == 0
+    rows = json.loads(Path("run/results.json").read_text())
+    capsys.readouterr()
+    assert main(["test", "config.py", "run/target/epoch_1.pth"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{rows[-1]['mAP']:.1f}" in printed and "rank-1" in printed
+    options = ["stages.target.metric.rerank=True", "stages.target.metric.per_camera=True"]
+    assert main(["test", "config.py", "run/target/epoch_1.pth", "--cfg-options", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "rerank_mAP" in printed and "camera0_rank-1" in printed
+    assert main(["test", "config.py", "run/source/epoch_1.pth"]) == 0
+    # the target stage's network is not the source stage's
+    assert main(["test", "config.py", "run/source/epoch_1.pth", "--stage", "target"]) == 2
+    assert "another architecture" in capsys.readouterr().err
+    assert main(["test", "config.py", "run/none.pth", "--stage", "target"]) == 2
+    assert "run/none.pth" in capsys.readouterr().err
+
+
+def test_a_missing_and_a_half_data_set(site, capsys):
+    gallery = Path("data/DukeMTMC-reID/bounding_box_test")
+    gallery.rename("elsewhere")
+    assert "bounding_box_test" in refusal(capsys)
+    gallery.mkdir()
+    message = refusal(capsys)
+    assert "bounding_box_test" in message or "gallery" in message
+    Path("data").rename("gone")
+    assert "Market" in refusal(capsys)
+
+
+def test_queries_whose_identity_no_other_camera_saw(site, capsys):
+    for image in Path("data/DukeMTMC-reID/bounding_box_test").glob("*"):
+        if "_c1_" not in image.name:
+            image.unlink()
+    assert "camera" in refusal(capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 not a picture"])
+def test_a_broken_training_image_is_named_and_left_out(site, content, recwarn):
+    broken = sorted(Path("data/Market-1501-v15.09.15/bounding_box_train").glob("*.jpg"))[0]
+    broken.write_bytes(content)
+    assert train("--stage", "source", "--cfg-options", "stages.source.iters_per_epoch=6") == 0
+    assert any(broken.name in str(warning.message) for warning in recwarn)
+
+
+def test_a_broken_gallery_image_stops_evaluation(site, capsys):
+    broken = sorted(Path("data/DukeMTMC-reID/bounding_box_test").glob("*.jpg"))[0]
+    broken.write_bytes(b"")
+    assert broken.name in refusal(capsys, "--stage", "source")
+
+
+def test_fewer_images_than_clusters(site, capsys):
+    message = refusal(capsys, "--cfg-options", "stages.target.num_clusters=500")
+    assert "500" in message and "num_clusters" in message
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--cfg-options", "stages.target.epoch=3"], "did you mean 'epochs'"),
+        (
+            ["--cfg-options", "stages.target.type=visionkit.TargetFinetunig"],
+            "did you mean 'visionkit.TargetFinetuning'",
+        ),
+        (["--cfg-options", "sauce.root=x"], "did you mean 'source'"),
+        (["--cfg-options", "source.type=visionkit.Markt1501"], "did you mean 'visionkit.Market1501'"),
+        (["--cfg-options", "backbone.type=visionkit.ResNeet"], "did you mean 'visionkit.ResNet'"),
+        (["--cfg-options", "source.rooot=x"], "did you mean 'root'"),
+        (["--cfg-options", "stages.target.model.secabb=False"], "did you mean 'secab'"),
+        (
+            ["--cfg-options", "stages.target.clusterer.type=visionkit.KMeansLabel"],
+            "did you mean 'visionkit.KMeansLabels'",
+        ),
+        (["--cfg-options", "stages.target.metric.rerank.k11=5"], "did you mean 'k1'"),
+        (["--cfg-options", "stages.target.metric.ap=finite"], "expected 'finite_sum'"),
+        (["--cfg-options", "stages.target.model.preset=publshed"], "'released'"),
+        (["--stage", "sauce"], "did you mean 'source'"),
+        (["--cfg-options", "stages.target.init_from=nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_names(site, capsys, options, expected):
+    assert expected in refusal(capsys, *options)
+    assert not Path("run").exists()  # told before anything runs
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--cfg-options", "stages.source.val_interval=0"], "val_interval=0"),
+        (["--cfg-options", "stages.target.identities=0"], "identities=0"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--launcher", "pytorch"], "torchrun"),
+        (["--launcher", "slurm"], "SLURM_PROCID"),
+        (["--launcher", "mpi"], "mpirun"),
+        (["--work-dir", "config.py"], "config.py"),
+    ],
+)
+def test_a_wrong_value_is_one_line(site, capsys, options, expected):
+    assert expected in refusal(capsys, *options)
+
+
+def test_a_stage_that_a_wrong_setting_stopped_is_tried_again(site, capsys):
+    assert "optim" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.lr=fast")
+    assert train("--stage", "source") == 0
+    assert "other settings" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.lr=0.1")
+
+
+def test_weights_of_another_architecture(site, capsys):
+    save_checkpoint(dict(state_dict={"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)}), Path("other.pth"))
+    message = refusal(capsys, "--cfg-options", "stages.target.init_from=other.pth")
+    assert "another architecture" in message
+
+
+def test_no_such_config(site, capsys):
+    assert main(["train", "confg.py"]) == 2
+    assert "did you mean 'config.py'" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""What an item is follows from its place in the epoch: not from workers, nor from what was loaded before it."""
+
+import pytest
+import torch
+
+from visionkit.engine.loaders import NamedLoaders, batch_paths, rng_state, set_rng_state
+from visionkit.errors import VisionKitError
+
+from .toy import ToyData
+
+
+def loaders(workers=0, length=24, iters=9):
+    view = dict(batch_size=5, num_workers=workers, dataset=ToyData(length))
+    return NamedLoaders(dict(view=view, other=dict(view, dataset=ToyData(7))), iters, seed=3)
+
+
+def images(batches):
+    return torch.stack([torch.cat([batch["view"]["image"], batch["other"]["image"]]) for batch in batches])
+
+
+def test_workers_change_nothing():
+    assert torch.equal(images(loaders()), images(loaders(workers=2)))
+
+
+@pytest.mark.parametrize("start", [1, 4, 8])  # laps of 4 batches, and of 1 in the other loader
+def test_going_on_inside_an_epoch(start):
+    assert torch.equal(images(loaders())[start:], images(loaders().batches_from(start)))
+
+
+def test_epochs_differ_and_the_global_generators_are_left_alone():
+    first = loaders()
+    before = torch.get_rng_state()
+    one = images(first)
+    first.epoch = 1
+    assert not torch.equal(one, images(first))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_states_come_back():
+    state = rng_state()
+    expected = torch.rand(3)
+    set_rng_state(state)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_no_images():
+    with pytest.raises(VisionKitError, match="no images for process 0 of 1"):
+        next(iter(loaders(length=0)))
+
+
+def test_every_file_of_a_batch_is_named():
+    batch = dict(pair=dict(a=torch.zeros(2), path=["1.jpg", "2.jpg"], path_b=["3.jpg", "4.jpg"]), other=[1])
+    assert batch_paths(batch) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]

@@ -1,0 +1,73 @@
+"""The ``visionkit`` command. Heavy modules are imported by the sub-command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from visionkit import __version__
+from visionkit.errors import VisionKitError
+
+COMMANDS = {
+    "train": ("visionkit.commands.train", "run the stages of a config"),
+    "test": ("visionkit.commands.test", "evaluate a checkpoint on a config's target"),
+    "index": ("visionkit.commands.index", "make or extend a gallery index of a folder of images"),
+    "search": ("visionkit.commands.search", "find the images of an index that look like a query"),
+    "prepare_capture": ("visionkit.commands.prepare_capture", "find the cameras of phone photos or of a video"),
+    "render": ("visionkit.commands.render", "new views of a photo, of a folder of them, or of a capture"),
+    "convert": ("visionkit.commands.convert", "turn a published backbone checkpoint into safetensors"),
+    "doctor": ("visionkit.commands.doctor", "show what is installed and what will be used"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command.
+
+    Returns:
+        Exit status: 0, or 2 after a wrong input, which is told in one line on stderr, or 143 after SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser("visionkit", description="Re-identification, new views, fast backbones.")
+    parser.add_argument("--version", action="version", version=f"visionkit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, summary) in COMMANDS.items():
+        if arguments[:1] == [name]:
+            module = importlib.import_module(module_name)
+            command = commands.add_parser(
+                name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            module.add_arguments(command)
+        else:
+            commands.add_parser(name, help=summary, add_help=False)
+    options = parser.parse_args(arguments)
+    return run_command(importlib.import_module(COMMANDS[options.command][0]).run, options)
+
+
+def run_command(run: object, options: argparse.Namespace) -> int:
+    """Call a command; a wrong input becomes one line and exit status 2."""
+    try:
+        return run(options) or 0  # type: ignore[operator]
+    except VisionKitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.filename is None:  # not about a path that the user could put right
+            raise
+        print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
+        return 2
+
+
+def run_tool(command: str) -> None:
+    """Run one sub-command as a script of its own: ``tools/train.py`` is ``visionkit train``."""
+    sys.exit(main([command, *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""New views of a photo, of each photo in a folder, or of a capture.
+
+visionkit render photo.jpg -o views.mp4
+visionkit render photo.jpg --trajectory spiral --size 320
+visionkit render capture/ --fit
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHEET = 12  # frames on a contact sheet
+FPS = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``visionkit render``."""
+    parser.add_argument("input", metavar="INPUT", help="a photo, a folder of photos, or a capture with cameras")
+    parser.add_argument(
+        "-o", "--out", help="the video to write, a contact sheet beside it; for several photos a folder"
+    )
+    parser.add_argument("--weights", help="a checkpoint of visionkit train; none is shipped yet")
+    parser.add_argument(
+        "--trajectory",
+        metavar="PATH",
+        help="swing, orbit, spiral, dolly or a .json file (default: swing; a capture's own cameras)",
+    )
+    parser.add_argument("--frames", type=int, default=48, help="frames of the video (default: 48)")
+    parser.add_argument("--degrees", type=float, help="reach of the trajectory")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="long side of the views")
+    parser.add_argument("--fov", type=float, metavar="DEGREES", help="field of view across the long side")
+    parser.add_argument("--distance", type=float, help="of the camera from the scene's centre, in scene sizes")
+    parser.add_argument("--fit", action="store_true", help="fit a radiance field to the capture, without weights")
+    parser.add_argument("--start", action="store_true", help="start --fit at the model's prediction for one photo")
+    parser.add_argument("--steps", type=int, help="of --fit")
+    parser.add_argument("--seed", type=int, default=0, help="of --fit (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Choose by what INPUT is."""
+    from visionkit.errors import VisionKitError
+    from visionkit.nvs.captures import is_capture
+
+    source = Path(options.input)
+    if not source.exists():
+        raise VisionKitError(f"{source}: no such file or folder; give a photo, a folder of photos or a capture")
+    if options.trajectory:
+        from visionkit.nvs.trajectories import curve
+
+        curve(options.trajectory, options.frames, options.degrees)  # a typo shows before the work begins
+    if options.start and not options.fit:
+        raise VisionKitError("--start: is for --fit, which it begins; give both")
+    if options.fit:
+        return fit(source, options)
+    if is_capture(source):
+        return render_capture(source, options)
+    return render_photos(source, options)
+
+
+def render_photos(source: Path, options: argparse.Namespace) -> int:
+    """One video for each photo; in a folder, one that cannot be used is told and passed over."""
+    from visionkit.errors import VisionKitError
+    from visionkit.nvs.captures import photos_in
+    from visionkit.nvs.inferencer import NVSInferencer
+
+    several = source.is_dir()
+    photos = photos_in(source) if several else [source]
+    outs = _outs(photos, options.out, several)
+    nvs, failed = NVSInferencer(options.weights, options.device), 0
+    for photo, out in zip(photos, outs):
+        try:
+            view, note = nvs.read(photo, options.fov, options.distance)
+        except VisionKitError as error:
+            if not several:
+                raise
+            print(f"skipped: {error}")
+            failed += 1
+            continue
+        if note:
+            print(f"{photo}: {note}")
+        views = nvs.render(view, options.trajectory or "swing", options.frames, options.size, degrees=options.degrees)
+        frames = (_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views)
+        write(frames, out, options.frames, first=view.image)
+    if failed == len(photos):
+        raise VisionKitError(f"{source}: none of its {failed} photos can be used")
+    return 0
+
+
+def render_capture(source: Path, options: argparse.Namespace) -> int:
+    """What the middle photo of a capture tells of the others, beside these; or a trajectory from it."""
+    from PIL import Image
+
+    from visionkit.nvs.captures import read_capture
+    from visionkit.nvs.inferencer import NVSInferencer
+    from visionkit.nvs.metrics import psnr, ssim
+
+    scene = read_capture(source)
+    tell_skipped(scene)
+    out = _outs([source], options.out, False)[0]
+    nvs, row = NVSInferencer(options.weights, options.device), len(scene) // 2
+    if options.trajectory:
+        fov = options.fov or _fov(scene.camera(row))
+        view, _ = nvs.read(Image.fromarray(scene.image(row)), fov, options.distance)
+        views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
+        write((_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views), out, options.frames)
+        return 0
+    scores = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for other, (_, truth, view) in enumerate(nvs.views_of(scene, row, options.size)):
+            if other != row:
+                scores.append([float(score(*_batch(view.rgb, truth))) for score in (psnr, ssim)])
+            yield _beside(truth, view.rgb, view.depth, *nvs.near_far)
+
+    print(f"{source}: photo | rendered from {scene.names[row]} alone | depth")
+    write(frames(), out, len(scene), fps=3)
+    _tell_scores("other photos", scores)
+    return 0
+
+
+def fit(source: Path, options: argparse.Namespace) -> int:
+    """Fit a field, score it on every eighth photo, render a path."""
+    import time
+
+    import numpy as np
+
+    from visionkit.errors import VisionKitError
+    from visionkit.nvs import fit as fitting
+    from visionkit.nvs.captures import is_capture, read_capture
+    from visionkit.nvs.metrics import psnr, ssim
+
+    if not is_capture(source):
+        raise VisionKitError(f"{source}: --fit needs a capture with cameras; make one by tools/prepare_capture.py")
+    scene = read_capture(source)
+    tell_skipped(scene)
+    changes = dict(seed=options.seed, long_side=options.size, steps=options.steps)
+    settings = fitting.Settings()._replace(**{key: value for key, value in changes.items() if value is not None})
+    fitting.check(settings)
+    rows, held_out = fitting.split(scene)
+    out = _outs([source], options.out, False)[0]
+    start = None
+    if options.start:
+        from visionkit.nvs.inferencer import NVSInferencer
+        from visionkit.nvs.warm_start import WarmStart
+
+        start = WarmStart(NVSInferencer(options.weights, "cpu"), scene, rows[len(rows) // 2])
+        scene, settings = start.scene, start.settings(settings)
+    print(f"fitting {len(rows)} photos, {len(held_out)} held out", flush=True)
+    began = time.perf_counter()
+    with progress("fitting", settings.steps) as advance:
+        model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start)
+    print(f"fitted in {time.perf_counter() - began:.0f} s")
+
+    bounds, scores, pictures = model.bounds, [], []
+    for row in held_out:
+        camera = scene.camera(row, scene.target_size(row, settings.long_side))
+        truth = scene.image(row, camera.size)
+        rgb, depth = _rendered(model, camera)
+        scores.append([float(score(*_batch(rgb, truth))) for score in (psnr, ssim)])
+        print(f"{scene.names[row]}: PSNR {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.3f}")
+        pictures.append(_beside(truth, rgb, depth, bounds.near, bounds.middle))
+    _tell_scores("held-out photos", scores)
+    width = max(picture.shape[1] for picture in pictures)
+    pictures = [np.pad(each, ((0, 4), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
+    _save_sheet(np.concatenate(pictures), out.with_name(f"{out.stem}_held_out.png"))
+    cameras = fitting.path(scene, rows, bounds, settings.long_side, options.trajectory, options.frames, options.degrees)
+    frames = (_beside(None, *_rendered(model, camera), bounds.near, bounds.middle) for camera in cameras)
+    write(frames, out, options.frames)
+    return 0
+
+
+def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, first: np.ndarray | None = None) -> None:
+    """The video, and beside it a contact sheet of frames spread over it."""
+    import numpy as np
+
+    from visionkit.nvs.video import VideoWriter, contact_sheet, save_picture
+
+    chosen = set(np.linspace(0, total - 1, min(SHEET, total)).round().astype(int).tolist())
+    kept = []
+    with progress(f"rendering {out.name}", total) as advance, VideoWriter(out, fps) as video:
+        for number, frame in enumerate(frames):
+            video.add(frame)
+            if number in chosen:
+                kept.append(frame)
+            advance()
+    if first is not None:
+        kept.insert(0, _framed(first, kept[0].shape))
+    sheet = out.with_suffix(".jpg")
+    save_picture(contact_sheet(kept), sheet)
+    print(f"wrote {out} and {sheet}")
+
+
+def progress(title: str, total: int):  # noqa: ANN201 - a context of a function
+    """A bar on a terminal; silent elsewhere."""
+    from contextlib import contextmanager
+
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar() -> Iterator:
+        with Progress(transient=True) as shown:
+            task = shown.add_task(title, total=total)
+            yield lambda: shown.advance(task)
+
+    return bar()
+
+
+def tell_skipped(scene) -> None:  # noqa: ANN001 - a Scene
+    """What of a capture is not used."""
+    for name, reason in scene.skipped:
+        print(f"skipped: {name} {reason}")
+
+
+def _tell_scores(what: str, scores: list) -> None:
+    import numpy as np
+
+    if scores:
+        decibel, similarity = np.mean(scores, axis=0)
+        print(f"mean of {len(scores)} {what}: PSNR {decibel:.2f} dB, SSIM {similarity:.3f}")
+
+
+def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
+    from visionkit.errors import VisionKitError
+
+    if several:
+        folder = Path(out or "views")
+        if folder.suffix.lower() == ".mp4" or folder.is_file():
+            raise VisionKitError(f"--out {out}: expected a folder, for there are several photos")
+        return [folder / f"{path.stem}.mp4" for path in inputs]
+    file = Path(out or f"{inputs[0].resolve().stem}_views.mp4")
+    file = file / f"{inputs[0].resolve().stem}.mp4" if file.is_dir() else file
+    if file.suffix.lower() != ".mp4":
+        raise VisionKitError(f"--out {out}: expected a name that ends in .mp4")
+    if inputs[0].resolve() == file.with_suffix(".jpg").resolve():
+        raise VisionKitError(f"--out {out}: its contact sheet would replace {inputs[0]}; give another name")
+    return [file]
+
+
+def _beside(truth: np.ndarray | None, rgb: np.ndarray, depth: np.ndarray, near: float, far: float) -> np.ndarray:
+    from visionkit.nvs.video import depth_picture, side_by_side
+
+    pictures = [rgb, depth_picture(depth, near, far)]
+    return side_by_side(pictures if truth is None else [truth, *pictures])
+
+
+def _rendered(model, camera) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN001
+    rgb, depth = model.render(camera)
+    return (rgb * 255).round().astype("uint8"), depth
+
+
+def _batch(rgb: np.ndarray, truth: np.ndarray) -> tuple:
+    import torch
+
+    return tuple(torch.from_numpy(each.copy()).movedim(-1, 0)[None].double() / 255 for each in (rgb, truth))
+
+
+def _framed(image: np.ndarray, shape: tuple) -> np.ndarray:
+    """The input photo in a cell of the sheet."""
+    import numpy as np
+    from PIL import Image
+
+    cell = Image.new("RGB", (shape[1], shape[0]), "white")
+    picture = Image.fromarray(image)
+    picture = picture.resize((round(picture.width * shape[0] / picture.height), shape[0]))
+    cell.paste(picture, ((cell.width - picture.width) // 2, 0))
+    return np.asarray(cell)
+
+
+def _fov(camera) -> float:  # noqa: ANN001
+    from visionkit.nvs.cameras import field_of_view
+
+    return field_of_view(max(camera.focal), max(camera.size))
+
+
+def _save_sheet(picture: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    from visionkit.nvs.video import save_picture
+
+    save_picture(Image.fromarray(picture), path)
+    print(f"wrote {path}: photo | rendered | depth of those held out")

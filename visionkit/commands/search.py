@@ -1,0 +1,60 @@
+"""Find the images of a gallery index that look most like a query.
+
+visionkit search query.jpg crops.index --topk 20 --sheet found.png
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``visionkit search``."""
+    parser.add_argument("query", help="an image, or a folder of images")
+    parser.add_argument("index", help="a folder written by visionkit index")
+    parser.add_argument("--weights", help="the index's model, where its checkpoint was moved")
+    parser.add_argument("--topk", type=int, default=10, metavar="K", help="how many images (default: 10)")
+    parser.add_argument(
+        "--approximate", choices=("hnsw", "ivf"), help="faster on large galleries, and may miss a few (needs faiss)"
+    )
+    parser.add_argument("--sheet", metavar="FILE", help="also draw the answers, as .png, .jpg or .pdf")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print distance and path of each answer; a line with the query's name comes first where there are several."""
+    from visionkit.apis import ReIDInferencer, as_list
+    from visionkit.errors import VisionKitError
+    from visionkit.reid.gallery import GalleryIndex
+
+    if options.topk < 1:
+        raise VisionKitError(f"--topk: expected at least 1, got {options.topk}")
+    index = GalleryIndex.load(options.index)
+    weights = options.weights or index.weights
+    if not weights:
+        raise VisionKitError(f"--weights: {options.index} names no checkpoint; give that of {index.model}")
+    reid = ReIDInferencer(weights, device=options.device)
+    index.check_model(reid.model_name)
+    queries = as_list(options.query)
+    answers = index.search(reid.features(queries), options.topk, options.approximate)
+    for query, matches in zip(queries, answers):
+        if len(queries) > 1:
+            print(query)
+        for match in matches:
+            print(f"{match.distance:.4f}  {match.path}")
+    if options.sheet:
+        draw(queries, answers, options.sheet)
+    return 0
+
+
+def draw(queries: list[str], answers: list, file: str) -> None:
+    """A sheet of the answers, at most twenty queries."""
+    from pathlib import Path
+
+    from visionkit.reid.pictures import Ranked, RankedList, draw_ranked_lists
+
+    lists = [
+        RankedList(query, Path(query).stem[:12], [Ranked(match.path, match.distance, None) for match in matches])
+        for query, matches in zip(queries[:20], answers)
+    ]
+    draw_ranked_lists(lists, file, "Nearest images")

@@ -1,0 +1,44 @@
+"""Evaluate a checkpoint of a stage on the data that the stage reports on.
+
+visionkit test configs/core_reid_synthetic.py work_dirs/first/target/best.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``visionkit test``."""
+    parser.add_argument("config", help="a config file; it is Python code and is run, so only give one that you trust")
+    parser.add_argument("checkpoint", help="a checkpoint written by visionkit train")
+    parser.add_argument("--stage", metavar="NAME", help="the checkpoint's stage (default: its folder's name)")
+    parser.add_argument("--work-dir", help="where logs are written (default: work_dirs/<config's name>_test)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="change settings of the config, as in stages.target.metric.rerank=True",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build the stage's model, read the weights, print the scores."""
+    from visionkit.engine.config import check_keys, load_config
+    from visionkit.engine.pipeline import Context, build_stage, show_table
+    from visionkit.errors import VisionKitError
+
+    cfg = load_config(options.config, options.cfg_options)
+    name = options.stage or Path(options.checkpoint).resolve().parent.name
+    check_keys([name], cfg.get("stages", {}), "--stage")
+    work_dir = Path(options.work_dir or Path("work_dirs") / f"{Path(options.config).stem}_test")
+    stage = build_stage(name, cfg["stages"][name], cfg)
+    if not hasattr(stage, "test"):
+        raise VisionKitError(f"--stage {name}: has no test data; choose a stage that reports")
+    context = Context(cfg, work_dir, cfg.get("seed", 1), "none", {})
+    show_table([dict(checkpoint=options.checkpoint, **stage.test(context, Path(options.checkpoint)))])
+    return 0

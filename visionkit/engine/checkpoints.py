@@ -1,0 +1,291 @@
+"""Checkpoints that survive: written beside and renamed, with a checksum, and read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import pickle
+import pickletools
+import re
+import threading
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+
+from visionkit.errors import VisionKitError
+
+_EPOCH_FILE = re.compile(r"epoch_(\d+)(?:_iter_(\d+))?\.pth")  # so many epochs, and iterations of the next one
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint and ``<path>.sha256`` so that a crash at any moment leaves the previous file whole.
+
+    Args:
+        checkpoint: What :func:`load_checkpoint` may read: tensors, numbers, strings and containers of them.
+        path: The file. Its folder is made.
+
+    Raises:
+        VisionKitError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    checksum = checksum_file(path)
+    beside = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _sha256(beside)
+        if path.is_file():  # for a moment both files must be right, the old one and the new
+            write_text(checksum, f"{digest}\n{_first_checksum(path)}\n")
+        else:
+            write_text(checksum, f"{digest}\n")
+        os.replace(beside, path)
+        write_text(checksum, f"{digest}\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except RuntimeError as error:  # torch's writer trips over what it could not write
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise cannot_write(path, error.__context__) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def quiet_on_a_full_disk() -> None:
+    """Log files and TensorBoard would each print a traceback; what is raised in the run says it in one line."""
+    logging.raiseExceptions = False
+    others = threading.excepthook
+
+    def hook(problem: threading.ExceptHookArgs) -> None:
+        if getattr(problem.exc_value, "errno", None) not in FULL:
+            others(problem)
+
+    threading.excepthook = hook
+
+
+def cannot_write(path: str | Path, error: OSError) -> VisionKitError:
+    """The one line that a user reads when a disk is full or read-only."""
+    if error.errno in FULL:
+        return VisionKitError(f"{path}: the disk is full; free some space and run the same command again")
+    return VisionKitError(f"{path}: cannot be written ({error.strerror}); check the disk and its permissions")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file under a temporary name, then rename it.
+
+    Raises:
+        VisionKitError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    beside = _beside(path)
+    try:
+        with open(beside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that a killed run left under a folder."""
+    for path in Path(folder).rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a ``.pth`` or ``.safetensors`` file without running code from it.
+
+    Args:
+        path: A file written by :func:`save_checkpoint`, a published ``torch.save`` file or a safetensors file.
+        map_location: Where tensors go.
+
+    Returns:
+        The stored dictionary. A safetensors file gives ``{"state_dict": tensors}``.
+
+    Raises:
+        VisionKitError: The file is missing, truncated, not a checkpoint, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VisionKitError(f"{path}: no such checkpoint; give the path of a .pth or .safetensors file")
+    if checksum_matches(path) is False:
+        raise VisionKitError(f"{path}: damaged (its checksum differs); use an earlier checkpoint")
+    if path.suffix == ".safetensors":
+        return {"state_dict": _load_safetensors(path, map_location)}
+    try:
+        _check_sizes(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a pickle's protocol
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = foreign_name(path)
+        what = f"it would run {name!r}" if name else "it is not a plain checkpoint"
+        raise VisionKitError(f"{path}: refused, {what}; only files of plain tensors are read") from error
+    except Exception as error:  # a damaged zip or pickle fails in many ways
+        raise VisionKitError(f"{path}: cannot be read as a checkpoint (damaged or another format)") from error
+    if not isinstance(checkpoint, dict):
+        raise VisionKitError(f"{path}: holds a {type(checkpoint).__name__}, expected a dictionary of weights")
+    return checkpoint
+
+
+def foreign_name(path: Path) -> str | None:
+    """The first function or class that a pickled file names and that is none of torch's; nothing is run to find it."""
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # what is damaged names nothing
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            file = stack.enter_context(archive.open(name))
+        else:
+            file = stack.enter_context(open(path, "rb"))
+        for _ in range(4):  # before zip, torch wrote a magic number, a version and the system first
+            for name in _names_in_pickle(file):
+                if not name.startswith(("torch.", "collections.OrderedDict")):
+                    return name
+    return None
+
+
+def _names_in_pickle(file: BinaryIO) -> Iterator[str]:
+    strings, memo = [], {}
+    for code, argument, _ in pickletools.genops(file):
+        if code.name in ("BINUNICODE", "SHORT_BINUNICODE", "UNICODE"):
+            strings.append(argument)
+        elif code.name == "MEMOIZE":
+            memo[len(memo)] = strings[-1] if strings else ""
+        elif code.name in ("BINGET", "LONG_BINGET") and argument in memo:
+            strings.append(memo[argument])
+        elif code.name == "GLOBAL":
+            module, _, name = argument.partition(" ")
+            yield f"{IMPORT_MAPPING.get(module, module)}.{name}"  # old protocols write Python 2's names
+        elif code.name == "STACK_GLOBAL":
+            yield ".".join(strings[-2:])
+
+
+def _check_sizes(path: Path) -> None:
+    """A zip whose entries claim more than the file holds would be given that much memory; torch stores uncompressed."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its entries are larger than the file")
+
+
+def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device=str(map_location))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise VisionKitError(f"{path}: cannot be read as safetensors (damaged or another format)") from error
+
+
+def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, whichever of the usual wrappers they are in."""
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(checkpoint.get(key), dict):
+            return checkpoint[key]
+    return checkpoint
+
+
+def checksum_file(path: Path) -> Path:
+    """Where a file's checksum lies."""
+    return path.with_name(path.name + ".sha256")
+
+
+def checksum_matches(path: Path) -> bool | None:
+    """Whether the file equals what was written; None where no checksum lies beside it."""
+    beside = checksum_file(path)
+    return _sha256(path) in beside.read_text(errors="replace").split() if beside.is_file() else None
+
+
+def _first_checksum(path: Path) -> str:
+    beside = checksum_file(path)
+    return beside.read_text(errors="replace").partition("\n")[0] if beside.is_file() else _sha256(path)
+
+
+def epoch_checkpoints(folder: str | Path) -> Iterator[Path]:
+    """The ``epoch_<n>.pth`` and ``epoch_<n>_iter_<m>.pth`` files of a folder, newest first."""
+    found = [(at, path) for path in Path(folder).glob("epoch_*.pth") if (at := _position(path))]
+    return (path for _, path in sorted(found, reverse=True))
+
+
+def _position(path: Path) -> tuple[int, int] | None:
+    """Whole epochs, and iterations of the next, that a file's name tells."""
+    match = _EPOCH_FILE.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def no_longer_needed(folder: str | Path, keep: int) -> list[Path]:
+    """All epoch checkpoints but the newest ``keep``, and those inside an epoch that a newer one follows."""
+    files = list(epoch_checkpoints(folder))
+    whole = [path for path in files if _position(path)[1] == 0]
+    newest = max((_position(path) for path in whole), default=(0, 0))
+    return whole[keep:] + [path for path in files if _position(path)[1] and _position(path) < newest]
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint with its checksum."""
+    path.unlink(missing_ok=True)
+    checksum_file(path).unlink(missing_ok=True)
+
+
+def newest_whole_checkpoint(folder: str | Path) -> Path | None:
+    """The newest epoch checkpoint whose checksum holds; a damaged newer one is passed over with a warning."""
+    for path in epoch_checkpoints(folder):
+        if checksum_matches(path):
+            return path
+        print_log(f"{path}: damaged, falling back to the checkpoint before it", "current", logging.WARNING)
+    return None
+
+
+def plain_message_hub(state: dict[str, Any]) -> dict[str, Any]:
+    """A message hub's state with its history buffers as tensors, so that ``weights_only`` reads it."""
+    logs = {
+        name: dict(log=torch.as_tensor(buffer.data[0]), count=torch.as_tensor(buffer.data[1]))
+        for name, buffer in state["log_scalars"].items()
+    }
+    runtime = {
+        key: getattr(value, "item", lambda value=value: value)()  # numpy's scalars become Python's
+        for key, value in state["runtime_info"].items()
+        if isinstance(value, (int, float, str))
+    }
+    return dict(log_scalars=logs, runtime_info=runtime, resumed_keys=dict(state["resumed_keys"]))
+
+
+def message_hub_state(plain: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`plain_message_hub`."""
+    logs = {
+        name: HistoryBuffer(entry["log"].cpu().numpy().tolist(), entry["count"].cpu().numpy().tolist())
+        for name, entry in plain["log_scalars"].items()
+    }
+    return dict(plain, log_scalars=logs)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""Configs: reading them, and one clear line for what is wrong in them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pprint
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
+
+from visionkit.errors import VisionKitError
+
+
+class RunConfig(Config):
+    """A Config with a plain text: mmengine's goes through yapf, which takes seconds each time a Runner asks for it."""
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python code, one top-level key after another."""
+        return "".join(
+            f"{key} = {pprint.pformat(plain(value), width=120, sort_dicts=False)}\n" for key, value in self.items()
+        )
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file. A config is Python code: only give a path that you trust.
+
+    Args:
+        path: A ``.py`` file.
+        options: ``{"stages.target.epochs": 5}``: values to put in.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VisionKitError(f"{path}: no such config{_nearest(str(path), map(str, path.parent.glob('*.py')))}")
+    try:
+        cfg = Config.fromfile(str(path))
+    except SyntaxError as error:
+        raise VisionKitError(f"{path}, line {error.lineno}: not valid Python ({error.msg})") from error
+    except Exception as error:
+        raise VisionKitError(f"{path}: cannot be read as a config ({_one_line(error)})") from error
+    for key in options or {}:
+        _check_option(cfg, key)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    """An option may add settings to a stage, whose constructor checks them, but not name a part that is not there."""
+    here: Any = cfg
+    parts = key.split(".")
+    for part in parts[:2] if parts[0] == "stages" else parts[:-1]:
+        if isinstance(here, (list, tuple)):
+            here = here[int(part)] if part.isdigit() and int(part) < len(here) else None
+            continue
+        if not isinstance(here, dict) and not isinstance(here, Config):
+            break
+        if part not in here:
+            raise VisionKitError(f"--cfg-options {key}: there is no {part!r}{_nearest(part, here.keys())}")
+        here = here[part]
+
+
+def build(registry: Registry, cfg: dict[str, Any], where: str) -> Any:
+    """Build an object, turning a misspelt type or key into one line that offers the nearest names."""
+    cfg = dict(cfg)
+    name = cfg.get("type")
+    if name is None:
+        raise VisionKitError(f"{where}: has no type; expected one of {', '.join(known_names(registry))}")
+    cls = find(registry, name, where) if isinstance(name, str) else name
+    check_keys([key for key in cfg if key != "type"], _parameters(cls), where)
+    missing = _missing(cls, cfg)
+    if missing:
+        raise VisionKitError(f"{where}: {name} needs {', '.join(missing)}")
+    cfg.pop("type")
+    with building(where):
+        return cls(**cfg)
+
+
+@contextmanager
+def building(where: str) -> Iterator[None]:
+    """What goes wrong while a part is built is about its settings: one line, that says where they stand."""
+    try:
+        yield
+    except (VisionKitError, OSError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        raise VisionKitError(f"{where}: cannot be built from its settings ({what})") from error
+
+
+def find(registry: Registry, name: str, where: str) -> Any:
+    """The class of a name, or an error that offers the nearest names."""
+    cls = None
+    try:
+        cls = registry.get(name)
+    except (KeyError, ImportError):
+        pass
+    if cls is None:
+        raise VisionKitError(f"{where}: no {registry.name} is called {name!r}{_nearest(name, known_names(registry))}")
+    return cls
+
+
+def known_names(registry: Registry) -> list[str]:
+    """All names of a registry, with our scope."""
+    registry.import_from_location()
+    return sorted(f"visionkit.{name}" for name in registry.module_dict)
+
+
+def check_types(cfg: Any, where: str = "config") -> None:
+    """Look in a nested config for ``type="visionkit...."`` names that nothing has and keys that they do not take."""
+    if isinstance(cfg, dict):
+        name = cfg.get("type")
+        if isinstance(name, str) and name.startswith("visionkit."):
+            classes = _all_classes()
+            if name not in classes:
+                raise VisionKitError(f"{where}: nothing is called {name!r}{_nearest(name, sorted(classes))}")
+            check_keys([key for key in cfg if key != "type"], _parameters(classes[name]), where)
+        for key, value in cfg.items():
+            check_types(value, f"{where}.{key}" if where != "config" else str(key))
+    elif isinstance(cfg, (list, tuple)):
+        for i, value in enumerate(cfg):
+            check_types(value, f"{where}[{i}]")
+
+
+def _all_classes() -> dict[str, Any]:
+    """Every class of our registries, by its name with our scope."""
+    from visionkit import registry as registries
+
+    ours = [each for each in vars(registries).values() if isinstance(each, Registry) and each.scope == "visionkit"]
+    for registry in ours:
+        registry.import_from_location()
+    return {f"visionkit.{name}": cls for registry in ours for name, cls in registry.module_dict.items()}
+
+
+def check_keys(keys: Iterable[str], known: Iterable[str] | None, where: str) -> None:
+    """Refuse a key that is not among the known ones, offering the nearest."""
+    if known is None:
+        return
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            raise VisionKitError(f"{where}: unknown key {key!r}{_nearest(key, known)}")
+
+
+def check_counts(where: str, least: int, **counts: Any) -> None:
+    """Refuse settings that are no whole numbers of at least ``least``."""
+    for option, value in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise VisionKitError(f"{where}: {option}={value!r}; expected a whole number of at least {least}")
+
+
+def _parameters(cls: Any) -> list[str] | None:
+    """Names that a class takes, through our own bases where it has ``**kwargs``; None where it takes any."""
+    names: list[str] = []
+    for base in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
+        init = base.__dict__.get("__init__") if inspect.isclass(cls) else base
+        if init is None or base is object:
+            continue
+        if names and not base.__module__.startswith("visionkit."):
+            return None  # the rest may go to a part instead
+        parameters = inspect.signature(init).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names += [p.name for p in parameters if p.kind in named and p.name != "self"]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def _missing(cls: Any, cfg: dict[str, Any]) -> list[str]:
+    return [
+        p.name
+        for p in inspect.signature(cls).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in cfg
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Plain containers of a config's."""
+    if isinstance(value, (dict, ConfigDict, Config)):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; known are {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

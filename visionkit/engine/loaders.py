@@ -1,0 +1,227 @@
+"""Loaders whose order and augmentation depend on the seed, the epoch and nothing else."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info, get_rank
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from visionkit.errors import VisionKitError
+from visionkit.registry import DATA_SAMPLERS, DATASETS
+
+
+def derived_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, with no relation between neighbours."""
+    high, low = np.random.SeedSequence([int(part) for part in parts]).generate_state(2)
+    return (int(high) << 31) ^ int(low)
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed python, numpy and torch from several numbers (a run's seed, an epoch, a rank)."""
+    seed = derived_seed(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of all random number generators, as tensors and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return dict(
+        python=random.getstate(),
+        numpy=(name, keys.tolist(), *rest),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    )
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """The inverse of :func:`rng_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
+
+
+@contextmanager
+def own_seed(*parts: int) -> Iterator[None]:
+    """Inside, the CPU's generators follow from several numbers; afterwards they are as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = derived_seed(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def start_worker(worker_id: int) -> None:
+    """Leave SIGTERM to the training process: a batch system sends it to every process of a job."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class NamedLoaders:
+    """Several endless training loaders, drawn from side by side.
+
+    Args:
+        loaders: ``{name: dict(batch_size, dataset, sampler=None, num_workers=0, drop_last=True)}``. The sampler is
+            built with the data set; without one, images come in random order, shared among the processes.
+        iters_per_epoch: Length of an epoch, in batches of each loader.
+        seed: The run's seed.
+
+    Iterating yields ``{name: batch}``. Each epoch starts every loader anew, in an order that follows from
+    (seed, epoch, name) alone, and an item's augmentation follows from its place in that order. So a resumed run sees
+    what the uninterrupted one would have seen, and the number of workers changes nothing.
+    """
+
+    def __init__(self, loaders: dict[str, dict[str, Any]], iters_per_epoch: int, seed: int) -> None:
+        self.streams = {name: _Stream(cfg, derived_seed(seed, i)) for i, (name, cfg) in enumerate(loaders.items())}
+        self.iters_per_epoch = iters_per_epoch
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.iters_per_epoch
+
+    def __getitem__(self, name: str) -> Dataset:
+        """The data set of one loader."""
+        return self.streams[name].dataset
+
+    @property
+    def dataset(self) -> Dataset:
+        """The first loader's data set: mmengine's hooks ask a loader for one."""
+        return next(iter(self.streams.values())).dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.batches_from(0)
+
+    def batches_from(self, start: int) -> Iterator[dict[str, Any]]:
+        """The epoch's batches from number ``start`` on; those before it are not loaded."""
+        endless = {name: stream.batches(self.epoch, start) for name, stream in self.streams.items()}
+        for _ in range(start, self.iters_per_epoch):
+            yield {name: next(batches) for name, batches in endless.items()}
+
+
+class _Stream:
+    def __init__(self, cfg: dict[str, Any], seed: int) -> None:
+        cfg = dict(cfg)
+        self.dataset = build_dataset(cfg.pop("dataset"))
+        sampler = cfg.pop("sampler", None)
+        self.sampler = DATA_SAMPLERS.build(dict(sampler, dataset=self.dataset)) if sampler else None
+        self.batch_size = cfg.pop("batch_size")
+        self.drop_last = cfg.pop("drop_last", True)
+        self.num_workers = cfg.pop("num_workers", 0)
+        self.seed = seed
+        if cfg:
+            raise TypeError(f"unknown keys of a loader: {', '.join(cfg)}")
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
+        """Endless batches without the first ``skip``; every pass over the data gets a fresh order."""
+        for lap in range(2**31):
+            batches = self._order(epoch, lap)
+            yield from self._loader(batches[skip:], epoch, lap)
+            skip = max(0, skip - len(batches))
+
+    def _order(self, epoch: int, lap: int) -> list[list[tuple[int, int]]]:
+        """This process's batches of one pass: the place of each item in the pass, and its row."""
+        rank, world_size = get_dist_info()
+        with torch.random.fork_rng(devices=[]):  # the order is one for all processes, so it cannot use their own state
+            torch.manual_seed(derived_seed(self.seed, epoch, lap))
+            order = list(self.sampler) if self.sampler else _random_share(self.dataset, rank, world_size)
+        if not order:
+            raise VisionKitError(f"no images for process {rank} of {world_size}; use fewer processes or more images")
+        if len(order) == 1:
+            order = order * 2  # a batch norm needs two values
+        places = list(enumerate(order))
+        batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
+        if self.drop_last and len(batches) > 1 and len(batches[-1]) < self.batch_size:
+            batches.pop()
+        return batches
+
+    def _loader(self, batches: list[list[tuple[int, int]]], epoch: int, lap: int) -> DataLoader | list:
+        if not batches:
+            return []
+        return DataLoader(
+            _Seeded(self.dataset, self.seed, epoch, lap, get_rank()),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # its own, or it would draw from the global one
+            worker_init_fn=start_worker,
+            collate_fn=default_collate,
+        )
+
+
+class _Seeded(Dataset):
+    """Items whose random choices follow from their place, whichever process makes them and whatever it made before."""
+
+    def __init__(self, dataset: Dataset, *seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place_and_row: tuple[int, int]) -> dict[str, Any]:
+        place, row = place_and_row
+        with own_seed(*self.seed, place):
+            return self.dataset[row]
+
+
+def _random_share(dataset: Dataset, rank: int, world_size: int) -> list[int]:
+    return torch.randperm(len(dataset)).tolist()[rank::world_size]
+
+
+class _RankShare(Sampler[int]):
+    """Each process's slice of the data, in order."""
+
+    def __init__(self, length: int) -> None:
+        rank, world_size = get_dist_info()
+        self.indices = range(rank, length, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def build_eval_loader(cfg: dict[str, Any] | DataLoader) -> DataLoader:
+    """A loader for evaluation: every image once, in order; each process takes every n-th.
+
+    Args:
+        cfg: ``dict(batch_size, dataset, num_workers=0)``.
+    """
+    if isinstance(cfg, DataLoader):
+        return cfg
+    cfg = dict(cfg)
+    dataset = build_dataset(cfg.pop("dataset"))
+    return DataLoader(
+        dataset, sampler=_RankShare(len(dataset)), worker_init_fn=start_worker, collate_fn=default_collate, **cfg
+    )
+
+
+def build_dataset(cfg: dict[str, Any] | Dataset) -> Dataset:
+    """A data set from its config, or itself."""
+    dataset = DATASETS.build(cfg) if isinstance(cfg, dict) else cfg
+    if not hasattr(dataset, "metainfo"):
+        dataset.metainfo = {}  # mmengine warns about a data set without one
+    return dataset
+
+
+def batch_paths(batch: Any) -> Sequence[str]:
+    """The file names in a batch, however it nests."""
+    if not isinstance(batch, dict):
+        return []
+    found: list[str] = []
+    for key, value in batch.items():
+        if str(key).startswith("path") and isinstance(value, (list, tuple)):  # "path", and "path_b" of a pair
+            found += value
+        found += batch_paths(value)
+    return found

@@ -1,0 +1,189 @@
+"""A config's stages, run one after another: finished ones are skipped, an interrupted one goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
+
+from visionkit.engine.checkpoints import FULL, cannot_write, remove_leftovers, write_text
+from visionkit.engine.config import building, check_keys, check_types, plain
+from visionkit.engine.runner import init_distributed
+from visionkit.engine.stopping import listening
+from visionkit.errors import VisionKitError
+from visionkit.registry import STAGES
+
+TOP_LEVEL = ("stages", "source", "target", "backbone", "image_size", "workers", "seed", "work_dir", "published")
+"""What a config may hold beside its stages. ``published`` is for the reader: the papers' numbers."""
+
+
+@dataclasses.dataclass
+class Context:
+    """What a stage is given.
+
+    Attributes:
+        cfg: The whole config.
+        work_dir: The stage's own folder.
+        seed: The run's seed.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        outputs: Folder of every earlier stage.
+    """
+
+    cfg: Config
+    work_dir: Path
+    seed: int
+    launcher: str
+    outputs: dict[str, Path]
+
+
+def run_pipeline(
+    cfg: Config,
+    work_dir: str | Path,
+    seed: int = 1,
+    launcher: str = "none",
+    only: str | None = None,
+    resume: bool = True,
+) -> list[dict[str, Any]]:
+    """Run the stages of a config.
+
+    Args:
+        cfg: ``stages = dict(name=dict(type=..., ...), ...)`` and what the stages share (``source``, ``target``, ...).
+        work_dir: Each stage works in ``work_dir/<name>``.
+        seed: Everything random follows from it.
+        launcher: How the processes were started.
+        only: Run this stage alone; those before it must be finished.
+        resume: Go on where an earlier run in ``work_dir`` stopped; False refuses a folder that holds a run.
+
+    Returns:
+        The report's rows: one per evaluated model, with its name and scores.
+    """
+    check_keys(cfg, TOP_LEVEL, "config")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise VisionKitError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
+    work_dir = Path(work_dir)
+    stages = cfg.get("stages")
+    if not isinstance(stages, dict) or not stages or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise VisionKitError(f"{cfg.filename}: holds no stages; expected stages = dict(name=dict(type=...), ...)")
+    if only is not None:
+        check_keys([only], stages, "--stage")
+    if not resume and any((work_dir / name).exists() for name in stages):
+        raise VisionKitError(f"{work_dir}: holds a run already and --no-resume was given; choose another --work-dir")
+    with building("config"):
+        built = {name: build_stage(name, stage, cfg) for name, stage in stages.items()}
+        check_types(plain(cfg))
+    for number, (name, stage) in enumerate(built.items()):
+        if only in (None, name) and hasattr(stage, "check"):  # before hours of work, not after them
+            with building(f"stage {name}"):
+                stage.check(cfg, list(built)[:number])
+    init_distributed(launcher)
+    with listening():
+        try:
+            _run_stages(built, cfg, work_dir, seed, launcher, only)
+        except OSError as error:  # from logs and pictures; checkpoints have a message of their own
+            if error.errno not in FULL:
+                raise
+            raise cannot_write(work_dir, error) from error
+    return report(work_dir, stages)
+
+
+def _run_stages(
+    stages: dict[str, Any], cfg: Config, work_dir: Path, seed: int, launcher: str, only: str | None
+) -> None:
+    outputs: dict[str, Path] = {}
+    for name, stage in stages.items():
+        folder = work_dir / name
+        context = Context(cfg, folder, seed, launcher, dict(outputs))
+        mark = fingerprint(cfg, name, seed)
+        if _is_finished(folder, mark):
+            print_log(f"stage {name}: finished before, skipped", "current")
+        elif only in (None, name):
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_main_process():
+                remove_leftovers(folder)
+            barrier()
+            print_log(f"stage {name}: starts in {folder}", "current")
+            stage.run(context)
+            barrier()
+            if is_main_process():
+                write_text(folder / "done.json", json.dumps(dict(fingerprint=mark)))
+            barrier()
+        elif _comes_before(name, only, stages):
+            raise VisionKitError(f"--stage {only}: stage {name} before it is not finished in {work_dir}; run it first")
+        outputs[name] = folder
+
+
+def build_stage(name: str, stage: dict[str, Any], cfg: Config) -> Any:
+    """One stage from its config, with the names of its keys checked."""
+    from visionkit.engine.config import build
+
+    return build(STAGES, dict(stage, name=name), f"stage {name}")
+
+
+def fingerprint(cfg: Config, name: str, seed: int) -> str:
+    """Identifies a stage's settings and those of the stages before it."""
+    names = list(cfg["stages"])
+    shared = {key: value for key, value in cfg.items() if key not in ("stages", "work_dir", "published", "workers")}
+    stages = {each: cfg["stages"][each] for each in names[: names.index(name) + 1]}
+    text = json.dumps(plain(dict(shared=shared, stages=stages, seed=seed)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_finished(folder: Path, mark: str) -> bool:
+    done, begun = folder / "done.json", folder / "settings.json"
+    same = {file: _read_json(file).get("fingerprint") == mark for file in (done, begun) if file.is_file()}
+    # a stage that a wrong setting stopped before its first checkpoint may be tried again with the right one
+    if not all(same.values()) and (done in same or any(folder.rglob("*.pth"))):
+        raise VisionKitError(
+            f"{folder}: was made with other settings or another seed; choose another --work-dir or delete that folder"
+        )
+    if is_main_process() and not same.get(begun):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(begun, json.dumps(dict(fingerprint=mark)))
+    return done.is_file()
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise VisionKitError(f"{file}: damaged; delete {file.parent} and run that stage again") from error
+
+
+def _comes_before(name: str, other: str, stages: dict[str, Any]) -> bool:
+    names = list(stages)
+    return names.index(name) < names.index(other)
+
+
+def report(work_dir: Path, stages: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scores that the stages wrote, as rows; also written to ``work_dir/results.json`` and shown as a table."""
+    rows: list[dict[str, Any]] = []
+    for name in stages:
+        file = Path(work_dir) / name / "results.json"
+        rows += _read_json(file) if file.is_file() else []
+    if rows and is_main_process():
+        write_text(Path(work_dir) / "results.json", json.dumps(rows, indent=1))
+        show_table(rows)
+    return rows
+
+
+def show_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows of scores as one table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(
+            *(f"{row[key]:.1f}" if isinstance(row.get(key), float) else str(row.get(key, "")) for key in columns)
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)  # a log has no edge
+    console.print(table)
