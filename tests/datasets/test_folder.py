@@ -1,0 +1,96 @@
+import re
+
+import pytest
+import reid_trees
+
+from visionkit.datasets import FolderReID, QueryGallery
+from visionkit.datasets.folder import PATTERN
+from visionkit.errors import VisionKitError
+
+
+@pytest.mark.parametrize(
+    "path, pid, camid",
+    [
+        ("0002_c1s1_000451_03.jpg", "0002", "1"),
+        ("anna/cam2_17.jpg", "anna", "2"),
+        ("anna/camera_12-3.png", "anna", "12"),
+        ("anna_2_17.jpg", "anna", "2"),
+        ("shop/0002_c1_5.jpg", "0002", "1"),
+        ("-1_c3s1_000451_03.jpg", "-1", "3"),
+    ],
+)
+def test_default_pattern(path, pid, camid):
+    match = re.search(PATTERN, path)
+    assert (match["pid"], match["camid"]) == (pid, camid)
+
+
+def test_sub_folders_are_the_splits(tmp_path):
+    for split, people in dict(train=("anna", "bert"), query=("carl",), gallery=("carl",)).items():
+        for person in people:
+            cam = 5 if split == "query" else 9
+            reid_trees.write_image(tmp_path / split / person / f"cam{cam}_1.jpg", 0)
+    train, query = FolderReID(tmp_path, "train"), FolderReID(tmp_path, "query")
+    assert train.pids == [0, 1] and train.camids == [1, 1]
+    assert query.pids == FolderReID(tmp_path, "gallery").pids == [2] and query.camids == [0]
+
+
+@pytest.fixture
+def flat(tmp_path):
+    for pid in range(8):
+        for cam in (1, 2) if pid < 7 else (1,):
+            for frame in range(3):
+                reid_trees.write_image(tmp_path / f"{pid:03d}_c{cam}_{frame}.jpg", pid)
+    return tmp_path
+
+
+def test_flat_folder_is_divided_by_a_seeded_rule(flat):
+    splits = {split: FolderReID(flat, split, seed=2) for split in ("train", "query", "gallery")}
+    paths = [{s.path for s in dataset.samples} for dataset in splits.values()]
+    assert sum(map(len, paths)) == len(set.union(*paths)) == 45
+    test = set(splits["gallery"].pids)
+    assert splits["train"].num_pids == 4 and len(test) == 4
+    train_names = {s.path.split("/")[-1][:3] for s in splits["train"].samples}
+    assert not train_names & {f"{pid:03d}" for pid in test}
+    assert sorted(splits["query"].pids) == sorted(
+        2 * list(test - {7})
+    )  # one per camera; 7 was seen by one camera alone
+    assert FolderReID(flat, "query", seed=2).samples == splits["query"].samples
+    assert any(FolderReID(flat, "train", seed=s).samples != splits["train"].samples for s in range(5))
+    QueryGallery(dict(type="visionkit.FolderReID", root=str(flat), seed=2))
+
+
+def test_own_pattern(tmp_path):
+    reid_trees.write_image(tmp_path / "train" / "kam-a" / "p17-1.jpg", 0)
+    reid_trees.write_image(tmp_path / "train" / "kam-b" / "p4-1.jpg", 0)
+    (tmp_path / "query").mkdir()
+    (tmp_path / "gallery").mkdir()
+    dataset = FolderReID(tmp_path, "train", pattern=r"kam-(?P<camid>\w)/p(?P<pid>\d+)")
+    assert dataset.pids == [1, 0] and dataset.camids == [0, 1]
+    with pytest.raises(VisionKitError, match="query split under .* is empty"):
+        FolderReID(tmp_path, "query", pattern=r"kam-(?P<camid>\w)/p(?P<pid>\d+)")
+
+
+def test_errors(tmp_path):
+    with pytest.raises(VisionKitError, match="is no folder; expected crops in"):
+        FolderReID(tmp_path / "none", "train")
+    with pytest.raises(VisionKitError, match="train split under .* is empty"):
+        FolderReID(tmp_path, "train")
+    with pytest.raises(VisionKitError, match="no regular expression"):
+        FolderReID(tmp_path, "train", pattern="(")
+    with pytest.raises(VisionKitError, match="expected the groups"):
+        FolderReID(tmp_path, "train", pattern=r"(\d+)_c(\d+)")
+    with pytest.raises(VisionKitError, match="train_share"):
+        FolderReID(tmp_path, "train", train_share=1.0)
+    reid_trees.write_image(tmp_path / "portrait.jpg", 0)
+    with pytest.raises(VisionKitError, match="portrait.jpg: the pattern .* finds no pid and camid"):
+        FolderReID(tmp_path, "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(VisionKitError, match="lacks query, gallery"):
+        FolderReID(tmp_path, "train")
+
+
+def test_one_camera_gives_no_query(tmp_path):
+    for pid in range(4):
+        reid_trees.write_image(tmp_path / f"{pid}_c1_0.jpg", pid)
+    with pytest.raises(VisionKitError, match="query split under .* is empty"):
+        FolderReID(tmp_path, "query")

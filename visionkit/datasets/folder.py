@@ -1,0 +1,123 @@
+"""A user's own crops: identity and camera from a pattern on the path."""
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionkit.datasets.base import SPLITS, ReIDDataset, Sample
+from visionkit.datasets.images import IMAGE_SUFFIXES
+from visionkit.errors import VisionKitError
+from visionkit.registry import DATASETS
+
+PATTERN = r"(?:^|/)(?P<pid>[^/_]+)(?:_|/(?=c))(?:cam(?:era)?|c)?_?(?P<camid>\d+)[^/]*$"
+
+
+@DATASETS.register_module()
+class FolderReID(ReIDDataset):
+    """Crops in any folder. With the sub-folders ``train``, ``query`` and ``gallery`` these are the splits; without
+    them the identities are divided by a seeded rule.
+
+    That rule: a share of the identities trains; of each other one that two cameras saw, one image per camera is a
+    query; everything else of the test identities is the gallery.
+
+    Identities and cameras may be words or numbers; they are numbered in sorted order over the whole tree (identities
+    keep their own number if all are numbers, where -1 is junk as elsewhere but 0 an identity like any other).
+
+    Args:
+        pattern: Regular expression with the groups ``pid`` and ``camid``, searched in the path relative to the root
+            or the split's folder, written with "/". The default reads ``0002_c1s1_000451.jpg``, ``anna/cam2_17.jpg``
+            and ``anna_2_17.jpg``.
+        train_share: Share of the identities that train, when there are no sub-folders.
+        seed: Of that division.
+        args, kwargs: See :class:`ReIDDataset`.
+    """
+
+    card = "folder_reid"
+
+    def __init__(
+        self, *args: Any, pattern: str = PATTERN, train_share: float = 0.5, seed: int = 0, **kwargs: Any
+    ) -> None:
+        try:
+            self.pattern = re.compile(pattern)
+        except re.error as error:
+            raise VisionKitError(f"FolderReID: pattern={pattern!r} is no regular expression ({error})") from error
+        if not {"pid", "camid"} <= set(self.pattern.groupindex):
+            raise VisionKitError(
+                f"FolderReID: pattern={pattern!r}: expected the groups (?P<pid>...) and (?P<camid>...)"
+            )
+        if not 0 < train_share < 1:
+            raise VisionKitError(f"FolderReID: train_share={train_share!r}: expected a number between 0 and 1")
+        self.train_share, self.seed = train_share, seed
+        super().__init__(*args, **kwargs)
+
+    def tree(self) -> tuple[str, ...]:
+        """The three sub-folders once one of them is there, else nothing."""
+        return SPLITS if self.in_splits else ()
+
+    def find_root(self, root: Path) -> Path:
+        """``root`` itself."""
+        self.in_splits = any((root / split).is_dir() for split in SPLITS)
+        return super().find_root(root)
+
+    def _where_from(self) -> str:
+        return "expected crops in train/, query/ and gallery/, or all in one tree; see datasets/folder_reid.md"
+
+    def scan(self, split: str) -> list[Sample]:
+        """Rows of one split, numbered over the whole tree."""
+        if self.in_splits:
+            found = {name: self._find(self.root / name) for name in SPLITS}
+        else:
+            found = {"all": self._find(self.root)}
+        pids = _numbers([pid for rows in found.values() for _, pid, _ in rows], keep=True)
+        cameras = _numbers([cam for rows in found.values() for _, _, cam in rows], keep=False)
+        samples = {
+            name: [Sample(path, pids[pid], cameras[cam]) for path, pid, cam in rows] for name, rows in found.items()
+        }
+        return samples[split] if self.in_splits else self._divide(samples["all"])[split]
+
+    def _find(self, folder: Path) -> list[tuple[str, str, str]]:
+        rows = []
+        for parent, folders, files in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    path = Path(parent, name)
+                    match = self.pattern.search(path.relative_to(folder).as_posix())
+                    if match is None:
+                        raise VisionKitError(
+                            f"{path}: the pattern {self.pattern.pattern!r} finds no pid and camid in it"
+                        )
+                    rows.append((str(path), match["pid"], match["camid"]))
+        return rows
+
+    def _divide(self, samples: list[Sample]) -> dict[str, list[Sample]]:
+        samples = [sample for sample in samples if sample.pid != -1]
+        pids = np.array(sorted({sample.pid for sample in samples}))
+        rng = np.random.default_rng(self.seed)
+        train = set(rng.permutation(pids)[: round(self.train_share * len(pids))].tolist())
+        of_camera = defaultdict(list)  # (pid, camid) -> its test images
+        for sample in samples:
+            if sample.pid not in train:
+                of_camera[sample.pid, sample.camid].append(sample)
+        cameras = defaultdict(int)
+        for pid, _ in of_camera:
+            cameras[pid] += 1
+        queries = {rows[rng.integers(len(rows))] for (pid, _), rows in sorted(of_camera.items()) if cameras[pid] > 1}
+        splits = {split: [] for split in SPLITS}
+        for sample in samples:
+            splits["train" if sample.pid in train else "query" if sample in queries else "gallery"].append(sample)
+        return splits
+
+
+def _numbers(words: list[str], keep: bool) -> dict[str, int]:
+    """Numbers for words: their own value where all are numbers and ``keep``, else 0..n-1 in sorted order."""
+    numeric = all(re.fullmatch(r"-?\d+", word) for word in words)
+    if numeric and keep:
+        return {word: int(word) for word in words}
+    values = sorted({int(word) if numeric else word for word in words})
+    order = {value: number for number, value in enumerate(values)}
+    return {word: order[int(word) if numeric else word] for word in words}

@@ -1,0 +1,58 @@
+"""Images rendered in another camera's style: ``<stem>_fake_<A>to<B>.*`` beside or apart from their originals."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visionkit.datasets.images import IMAGE_SUFFIXES
+from visionkit.errors import VisionKitError
+
+if TYPE_CHECKING:
+    from visionkit.datasets.base import Sample
+
+STYLED_NAME = re.compile(r"(?P<stem>.+)_fake_(?P<a>[A-Za-z0-9]+?)to(?P<b>[A-Za-z0-9]+)$")
+
+
+def styled_samples(
+    samples: Sequence["Sample"], name: str, root: str | os.PathLike, camera: str = "origin"
+) -> list["Sample"]:
+    """Rows for the styled images whose original is in ``samples``; those of other images are passed over.
+
+    Args:
+        samples: Rows of the train split, relabelled.
+        name: The data set's name, for messages.
+        root: Folder of styled images; its real images are ignored.
+        camera: "origin" keeps the original's camera; "style" takes B of ``_fake_<A>to<B>``, a 1-based camera number.
+
+    Returns:
+        Rows sorted by file name, with their original's identity.
+    """
+    if camera not in ("origin", "style"):
+        raise VisionKitError(f'{name}: styled camera={camera!r}: expected "origin" or "style"')
+    if not Path(root).is_dir():
+        raise VisionKitError(f"{name}: styled root {root} is no folder; make the images first or leave styled out")
+    originals: dict[str, list[Sample]] = {}
+    for sample in samples:
+        originals.setdefault(Path(sample.path).stem, []).append(sample)
+    rows = []
+    for file in sorted(os.listdir(root)):
+        stem, suffix = os.path.splitext(file)
+        match = STYLED_NAME.match(stem) if suffix.lower() in IMAGE_SUFFIXES else None
+        found = originals.get(match["stem"], []) if match else []
+        if len(found) > 1:
+            raise VisionKitError(f"{name}: styled {file} could come from {found[0].path} or {found[1].path}")
+        if found:
+            path = os.path.join(root, file)
+            camid = found[0].camid if camera == "origin" else _style_camera(path, match["b"])
+            rows.append(found[0]._replace(path=path, camid=camid))
+    if not rows:
+        raise VisionKitError(f"{name}: {root} holds no <stem>_fake_<A>to<B> image of a train image of this data set")
+    return rows
+
+
+def _style_camera(path: str, number: str) -> int:
+    if not number.isdigit():
+        raise VisionKitError(f'{path}: camera="style" needs a camera number after "to"; use camera="origin"')
+    return int(number) - 1
