@@ -1,0 +1,77 @@
+"""Names of styled images, and what is wrong with a folder of them."""
+
+import pytest
+from PIL import Image
+
+from visionkit.errors import VisionKitError
+from visionkit.reid.camstyle.files import (
+    check_styled_folder,
+    origins_by_stem,
+    parse_styled_name,
+    styled_name,
+    write_image,
+)
+
+ORIGINS = {"0002_c1s1_000001_01": ("a.jpg", "1"), "0002_c2s1_000002_01": ("b.jpg", "2")}
+
+
+def folder_of(tmp_path, *names):
+    for name in names:
+        Image.new("RGB", (8, 16)).save(tmp_path / name)
+    return tmp_path
+
+
+def test_names_there_and_back():
+    name = styled_name("some/0002_c1s1_000451_03.jpg", "1", "4")
+    assert name == "0002_c1s1_000451_03_fake_1to4.jpg"
+    styled = parse_styled_name(name)
+    assert (styled.origin, styled.from_camera, styled.to_camera) == ("0002_c1s1_000451_03", "1", "4")
+    assert parse_styled_name("x_fake_01to12.png").to_camera == "12"
+    assert parse_styled_name("x_fake_AtoB.png").from_camera == "A"
+    assert parse_styled_name("0002_c1s1_000451_03.jpg") is None
+
+
+def test_a_good_folder_is_counted(tmp_path):
+    folder = folder_of(
+        tmp_path, "0002_c1s1_000001_01_fake_1to2.jpg", "0002_c2s1_000002_01_fake_02to01.png", "0002_c1s1_000001_01.jpg"
+    )
+    assert check_styled_folder(folder, ORIGINS, "12") == {("1", "2"): 1, ("2", "1"): 1}
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("0002_c1s1_000001_01_styled.jpg", "not a styled image"),
+        ("0009_c1s1_000001_01_fake_1to2.jpg", "has no image '0009_c1s1_000001_01'"),
+        ("0002_c1s1_000001_01_fake_2to1.jpg", "says camera 2, its origin's is 1"),
+        ("0002_c1s1_000001_01_fake_1to7.jpg", "no style of camera '7'; expected one of 2"),
+        ("0002_c1s1_000001_01_fake_1to1.jpg", "no style of camera '1'"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, name, message):
+    with pytest.raises(VisionKitError, match=message) as caught:
+        check_styled_folder(folder_of(tmp_path, name), ORIGINS, "12")
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path):
+    with pytest.raises(VisionKitError, match="no such folder"):
+        check_styled_folder(tmp_path / "absent", ORIGINS, "12")
+    with pytest.raises(VisionKitError, match="holds no styled image"):
+        check_styled_folder(tmp_path, ORIGINS, "12")
+
+
+def test_two_originals_of_one_name_are_refused():
+    with pytest.raises(VisionKitError, match="y/1.jpg: has the same name as x/1.jpg"):
+        origins_by_stem(["x/1.jpg", "y/1.jpg"], ["1", "1"])
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    class Broken:
+        def save(self, path, **options):
+            path.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_image(Broken(), tmp_path / "x.jpg")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from visionkit.errors import VisionKitError
+from visionkit.registry import CLUSTERERS
+from visionkit.reid.clustering import KMeansLabels, cluster_means, cluster_statistics
+
+
+def blobs(clusters=5, size=20, dim=6, noise=0.05, seed=0):
+    r = np.random.RandomState(seed)
+    truth = np.repeat(np.arange(clusters), size)
+    return (r.standard_normal((clusters, dim))[truth] + noise * r.standard_normal((clusters * size, dim))).astype(
+        np.float32
+    ), truth
+
+
+@pytest.mark.parametrize("algorithm", ["minibatch", "full", "faiss"])
+def test_kmeans_finds_the_blobs_and_repeats(algorithm):
+    if algorithm == "faiss":
+        pytest.importorskip("faiss")
+    features, truth = blobs()
+    kmeans = CLUSTERERS.build(dict(type="visionkit.KMeansLabels", num_clusters=5, algorithm=algorithm))
+    labels, centroids = kmeans.fit(features, seed=3)
+    assert labels.dtype == np.int64 and centroids.shape == (5, 6)
+    assert cluster_statistics(labels, 5, truth)["NMI"] > 0.85
+    again = kmeans.fit(features, seed=3)
+    assert (again.labels == labels).all() and (again.centroids == centroids).all()
+    assert (kmeans(features, seed=3) == labels).all()
+
+
+def test_fewer_images_than_clusters():
+    with pytest.raises(VisionKitError, match="100 images cannot make num_clusters=101"):
+        KMeansLabels(101)(blobs()[0], seed=0)
+
+
+def test_bad_options_and_features():
+    for options in (dict(num_clusters=3, algorithm="median"), dict(num_clusters=0)):
+        with pytest.raises(VisionKitError):
+            KMeansLabels(**options)
+    features = blobs()[0]
+    features[4, 2] = np.nan
+    with pytest.raises(VisionKitError, match="NaN"):
+        KMeansLabels(3)(features, seed=0)
+    with pytest.raises(VisionKitError, match="shape"):
+        KMeansLabels(3)(features[0], seed=0)
+
+
+def test_means_and_statistics():
+    features = np.array([[0, 0], [2, 0], [5, 5], [9, 9]], np.float32)
+    labels = np.array([0, 0, 2, -1])
+    assert cluster_means(features, labels).tolist() == [[1, 0], [0, 0], [5, 5]]
+    statistics = cluster_statistics(labels)
+    assert (statistics["clusters"], statistics["empty"], statistics["noise"], statistics["size_max"]) == (3, 1, 1, 2)
+    assert cluster_statistics(np.array([-1, -1]))["size_min"] == 0

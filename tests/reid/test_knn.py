@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visionkit.errors import VisionKitError
+from visionkit.reid.knn import nearest_neighbours, paired_distances, self_neighbours
+
+
+def expected_neighbours(query, gallery, k):
+    distances = ((query[:, None].astype(np.float64) - gallery[None]) ** 2).sum(2)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(distances, order, 1), distances.max(1)
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_exact(backend):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    r = np.random.RandomState(0)
+    query, gallery = (r.standard_normal((n, 12)).astype(np.float32) for n in (50, 200))
+    order, distances, _ = expected_neighbours(query, gallery, 9)
+    found = nearest_neighbours(query, torch.from_numpy(gallery), 9, backend=backend)
+    assert (found.indices == order).all()
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 9))
+def test_ties_rank_by_index(k, gallery, seed):
+    r = np.random.RandomState(seed)
+    query, points = (r.randint(0, 2, (n, 3)).astype(np.float32) for n in (4, gallery))
+    order, distances, farthest = expected_neighbours(query, points, k)
+    found = nearest_neighbours(query, points, k, farthest=True)
+    assert found.indices.shape == order.shape
+    assert (found.indices == order).all() and (found.distances == distances).all()
+    assert (found.farthest == farthest).all()
+
+
+def test_copies_beyond_the_spare_rank_by_index():
+    points = np.random.RandomState(0).standard_normal((120, 16)).astype(np.float32)
+    points[5:100] = points[5]
+    order, distances, _ = expected_neighbours(points, points, 7)
+    found = nearest_neighbours(points, points, 7)
+    assert (found.indices == order).all()
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
+
+
+def test_each_row_leads_its_own_list():
+    points = np.repeat(np.eye(3, dtype=np.float32), 20, axis=0)  # many copies: a row may miss its own list
+    found = self_neighbours(points, 5)
+    assert (found.indices[:, 0] == np.arange(60)).all()
+    assert (found.distances == 0).all()
+    assert all(len(set(row)) == 5 for row in found.indices)
+
+
+def test_memory_map_and_half_precision(tmp_path):
+    points = np.random.RandomState(0).standard_normal((40, 8)).astype(np.float16)
+    np.save(tmp_path / "f.npy", points)
+    mapped = np.load(tmp_path / "f.npy", mmap_mode="r")
+    order, *_ = expected_neighbours(points[:7], points, 4)
+    assert (nearest_neighbours(mapped[:7], mapped, 4).indices == order).all()
+    pair = paired_distances(mapped, np.array([0, 1]), np.array([0, 5]))
+    assert pair[0] == 0
+    assert pair[1] == pytest.approx(((points[1].astype(float) - points[5]) ** 2).sum(), rel=1e-5)
+
+
+def test_wrong_input():
+    points = np.zeros((4, 2), np.float32)
+    for arguments in ((points, points, 0), (points[:0], points, 1), (points, points[:, :1], 1), (points[0], points, 1)):
+        with pytest.raises(VisionKitError):
+            nearest_neighbours(*arguments)
+    with pytest.raises(VisionKitError, match="backend"):
+        nearest_neighbours(points, points, 1, backend="scann")

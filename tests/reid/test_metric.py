@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from reid.ranking_sets import random_set
+
+from visionkit.errors import VisionKitError
+from visionkit.registry import METRICS
+from visionkit.reid.ranking import evaluate
+
+
+def batches(qf, gf, qp, qc, gp, gc, size):
+    role = np.repeat([0, 1], [len(qf), len(gf)])
+    index = np.concatenate([np.arange(len(qf)), np.arange(len(gf))])
+    features, pid, camid = np.concatenate([qf, gf]), np.concatenate([qp, gp]), np.concatenate([qc, gc])
+    for start in range(0, len(role), size):
+        at = slice(start, start + size)
+        labels = dict(role=role[at], index=index[at], pid=pid[at], camid=camid[at])
+        yield {key: torch.from_numpy(value) for key, value in labels.items()}, torch.from_numpy(features[at])
+
+
+def test_scores_in_percent_whatever_the_order():
+    data = random_set()
+    expected = evaluate(*data)
+    metric = METRICS.build(dict(type="visionkit.ReIDMetric", per_camera=True))
+    parts = list(batches(*data, size=37))
+    for batch, features in [*parts[::-1], parts[0]]:  # out of order, and one batch twice
+        metric.process(batch, list(features))
+    scores = metric.evaluate(size=len(parts))
+    assert scores["mAP"] == pytest.approx(100 * expected.mAP, rel=1e-12)
+    assert scores["rank-1"] == 100 * expected.cmc[1] and scores["mINP"] == pytest.approx(100 * expected.mINP)
+    assert {"rank-5", "rank-10", "camera0_mAP", "camera0_rank-1"} <= scores.keys()
+    assert metric.results == []
+
+
+def test_without_cameras_and_with_a_prefix():
+    data = random_set()
+    metric = METRICS.build(dict(type="visionkit.ReIDMetric", use_cameras=False, prefix="target"))
+    for batch, features in batches(*data, size=100):
+        metric.process(batch, features)
+    qf, gf, qp, _, gp, _ = data
+    assert metric.evaluate(0)["target/mAP"] == pytest.approx(100 * evaluate(qf, gf, qp, None, gp, None).mAP)
+
+
+def test_trials_are_averaged():
+    data = random_set()
+    qf, gf, qp, qc, gp, gc = data
+    features, pids = np.concatenate([qf, gf]), np.concatenate([qp, gp])
+    trials = np.random.RandomState(1).randint(0, 2, (3, len(pids)))
+    metric = METRICS.build(dict(type="visionkit.ReIDMetric"))
+    metric.dataset_meta = dict(name="set", trials=trials)
+    for batch, part in batches(*data, size=100):
+        batch["index"] += len(qf) * batch["role"]  # a QueryGallery counts through both splits
+        metric.process(batch, part)
+    q, g = trials == 0, trials == 1
+    expected = [evaluate(features[q[i]], features[g[i]], pids[q[i]], None, pids[g[i]], None).mAP for i in range(3)]
+    assert metric.evaluate(0)["mAP"] == pytest.approx(100 * np.mean(expected))
+
+
+def test_rerank_scores_stand_beside_the_plain_ones():
+    metric = METRICS.build(dict(type="visionkit.ReIDMetric", rerank=dict(k1=10)))
+    data = random_set()
+    for batch, features in batches(*data, size=100):
+        metric.process(batch, features)
+    scores = metric.evaluate(0)
+    assert scores["rerank_mAP"] == pytest.approx(100 * evaluate(*data, rerank=dict(k1=10)).mAP)
+    assert scores["mAP"] == pytest.approx(100 * evaluate(*data).mAP)
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(VisionKitError, match="no image"):
+        METRICS.build(dict(type="visionkit.ReIDMetric")).evaluate(0)

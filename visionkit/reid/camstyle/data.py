@@ -1,0 +1,125 @@
+"""Images of one camera, and unaligned pairs of images from two of them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from visionkit.datasets.images import read_image
+from visionkit.errors import VisionKitError
+from visionkit.registry import DATASETS
+
+
+@DATASETS.register_module()
+class CameraImages(Sequence):
+    """Paths of a re-identification data set's images, of one camera or of all.
+
+    Args:
+        dataset: Config of a data set of `visionkit.datasets`, without its split.
+        camera: 0-based camera; None takes every camera.
+        include_test: Whether query and gallery images count too; distractors never do.
+
+    Attributes:
+        paths: The image files.
+        cameras: The 0-based camera of each.
+
+    Raises:
+        VisionKitError: Nothing is left.
+    """
+
+    def __init__(self, dataset: dict[str, Any], camera: int | None = None, include_test: bool = False) -> None:
+        merged = dict(include_test=True) if include_test else {}
+        everything = DATASETS.build(dict(dataset, split="train", **merged)).samples
+        samples = [sample for sample in everything if camera is None or sample.camid == camera]
+        if not samples:
+            which = "any camera" if camera is None else f"camera {camera + 1}"
+            raise VisionKitError(f"{dataset.get('root', dataset.get('type'))}: no image of {which}; check the data set")
+        self.paths = [sample.path for sample in samples]
+        self.cameras = [sample.camid for sample in samples]
+
+    def __getitem__(self, index: int) -> str:
+        return self.paths[index]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@DATASETS.register_module()
+class UnalignedPairs(Dataset):
+    """Every image of the larger side once, each with a random image of the other side.
+
+    An item is ``dict(a=FloatTensor(3, H, W), b=FloatTensor(3, H, W), path=str, path_b=str)`` with values in [-1, 1].
+    All randomness comes from torch's global generator. An image that cannot be read is replaced by another of its
+    side, with a warning that names it.
+
+    Args:
+        a: Config of the first side, a sequence of paths such as `CameraImages`, or the paths themselves.
+        b: The second side.
+        load_size: Images are resized to this (height, width), bicubic ...
+        image_size: ... and cropped to this one at a random place, then flipped with probability 1/2.
+    """
+
+    def __init__(
+        self,
+        a: dict[str, Any] | Sequence[str],
+        b: dict[str, Any] | Sequence[str],
+        load_size: Sequence[int] = (286, 286),
+        image_size: Sequence[int] = (256, 256),
+    ) -> None:
+        self.a, self.b = (DATASETS.build(side) if isinstance(side, dict) else side for side in (a, b))
+        self.transform = v2.Compose(
+            [
+                v2.Resize(list(load_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+                v2.RandomCrop(list(image_size)),
+                v2.RandomHorizontalFlip(),
+                v2.Lambda(image_to_tensor),
+            ]
+        )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The item ``index``; its smaller side is drawn at random."""
+        in_a, in_b = len(self.a) >= len(self.b), len(self.b) >= len(self.a)
+        a, path_a = self._load(self.a, index if in_a else _any(self.a))
+        b, path_b = self._load(self.b, index if in_b and not in_a else _any(self.b))
+        return dict(a=a, b=b, path=path_a, path_b=path_b)
+
+    def __len__(self) -> int:
+        return max(len(self.a), len(self.b))
+
+    def _load(self, paths: Sequence[str], index: int) -> tuple[Tensor, str]:
+        for _ in range(10):
+            image = read_or_warn(paths[index])
+            if image is not None:
+                return self.transform(image), paths[index]
+            index = _any(paths)
+        raise VisionKitError(f"{Path(paths[index]).parent}: ten images in a row cannot be read; check the data set")
+
+
+def _any(paths: Sequence[str]) -> int:
+    return int(torch.randint(len(paths), ()))
+
+
+def read_or_warn(path: str | Path) -> Image.Image | None:
+    """An image as RGB, or None with a warning where the file is damaged."""
+    try:
+        return read_image(str(path))
+    except VisionKitError as error:
+        print_log(f"{error}; it is left out", "current", logging.WARNING)
+        return None
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """A PIL image as (3, H, W) in [-1, 1]: mean 0.5 and standard deviation 0.5."""
+    return v2.functional.pil_to_tensor(image).float() / 127.5 - 1.0
+
+
+def tensor_to_image(tensor: Tensor) -> Image.Image:
+    """The inverse of `image_to_tensor`, with rounding."""
+    return v2.functional.to_pil_image(((tensor.float().cpu() + 1.0) * 127.5).round().clamp(0, 255).byte())

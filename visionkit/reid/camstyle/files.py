@@ -1,0 +1,102 @@
+"""The styled images of a folder: their names, writing and checking."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from visionkit.datasets.images import IMAGE_SUFFIXES
+from visionkit.datasets.styled import STYLED_NAME
+from visionkit.errors import VisionKitError
+
+
+@dataclass(frozen=True)
+class Styled:
+    """What a name such as ``0002_c1s1_000451_03_fake_1to4.jpg`` says: the origin's stem, its camera, the style's."""
+
+    origin: str
+    from_camera: str
+    to_camera: str
+
+
+def styled_name(origin: str | Path, from_camera: str, to_camera: str) -> str:
+    """The file name of an image in another camera's style. Cameras count from 1, as in the data sets' file names."""
+    return f"{Path(origin).stem}_fake_{from_camera}to{to_camera}.jpg"
+
+
+def parse_styled_name(name: str | Path) -> Styled | None:
+    """What the name of a styled image says, or None where it is not one."""
+    match = STYLED_NAME.match(Path(name).stem)
+    if match is None:
+        return None
+    return Styled(match["stem"], match["a"].lstrip("0"), match["b"].lstrip("0"))  # some count _01to02
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Writes an image under a temporary name, then renames it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(beside, format="JPEG", quality=95)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def origins_by_stem(paths: Iterable[str], labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Path and camera label (``"1"``, ``"2"``, ...) of each image by its stem, which names its styled images.
+
+    Raises:
+        VisionKitError: Two images have one stem, so that their styled images would overwrite each other.
+    """
+    origins: dict[str, tuple[str, str]] = {}
+    for path, label in zip(paths, labels):
+        other, _ = origins.setdefault(Path(path).stem, (path, label))
+        if other != path:
+            raise VisionKitError(f"{path}: has the same name as {other}; rename one, styled images carry that name")
+    return origins
+
+
+def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], styles: Iterable[str]) -> Counter:
+    """Checks a folder of images made before.
+
+    Args:
+        folder: Holds ``<original stem>_fake_<A>to<B>.*`` files; images that are copies of an origin are passed over.
+        origins: As `origins_by_stem` gives.
+        styles: The labels of the cameras whose style an image may have.
+
+    Returns:
+        The number of styled images of each (from, to).
+
+    Raises:
+        VisionKitError: The folder is missing or holds no styled image, or a file has no origin, another camera than
+            its origin, or an unknown style.
+    """
+    if not folder.is_dir():
+        raise VisionKitError(f"{folder}: no such folder; images= names a folder of <stem>_fake_<A>to<B>.jpg files")
+    counts: Counter = Counter()
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem not in origins and not path.name.startswith("."):
+            counts[_check_styled(path, origins, set(styles))] += 1
+    if not counts:
+        raise VisionKitError(f"{folder}: holds no styled image; expected <original stem>_fake_<A>to<B>.jpg files")
+    return counts
+
+
+def _check_styled(path: Path, origins: dict[str, tuple[str, str]], styles: set[str]) -> tuple[str, str]:
+    styled = parse_styled_name(path)
+    if styled is None:
+        raise VisionKitError(f"{path}: not a styled image; expected <original stem>_fake_<A>to<B>{path.suffix}")
+    if styled.origin not in origins:
+        raise VisionKitError(
+            f"{path}: the data set has no image {styled.origin!r}; remove the file, or set include_test"
+        )
+    own = origins[styled.origin][1]
+    if styled.from_camera != own:
+        raise VisionKitError(f"{path}: says camera {styled.from_camera}, its origin's is {own}; rename or remove it")
+    if styled.to_camera not in styles - {own}:
+        expected = ", ".join(sorted(styles - {own}))
+        raise VisionKitError(f"{path}: no style of camera {styled.to_camera!r}; expected one of {expected}")
+    return own, styled.to_camera

@@ -1,0 +1,43 @@
+"""CycleGAN's losses: least-squares adversarial, cycle and identity.
+
+Papers: Zhu et al., ICCV 2017 (equations 1 to 3, section 5.2 for the identity loss); Mao et al., "Least Squares
+Generative Adversarial Networks", ICCV 2017.
+"""
+
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+
+def lsgan_loss(scores: Tensor, real: bool) -> Tensor:
+    """Mean squared distance of a discriminator's scores from 1 (``real``) or 0.
+
+    Args:
+        scores: Any shape.
+        real: Whether the scores should say "real".
+
+    Returns:
+        A scalar.
+    """
+    return ((scores - 1.0 if real else scores) ** 2).mean()
+
+
+def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Half the least-squares loss of real images against 1 plus that of translated images against 0."""
+    return 0.5 * (lsgan_loss(real_scores, True) + lsgan_loss(fake_scores, False))
+
+
+def cycle_loss(image: Tensor, reconstructed: Tensor, weight: float = 10.0) -> Tensor:
+    """``weight`` times the mean absolute difference of an image and its translation there and back."""
+    return weight * l1_loss(reconstructed, image)
+
+
+def identity_loss(image: Tensor, translated: Tensor, cycle_weight: float = 10.0, weight: float = 0.5) -> Tensor:
+    """Penalises a generator for changing an image that already has its style.
+
+    Args:
+        image: A real image of the generator's output domain.
+        translated: The generator's output for it.
+        cycle_weight: The weight of `cycle_loss`.
+        weight: This loss's weight relative to it.
+    """
+    return cycle_weight * weight * l1_loss(translated, image)

@@ -1,0 +1,66 @@
+"""A picture of originals beside their translations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from visionkit.reid.camstyle.files import styled_name, write_image
+
+CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 128, 4, 16
+
+
+def draw_sheet(folder: Path, origins: dict[str, tuple[str, str]], labels: Sequence[str], rows: int = 8) -> Image.Image:
+    """One row an original: itself, then in the style of each camera; its own camera's cell shows it again, framed.
+
+    Args:
+        folder: The styled images.
+        origins: Path and camera label by stem.
+        labels: The cameras, one column each.
+        rows: Number of originals, spread over the cameras in turn.
+    """
+    chosen = _choose(origins, labels, rows)
+    sizes = [Image.open(path).size for path, _ in chosen]
+    width = max(round(w * CELL_HEIGHT / h) for w, h in sizes)
+    total_width = (1 + len(labels)) * (width + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (total_width, len(chosen) * (CELL_HEIGHT + MARGIN) + TITLE_HEIGHT), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(["original", *(f"style {label}" for label in labels)]):
+        draw.text((MARGIN + column * (width + MARGIN), 2), title, fill="black")
+    for row, (path, own) in enumerate(chosen):
+        top = TITLE_HEIGHT + row * (CELL_HEIGHT + MARGIN)
+        cells = [path] + [path if label == own else folder / styled_name(path, own, label) for label in labels]
+        for column, cell in enumerate(cells):
+            left = MARGIN + column * (width + MARGIN)
+            if Path(cell).is_file():
+                sheet.paste(_thumbnail(cell, width), (left, top))
+            if column and labels[column - 1] == own:
+                draw.rectangle((left, top, left + width - 1, top + CELL_HEIGHT - 1), outline="black", width=2)
+    return sheet
+
+
+def _thumbnail(path: str | Path, width: int) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB").resize((width, CELL_HEIGHT), Image.Resampling.BICUBIC)
+
+
+def _choose(origins: dict[str, tuple[str, str]], labels: Sequence[str], rows: int) -> list[tuple[str, str]]:
+    """Originals of each camera in turn, evenly spread over its images."""
+    by_label = {label: [each for each in origins.values() if each[1] == label] for label in labels}
+    by_label = {label: images for label, images in by_label.items() if images}
+    turns = -(-rows // max(1, len(by_label)))
+    chosen = [images[turn * len(images) // turns] for turn in range(turns) for images in by_label.values()]
+    return list(dict.fromkeys(chosen))[:rows]
+
+
+def write_sheet(
+    work_dir: Path, folder: Path, origins: dict[str, tuple[str, str]], labels: Sequence[str], rows: int
+) -> None:
+    """Writes ``sheet.jpg`` into ``work_dir`` and the same picture for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    sheet = draw_sheet(folder, origins, labels, rows)
+    write_image(sheet, work_dir / "sheet.jpg")
+    with SummaryWriter(str(work_dir / "tensorboard")) as board:
+        board.add_image("camera style", np.asarray(sheet), dataformats="HWC")

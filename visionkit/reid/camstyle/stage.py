@@ -1,0 +1,287 @@
+"""Stage 0: train CycleGANs between cameras, translate every image, leave a folder of styled images."""
+
+import inspect
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.device import get_device
+from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+from mmengine.logging import print_log
+
+from visionkit.engine.checkpoints import (
+    checksum_matches,
+    epoch_checkpoints,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+    write_text,
+)
+from visionkit.engine.config import building, check_counts, check_keys
+from visionkit.engine.pipeline import Context
+from visionkit.engine.stage import train
+from visionkit.errors import VisionKitError
+from visionkit.registry import STAGES
+from visionkit.reid.camstyle.data import CameraImages
+from visionkit.reid.camstyle.files import check_styled_folder, origins_by_stem, styled_name
+from visionkit.reid.camstyle.model import CycleGAN, generator_weights, linear_decay, load_generators
+from visionkit.reid.camstyle.networks import PatchDiscriminator, ResnetGenerator
+from visionkit.reid.camstyle.sheet import write_sheet
+from visionkit.reid.camstyle.translate import translate_files
+
+GENERATORS = "generators.pth"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One CycleGAN: its two sides, their labels in file names, and which translations are kept."""
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    labels: tuple[str, str]
+    directions: tuple[str, ...] = ("ab", "ba")
+
+    def translated(self) -> list[tuple[str, dict[str, Any], tuple[str, str]]]:
+        """What is translated: direction, the images, the labels from and to."""
+        sides = {"ab": (self.a, self.labels), "ba": (self.b, self.labels[::-1])}
+        return [(direction, *sides[direction]) for direction in self.directions]
+
+    @property
+    def folder(self) -> str:
+        """Name of its work folder."""
+        return "c{}_c{}".format(*self.labels)
+
+
+@STAGES.register_module()
+class CamStyleStage:
+    """Gives every image of the source data set the style of each other camera.
+
+    The stage's folder receives ``images/<original stem>_fake_<A>to<B>.jpg`` (cameras counting from 1, each image of its
+    origin's size), ``sheet.jpg``, ``images.json`` with the counts, and for each pair of cameras a folder ``cA_cB`` with
+    its log and the two generators. Training images can then be read with ``styled=dict(root=".../images")``.
+
+    Args:
+        name: The stage's name.
+        dataset: Config of the source data set without its split; the config's ``source`` by default.
+        include_test: Whether query and gallery images are trained on and translated too. Results on the source's own
+            test images mean nothing then.
+        images: A folder of styled images made before. Nothing is trained; the folder is checked and linked.
+        pairs: The pairs of cameras, counting from 1; all by default.
+        direction: ``"AtoB"`` trains one CycleGAN between the source (A) and the ``target`` (B) data set instead and
+            keeps only the source images in the target's style; ``"BtoA"`` the other way round.
+        target: Config of the target data set for ``direction``; the config's ``target`` by default.
+        model: Options of `CycleGAN`.
+        image_size: (height, width) at which the networks work; multiples of 4.
+        load_size: (height, width) before the random crop in training.
+        epochs: Epochs at the full learning rate.
+        decay_epochs: Epochs with a rate falling towards 0.
+        iters_per_epoch: Iterations of an epoch; by default each image of the larger side comes once.
+        batch_size: Images of each side in a training step.
+        optimizer: Optimiser of the generators and of the discriminators.
+        test_batch_size: Images translated at once.
+        num_workers: Loader processes; the config's ``workers`` by default.
+        sheet_rows: Rows of the picture.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: dict[str, Any] | None = None,
+        include_test: bool = False,
+        images: str | None = None,
+        pairs: Sequence[Sequence[int]] | None = None,
+        direction: str | None = None,
+        target: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        image_size: Sequence[int] = (256, 256),
+        load_size: Sequence[int] = (286, 286),
+        epochs: int = 30,
+        decay_epochs: int = 20,
+        iters_per_epoch: int | None = None,
+        batch_size: int = 1,
+        optimizer: dict[str, Any] | None = None,
+        test_batch_size: int = 16,
+        num_workers: int | None = None,
+        sheet_rows: int = 8,
+    ) -> None:
+        self.name = name
+        self.dataset, self.target = dataset, target
+        self.include_test = include_test
+        self.images = images
+        self.pairs = pairs
+        self.direction = direction
+        self.model = dict(model or {})
+        self.image_size, self.load_size = tuple(image_size), tuple(load_size)
+        self.epochs, self.decay_epochs = epochs, decay_epochs
+        self.iters_per_epoch = iters_per_epoch
+        self.batch_size = batch_size
+        self.optimizer = optimizer or dict(type="Adam", lr=2e-4, betas=(0.5, 0.999))
+        self.test_batch_size = test_batch_size
+        self.num_workers = num_workers
+        self.sheet_rows = sheet_rows
+        self._check_options()
+
+    def run(self, context: Context) -> None:
+        """Train what is not trained, translate what is not translated, and show some of it."""
+        with building(f"stage {self.name}"):
+            transfers = self.transfers(context)
+            origins = self._origins(transfers)
+        folder = context.work_dir / "images"
+        if self.images is not None:
+            _link(Path(self.images), folder)
+        else:
+            for number, transfer in enumerate(transfers, 1):
+                print_log(f"{self.name}: {transfer.folder}, {number} of {len(transfers)}", "current")
+                self._train(transfer, context)
+                self._translate(transfer, context)
+        if is_main_process():
+            labels = sorted({label for transfer in transfers for label in transfer.labels}, key=lambda x: (len(x), x))
+            self._report(folder, origins, labels, context)
+        barrier()
+
+    def transfers(self, context: Context) -> list[Transfer]:
+        """The CycleGANs to train: one for each pair of cameras, or one between two data sets."""
+        source = self._dataset("dataset", self.dataset, context, "source")
+        if self.direction is not None:
+            target = self._dataset("target", self.target, context, "target")
+            a, b = _all_images(source, self.include_test), _all_images(target, self.include_test)
+            return [Transfer(a, b, ("A", "B"), ("ab",) if self.direction == "AtoB" else ("ba",))]
+        cameras = sorted(set(CameraImages(source, include_test=self.include_test).cameras))
+        if len(cameras) < 2:
+            raise VisionKitError(f"stage {self.name}: the data set has one camera alone; leave the stage out")
+        return [
+            Transfer(*(_all_images(source, self.include_test, camera=camera - 1) for camera in pair), _labels(pair))
+            for pair in self._pairs([camera + 1 for camera in cameras])
+        ]
+
+    def _pairs(self, cameras: list[int]) -> list[tuple[int, int]]:
+        everything = list(itertools.combinations(cameras, 2))
+        if self.pairs is None:
+            return everything
+        chosen = [(min(pair), max(pair)) for pair in self.pairs]
+        for pair in chosen:
+            if pair not in everything:
+                known = ", ".join(map(str, cameras))
+                raise VisionKitError(f"stage {self.name}: pairs holds {pair}; expected two of the cameras {known}")
+        return chosen
+
+    def _dataset(self, option: str, own: dict | None, context: Context, shared: str) -> dict[str, Any]:
+        cfg = own if own is not None else context.cfg.get(shared)
+        if cfg is None:
+            raise VisionKitError(f"stage {self.name}: needs {option}=dict(type=..., root=...) or the config's {shared}")
+        return dict(cfg)
+
+    def _check_options(self) -> None:
+        counts = dict(batch_size=self.batch_size, test_batch_size=self.test_batch_size, sheet_rows=self.sheet_rows)
+        if self.iters_per_epoch is not None:
+            counts["iters_per_epoch"] = self.iters_per_epoch
+        check_counts(f"stage {self.name}", 1, **counts)
+        check_counts(f"stage {self.name}", 0, epochs=self.epochs, decay_epochs=self.decay_epochs)
+        if self.epochs + self.decay_epochs == 0:
+            raise VisionKitError(
+                f"stage {self.name}: epochs=0 and decay_epochs=0; expected at least one epoch together"
+            )
+        if self.direction not in (None, "AtoB", "BtoA"):
+            raise VisionKitError(f"stage {self.name}: direction={self.direction!r}; expected None, 'AtoB' or 'BtoA'")
+        if any(side % 4 or side <= 0 for side in self.image_size):
+            raise VisionKitError(f"stage {self.name}: image_size={self.image_size}; expected two multiples of 4")
+        if any(load < side for load, side in zip(self.load_size, self.image_size)):
+            raise VisionKitError(
+                f"stage {self.name}: load_size={self.load_size} is smaller than image_size={self.image_size}; "
+                "images are cropped from load_size, make it about an eighth larger"
+            )
+        where = f"stage {self.name}, model"
+        check_keys(self.model, ["type", *inspect.signature(CycleGAN).parameters], where)
+        for part, network in (("generator", ResnetGenerator), ("discriminator", PatchDiscriminator)):
+            check_keys(self.model.get(part) or {}, inspect.signature(network).parameters, f"{where}.{part}")
+
+    def _origins(self, transfers: list[Transfer]) -> dict[str, tuple[str, str]]:
+        """Every image that gets a style, by its stem."""
+        paths: dict[str, str] = {}
+        for transfer in transfers:
+            for _, images, (label, _) in transfer.translated():
+                paths.update(dict.fromkeys(CameraImages(**images).paths, label))
+        return origins_by_stem(paths.keys(), paths.values())
+
+    def _train(self, transfer: Transfer, context: Context) -> None:
+        """Leaves ``generators.pth``; the epochs' checkpoints, ten times as large, go once it is there."""
+        folder = context.work_dir / transfer.folder
+        if not ((folder / GENERATORS).is_file() and checksum_matches(folder / GENERATORS)):
+            runner = train(self.runner_cfg(transfer, context), folder, context.seed, context.launcher)
+            if is_main_process():
+                save_checkpoint(dict(state_dict=generator_weights(runner.bare_model)), folder / GENERATORS)
+        if is_main_process():
+            for path in epoch_checkpoints(folder):
+                remove_checkpoint(path)
+        barrier()
+
+    def runner_cfg(self, transfer: Transfer, context: Context) -> dict[str, Any]:
+        """The Runner's config of one CycleGAN."""
+        dataset = dict(
+            type="visionkit.UnalignedPairs",
+            a=dict(transfer.a, type="visionkit.CameraImages"),
+            b=dict(transfer.b, type="visionkit.CameraImages"),
+            load_size=self.load_size,
+            image_size=self.image_size,
+        )
+        longest = max(len(CameraImages(**transfer.a)), len(CameraImages(**transfer.b)))
+        iterations = self.iters_per_epoch or max(1, longest // (self.batch_size * get_world_size()))
+        workers = context.cfg.get("workers", 0) if self.num_workers is None else self.num_workers
+        return dict(
+            model=dict(self.model, type="visionkit.CycleGAN"),
+            train_dataloader=dict(pair=dict(batch_size=self.batch_size, num_workers=workers, dataset=dataset)),
+            train_cfg=dict(
+                type="visionkit.NamedLoadersTrainLoop",
+                max_epochs=self.epochs + self.decay_epochs,
+                iters_per_epoch=iterations,
+            ),
+            optim_wrapper=dict(constructor="visionkit.CycleGANOptimizers", optimizer=dict(self.optimizer)),
+            param_scheduler=linear_decay(self.epochs, self.decay_epochs),
+            model_wrapper_cfg=dict(type="visionkit.CycleGANDistributed"),
+        )
+
+    def _translate(self, transfer: Transfer, context: Context) -> None:
+        """Writes this process's share of the translations of one CycleGAN."""
+        checkpoint = load_checkpoint(context.work_dir / transfer.folder / GENERATORS)
+        generators = load_generators(checkpoint["state_dict"], self.model.get("generator"))
+        folder = context.work_dir / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        share = slice(get_rank(), None, get_world_size())
+        for direction, images, labels in transfer.translated():
+            paths = CameraImages(**images).paths[share]
+            outputs = [folder / styled_name(path, *labels) for path in paths]
+            written = translate_files(
+                generators[direction], paths, outputs, self.image_size, self.test_batch_size, get_device()
+            )
+            print_log("{}: {} images {}to{}, {} of them now".format(self.name, len(paths), *labels, written), "current")
+        barrier()
+
+    def _report(self, folder: Path, origins: dict[str, tuple[str, str]], labels: list[str], context: Context) -> None:
+        counts = check_styled_folder(folder, origins, labels)
+        total = sum(counts.values())
+        print_log(f"{self.name}: {total} styled images of {len(origins)} originals in {folder}", "current")
+        table = {f"{a}to{b}": count for (a, b), count in sorted(counts.items())}
+        write_text(context.work_dir / "images.json", json.dumps(dict(total=total, **table), indent=1))
+        write_sheet(context.work_dir, folder, origins, labels, self.sheet_rows)
+
+
+def _all_images(dataset: dict[str, Any], include_test: bool, camera: int | None = None) -> dict[str, Any]:
+    return dict(dataset=dataset, camera=camera, include_test=include_test)
+
+
+def _labels(pair: tuple[int, int]) -> tuple[str, str]:
+    return str(pair[0]), str(pair[1])
+
+
+def _link(given: Path, folder: Path) -> None:
+    """Makes ``folder`` stand for the given one."""
+    if not given.is_dir():
+        raise VisionKitError(f"{given}: no such folder; images= names a folder of <stem>_fake_<A>to<B>.jpg files")
+    if is_main_process() and not (folder.is_symlink() and folder.resolve() == given.resolve()):
+        folder.unlink(missing_ok=True)
+        os.symlink(given.resolve(), folder, target_is_directory=True)
+    barrier()

@@ -1,0 +1,223 @@
+"""Exact k nearest neighbours in memory O(images x k): faiss or blocked matrix products, and a second look where needed.
+
+Candidates are found in float32. Where two of them lie nearer to each other than the rounding of a product, their order,
+and which of them is the last, is decided by differences in float64. So neighbours come in the order that exact
+arithmetic gives, and equal distances rank by index.
+"""
+
+import importlib.util
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_dist_info
+from torch import Tensor
+
+from visionkit.errors import VisionKitError
+from visionkit.reid.distances import (
+    GALLERY_TILE,
+    BlockDistances,
+    Features,
+    block_rows,
+    check_pair,
+    default_device,
+    rows,
+)
+
+SPARE = 8
+ROUNDING = 1e-5  # of a float32 distance, relative to the squared norms
+BACKENDS = ("auto", "torch", "faiss")
+
+
+class Neighbours(NamedTuple):
+    """Indices (Q, k) int64 and squared Euclidean distances (Q, k), nearest first; the largest distance (Q,) or None."""
+
+    indices: np.ndarray
+    distances: np.ndarray
+    farthest: np.ndarray | None = None
+
+
+def nearest_neighbours(
+    query: Features,
+    gallery: Features,
+    k: int,
+    *,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    farthest: bool = False,
+    refine: bool = True,
+) -> Neighbours:
+    """The k nearest gallery rows of each query row.
+
+    Args:
+        query: (Q, D) tensor, array or memory map.
+        gallery: (G, D), likewise.
+        k: how many; at most G are returned.
+        backend: ``"torch"`` (blocks of distances and ``topk``), ``"faiss"`` (needs the extra ``faiss``), or ``"auto"``:
+            faiss on a CPU where it is installed, which is faster, unless the largest distance is wanted, else torch.
+        device: where torch computes; by default where the query features are, for arrays a GPU where there is one.
+        farthest: also return each query's largest distance (always by torch).
+        refine: compute all distances that are returned in float64; else those whose order was certain keep float32's
+            rounding.
+
+    Returns:
+        Indices in the order of exact distances, equal ones by index.
+
+    Raises:
+        VisionKitError: empty or mismatched features, or an unknown backend.
+    """
+    check_pair(query, gallery)
+    if backend not in BACKENDS or k < 1:
+        raise VisionKitError(f"nearest_neighbours: expected k >= 1 and a backend of {BACKENDS}, got {k}, {backend!r}")
+    k = min(k, len(gallery))
+    wanted = min(k + SPARE, len(gallery))
+    if not farthest and _use_faiss(backend, device or default_device(query)):
+        candidates, distances, largest, square = _faiss_candidates(query, gallery, wanted)
+    else:
+        candidates, distances, largest, square = _torch_candidates(query, gallery, wanted, device)
+    if not np.isfinite(distances).all():
+        raise VisionKitError("nearest neighbours: features hold NaN or infinite values; check the model's weights")
+    # A distance from a product may be off by its rounding, which grows as the square root of the number of terms.
+    square = max(square, square if query is gallery else _largest_square(query))
+    margin = 4 * square * query.shape[1] ** 0.5 * _epsilon(query, gallery)
+    near = np.diff(distances[:, : k + 1], axis=1) <= margin
+    unsure = np.arange(len(query)) if refine else np.flatnonzero(near.any(1))
+    candidates[unsure], distances[unsure] = _refine(query, gallery, unsure, candidates[unsure])
+    if wanted < len(gallery):
+        # More than SPARE images at almost one distance, as copies of an image are: others may be as near.
+        for row in np.flatnonzero(distances[:, -1] - distances[:, k - 1] <= margin):
+            _look_again(query, gallery, row, candidates[row, :k], distances[row, :k], margin)
+    return Neighbours(candidates[:, :k], distances[:, :k], largest)
+
+
+def self_neighbours(features: Features, k: int, *, distributed: bool = False, **options: Any) -> Neighbours:
+    """The k nearest rows of each row within one set; each row comes first in its own list, at distance 0.
+
+    Args:
+        features: (N, D).
+        k: how many, the row itself included.
+        distributed: share the rows between the processes of torch.distributed; each gets the whole answer.
+        options: of :func:`nearest_neighbours`.
+    """
+    found = (
+        _shared_search(features, k, **options) if distributed else nearest_neighbours(features, features, k, **options)
+    )
+    own = np.arange(len(features))[:, None]
+    # A row with k or more exact copies may be missing from its own list: it takes the last place.
+    place = np.where((found.indices == own).any(1), (found.indices == own).argmax(1), found.indices.shape[1] - 1)
+    column = np.arange(found.indices.shape[1])
+    shifted = np.where(column <= place[:, None], column - 1, column).clip(min=0)
+    indices = np.take_along_axis(found.indices, shifted, 1)
+    distances = np.take_along_axis(found.distances, shifted, 1)
+    indices[:, 0], distances[:, 0] = own[:, 0], 0
+    return Neighbours(indices, distances, found.farthest)
+
+
+def _whole_search(features: Features, k: int, **options: Any) -> Neighbours:
+    return nearest_neighbours(features, features, k, **options)
+
+
+def _shared_search(features: Features, k: int, **options: Any) -> Neighbours:
+    """Each process takes a run of whole blocks, so that all products have the shapes that they have in one process."""
+    rank, world = get_dist_info()
+    size = block_rows(len(features))
+    share = -(-len(features) // (size * world)) * size
+    own = features[rank * share : (rank + 1) * share]
+    parts = all_gather_object(nearest_neighbours(own, features, k, **options) if len(own) else None)
+    columns = zip(*(part for part in parts if part is not None))
+    return Neighbours(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
+
+def paired_distances(features: Features, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances (P,) float64 of the pairs of rows (left[p], right[p])."""
+    out = np.empty(len(left))
+    size = max(1, (4 << 20) // features.shape[1])
+    for start in range(0, len(left), size):
+        at = slice(start, start + size)
+        difference = _take(features, left[at]) - _take(features, right[at])
+        out[at] = difference.square_().sum(1, dtype=torch.float64).numpy()
+    return out
+
+
+def _take(features: Features, index: np.ndarray) -> Tensor:
+    """Rows in memory, float32 or float64."""
+    part = torch.from_numpy(features[index]) if isinstance(features, np.ndarray) else _take_tensor(features, index)
+    return part if part.dtype == torch.float64 else part.float()
+
+
+def _take_tensor(features: Tensor, index: np.ndarray) -> Tensor:
+    return features.detach()[torch.from_numpy(index).to(features.device)].cpu()
+
+
+def _torch_candidates(
+    query: Features, gallery: Features, k: int, device: torch.device | str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """The k nearest (Q, k) by the products' distances, those distances, and the largest to the whole gallery.
+
+    Also the largest squared norm of a gallery row.
+    """
+    blocks = BlockDistances(query, gallery, device=device)
+    size = block_rows(len(gallery))
+    indices, distances = np.empty((len(query), k), np.int64), np.empty((len(query), k))
+    largest = np.empty(len(query))
+    for start in range(0, len(query), size):
+        block = blocks(start, min(start + size, len(query)))
+        nearest = block.topk(k, dim=1, largest=False)
+        indices[start : start + size] = nearest.indices.cpu().numpy()
+        distances[start : start + size] = nearest.values.clamp_min(0).cpu().numpy()
+        largest[start : start + size] = block.amax(1).cpu().numpy()
+    return indices, distances, largest, float(blocks.squared_norms.max())
+
+
+def _use_faiss(backend: str, device: torch.device | str) -> bool:
+    if backend == "auto":
+        return torch.device(device).type == "cpu" and importlib.util.find_spec("faiss") is not None
+    return backend == "faiss"
+
+
+def _faiss_candidates(query: Features, gallery: Features, k: int) -> tuple[np.ndarray, np.ndarray, None, float]:
+    """The same by faiss, which does not know the largest distance."""
+    from visionkit.reid.clustering import import_faiss
+
+    whole = rows(gallery, 0, len(gallery)).float().numpy()
+    step = 65536
+    parts = [rows(query, start, start + step).float().numpy() for start in range(0, len(query), step)]
+    distances, indices = (np.concatenate(each) for each in zip(*(import_faiss().knn(part, whole, k) for part in parts)))
+    return indices, distances.astype(np.float64), None, _largest_square(gallery)
+
+
+def _largest_square(features: Features) -> float:
+    starts = range(0, len(features), GALLERY_TILE)
+    return max(float(rows(features, start, start + GALLERY_TILE).square().sum(1).max()) for start in starts)
+
+
+def _epsilon(query: Features, gallery: Features) -> float:
+    exact = all(rows(each, 0, 1).dtype == torch.float64 for each in (query, gallery))
+    return torch.finfo(torch.float64 if exact else torch.float32).eps
+
+
+def _refine(
+    query: Features, gallery: Features, number: np.ndarray, candidates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Order the candidates (R, k) of the query rows ``number`` (R,) by their distance in float64, then by index."""
+    indices, distances = np.empty_like(candidates), np.empty(candidates.shape)
+    size = max(1, (1 << 20) // (candidates.shape[1] * gallery.shape[1]))
+    for start in range(0, len(number), size):
+        index = np.sort(candidates[start : start + size], axis=1)
+        own = _take(query, number[start : start + size]).double()
+        near = _take(gallery, index.reshape(-1)).double().reshape(*index.shape, -1)
+        exact = near.sub_(own[:, None]).square_().sum(2).numpy()
+        order = np.argsort(exact, axis=1, kind="stable")
+        indices[start : start + size] = np.take_along_axis(index, order, 1)
+        distances[start : start + size] = np.take_along_axis(exact, order, 1)
+    return indices, distances
+
+
+def _look_again(
+    query: Features, gallery: Features, row: int, indices: np.ndarray, distances: np.ndarray, margin: float
+) -> None:
+    """Fill in the neighbours of one row from all images that may be as near as the last one found."""
+    wide = BlockDistances(_take(query, np.array([row])), gallery, device="cpu")(0, 1)[0].numpy()
+    near = np.flatnonzero(wide <= distances[-1] + margin)
+    index, distance = _refine(query, gallery, np.array([row]), near[None])
+    indices[:], distances[:] = index[0, : len(indices)], distance[0, : len(indices)]

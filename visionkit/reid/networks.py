@@ -1,0 +1,513 @@
+"""The networks of CORE-ReID's two training stages, as mmengine models.
+
+CORE-ReID: arXiv 2508.03064; V2: arXiv 2508.04036. Where the papers' figures and the released code differ, these follow
+the code (pooling by GAP + GMP, stage 1's triplets before the neck), except where an option says otherwise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from visionkit.errors import VisionKitError
+from visionkit.registry import MODELS
+from visionkit.reid.fusion import PARTS, EnsembleFusion, frozen_bias_norm, halves, pool
+from visionkit.reid.losses import smoothed_cross_entropy, softmax_triplet_loss
+from visionkit.reid.mean_teacher import BUFFER_POLICIES, ema_alpha, update_teacher
+
+Batch = Mapping[str, Any]
+
+SOURCE_LOSSES = dict(id=1.0, triplet=1.0)
+CORE_LOSSES = dict(id=1.0, triplet=1.0, triplet_top=0.5, triplet_bottom=0.5, fusion=0.5)
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": dict(secab=True, losses=CORE_LOSSES),
+    "released": dict(secab=False, losses=dict(CORE_LOSSES, fusion=0.0)),
+}
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of images: the map (B, C, H, W), features (B, C) of its parts, logits (B, K)."""
+
+    feature_map: Tensor
+    features: tuple[Tensor, ...]
+    logits: Tensor
+
+
+class Classifier(nn.Module):
+    """A bias-free linear classifier with room for ``capacity`` classes, of which the first ``active`` are in use.
+
+    The number of clusters may change every epoch; the parameter's shape must not, or optimiser states, checkpoints
+    and distributed buckets would no longer fit.
+    """
+
+    def __init__(self, channels: int, capacity: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(capacity, channels))
+        nn.init.normal_(self.weight, std=0.001)
+        self.active = capacity
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C) -> logits (B, active)."""
+        return F.linear(features, self.weight[: self.active])
+
+    @torch.no_grad()
+    def reset(self, num_classes: int, centroids: Tensor | np.ndarray | None = None) -> None:
+        """Start anew for ``num_classes`` classes, from L2-normalised centroids (num_classes, C) where given.
+
+        Raises:
+            VisionKitError: more classes than there is room for, or centroids of another shape.
+        """
+        capacity, channels = self.weight.shape
+        if not 1 <= num_classes <= capacity:
+            raise VisionKitError(
+                f"num_classes={capacity}: the classifier has no room for {num_classes} clusters; give the model a "
+                "num_classes of at least that many"
+            )
+        self.active = num_classes
+        if centroids is None:
+            nn.init.normal_(self.weight, std=0.001)
+            return
+        centroids = torch.as_tensor(centroids).to(self.weight)
+        if centroids.shape != (num_classes, channels):
+            raise VisionKitError(
+                f"centroids of shape {tuple(centroids.shape)}: expected {(num_classes, channels)}, a row for each class"
+            )
+        self.weight[:num_classes] = F.normalize(centroids)
+
+
+class LocalBranch(nn.Module):
+    """l = BN(W [GAP, GMP] + b) of one half of the map, W from 2C to C channels (the "adaptive FC")."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2 * channels, channels)
+        nn.init.kaiming_normal_(self.fc.weight, mode="fan_out")
+        nn.init.zeros_(self.fc.bias)
+        self.bn = frozen_bias_norm(channels)
+
+    def forward(self, half: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C)."""
+        pooled = pool(half)
+        return self.bn(self.fc(torch.cat([pooled.mean, pooled.max], dim=1)))
+
+
+class ReIDEncoder(nn.Module):
+    """Student or teacher: backbone, global neck, two local branches, classifier.
+
+    Args:
+        backbone: MODELS config of a backbone, or a module with ``num_features``.
+        num_classes: room in the classifier.
+        local: whether there are local branches.
+        bn_group_size: in training, images that batch norms see together; None for the whole batch. A view is forwarded
+            in groups of at least this size, as if each were on a device of its own.
+    """
+
+    def __init__(
+        self, backbone: Mapping | nn.Module, num_classes: int, local: bool = True, bn_group_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        self.num_features: int = self.backbone.num_features
+        self.bn_global = frozen_bias_norm(self.num_features)
+        self.local_top = LocalBranch(self.num_features) if local else None
+        self.local_bottom = LocalBranch(self.num_features) if local else None
+        self.classifier = Classifier(self.num_features, num_classes)
+        self.bn_group_size = bn_group_size
+
+    def forward(self, image: Tensor) -> Encoded:
+        """Images (B, 3, H, W) -> map, features (global, top, bottom; global alone if not local) and logits."""
+        encoded = [self._encode(group) for group in norm_groups(image, self.bn_group_size if self.training else None)]
+        if len(encoded) == 1:
+            return encoded[0]
+        maps, features, logits = zip(*encoded)
+        return Encoded(torch.cat(maps), tuple(torch.cat(part) for part in zip(*features)), torch.cat(logits))
+
+    def _encode(self, image: Tensor) -> Encoded:
+        feature_map = last_map(self.backbone(image))
+        features = (self.bn_global(pool(feature_map).total),)
+        if self.local_top is not None:
+            top, bottom = halves(feature_map)
+            features += (self.local_top(top), self.local_bottom(bottom))
+        return Encoded(feature_map, features, self.classifier(features[0]))
+
+
+class ReIDModel(BaseModel):
+    """What both stages' models share: the call conventions and the test descriptor.
+
+    ``forward(**batches, mode="loss")`` takes a batch of items per loader and returns named losses;
+    ``forward(image=..., mode="predict")`` takes one batch of items and returns descriptors.
+
+    Args:
+        bmfn: Bidirectional Mean Feature Normalization: average with the features of the mirrored image, then L2.
+        label_smoothing: epsilon of the classification loss.
+        data_preprocessor: mmengine's; None moves data to the model's device.
+    """
+
+    def __init__(self, bmfn: bool, label_smoothing: float, data_preprocessor: Mapping | nn.Module | None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.bmfn = bmfn
+        self.label_smoothing = label_smoothing
+
+    def descriptor(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> L2-normalised features (B, D), in the module's present mode, without BMFN."""
+        raise NotImplementedError
+
+    def extract(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> L2-normalised test descriptors (B, D), in eval mode and without gradient."""
+        with evaluating(self):
+            return F.normalize(self._both_ways(lambda x: (self.descriptor(x),), image)[0])
+
+    def _both_ways(self, features_of: Callable[[Tensor], tuple[Tensor, ...]], image: Tensor) -> tuple[Tensor, ...]:
+        """Features, with BMFN averaged over the image and its mirror image."""
+        image = image.to(next(self.parameters()).device)
+        features = features_of(image)
+        if not self.bmfn:
+            return features
+        return tuple((one + other) / 2 for one, other in zip(features, features_of(image.flip(3))))
+
+    def _id_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        check_labels(labels, logits.shape[1])
+        return smoothed_cross_entropy(logits, labels, self.label_smoothing)
+
+
+@MODELS.register_module()
+class SourceReID(ReIDModel):
+    """Stage 1: GAP, BNNeck and classifier, trained on the source's identities.
+
+    Args:
+        backbone: MODELS config of a backbone, or a module with ``num_features``.
+        num_classes: identities of the source.
+        losses: weights of ``id`` (label-smoothed cross-entropy after the neck) and ``triplet`` (softmax-triplet before
+            it), over the default of 1 each.
+        bmfn, label_smoothing, data_preprocessor: see :class:`ReIDModel`.
+        bn_group_size: see :class:`ReIDEncoder`.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping | nn.Module,
+        num_classes: int,
+        losses: Mapping[str, float] | None = None,
+        bmfn: bool = True,
+        label_smoothing: float = 0.1,
+        bn_group_size: int | None = None,
+        data_preprocessor: Mapping | nn.Module | None = None,
+    ) -> None:
+        super().__init__(bmfn, label_smoothing, data_preprocessor)
+        self.losses = with_defaults(losses, SOURCE_LOSSES)
+        self.backbone = build_backbone(backbone)
+        self.bn = frozen_bias_norm(self.backbone.num_features)
+        self.classifier = Classifier(self.backbone.num_features, num_classes)
+        self.bn_group_size = bn_group_size
+
+    def forward(
+        self,
+        source: Batch | None = None,
+        target: Batch | None = None,
+        mode: str = "loss",
+        image: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor] | Tensor:
+        """``loss``: of a batch of ``source`` items; a ``target`` batch only moves the batch norms' statistics (MMT).
+
+        ``predict``: descriptors (B, C) of ``image``.
+        """
+        if is_prediction(mode):
+            return self.extract(image)
+        features, necked = self._encode(require("source", source)["image"])
+        labels = source["pid"]
+        losses = {}
+        if weight := self.losses["id"]:
+            losses["loss_id"] = weight * self._id_loss(self.classifier(necked), labels)
+        if weight := self.losses["triplet"]:
+            losses["loss_triplet"] = weight * softmax_triplet_loss(features, labels)
+        if target is not None:
+            with torch.no_grad():
+                self._encode(target["image"])
+        return losses
+
+    def descriptor(self, image: Tensor) -> Tensor:
+        """See :class:`ReIDModel`: the feature after the neck."""
+        return F.normalize(self._encode(image)[1])
+
+    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C) before and after the neck."""
+        pairs = []
+        for group in norm_groups(image, self.bn_group_size if self.training else None):
+            feature = last_map(self.backbone(group)).mean((2, 3))
+            pairs.append((feature, self.bn(feature)))
+        features, necked = zip(*pairs)
+        return torch.cat(features), torch.cat(necked)
+
+
+@MODELS.register_module()
+class CoreReID(ReIDModel):
+    """Stage 2: student, mean teacher and Ensemble Fusion, trained on the target's pseudo-labels.
+
+    Each view (global, top, bottom) has labels and batches of its own. Losses, with their default weights: ``id`` 1 and
+    ``triplet`` 1 on the student's global feature, ``triplet_top`` and ``triplet_bottom`` 0.5 on its local ones, and
+    ``fusion`` 0.5: the mean, over the parts, of the softmax-triplet on the fused feature with that part's labels. The
+    last is an extension: the published method never trains its fusion. Its gradient reaches ECAB, SECAB and the
+    student, not the teacher.
+
+    Args:
+        backbone: MODELS config of a backbone, or a module with ``num_features``.
+        num_classes: the largest number of clusters that there may be.
+        preset: ``default``; ``released``: no fusion loss and no SECAB, as the released code. Options given override it.
+        losses: weights over the preset's; 0 leaves a loss out. ``fusion`` 0 freezes the fusion at its initial values.
+        ecab: True, False or ``"released"``; see :class:`~visionkit.reid.fusion.EnsembleFusion`.
+        secab: weight the teacher's map by SECAB; None: the preset's.
+        local: local branches; without them there is one view, ``global_view``.
+        mean_teacher: without it the student takes the teacher's place everywhere.
+        ema_limit: largest share of itself that the teacher keeps in a step.
+        ema_buffers: ``own``: the teacher's batch norms run in training mode on its own batches (released code);
+            ``copy`` or ``average``: they take or average the student's statistics, and the teacher runs in eval mode.
+        bmfn, label_smoothing, data_preprocessor: see :class:`ReIDModel`.
+        bn_group_size: see :class:`ReIDEncoder`.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping | nn.Module,
+        num_classes: int,
+        preset: str = "default",
+        losses: Mapping[str, float] | None = None,
+        ecab: bool | str = True,
+        secab: bool | None = None,
+        local: bool = True,
+        bmfn: bool = True,
+        mean_teacher: bool = True,
+        ema_limit: float = 0.999,
+        ema_buffers: str = "own",
+        label_smoothing: float = 0.1,
+        bn_group_size: int | None = None,
+        data_preprocessor: Mapping | nn.Module | None = None,
+    ) -> None:
+        super().__init__(bmfn, label_smoothing, data_preprocessor)
+        choose("preset", preset, PRESETS)
+        choose("ema_buffers", ema_buffers, BUFFER_POLICIES)
+        settings = PRESETS[preset]
+        self.losses = with_defaults(losses, settings["losses"])
+        self.parts = PARTS if local else PARTS[:1]
+        self.student = ReIDEncoder(backbone, num_classes, local, bn_group_size)
+        self.teacher = deepcopy(self.student).requires_grad_(False) if mean_teacher else None
+        secab = settings["secab"] if secab is None else secab
+        self.fusion = EnsembleFusion(self.student.num_features, ecab, secab, local)
+        self.fusion.requires_grad_(False)
+        if self.losses["fusion"]:
+            self._train_fusion()
+        self.ema_limit, self.ema_buffers = ema_limit, ema_buffers
+        self.register_buffer("ema_step", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def final(self) -> ReIDEncoder:
+        """The network that is tested: the teacher, or the student where there is none."""
+        return self.student if self.teacher is None else self.teacher
+
+    def forward(
+        self,
+        global_view: Batch | None = None,
+        top: Batch | None = None,
+        bottom: Batch | None = None,
+        mode: str = "loss",
+        image: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor] | Tensor:
+        """``loss``: of one batch of items per view. ``predict``: descriptors of ``image`` by the teacher alone."""
+        if is_prediction(mode):
+            return self.extract(image)
+        given = dict(zip(PARTS, (("global_view", global_view), ("top", top), ("bottom", bottom))))
+        losses: dict[str, Tensor] = {}
+        for part in self.parts:
+            losses.update(self._view_losses(part, require(*given[part])))
+        return losses
+
+    def train(self, mode: bool = True) -> "CoreReID":
+        """A teacher that takes the student's batch norm statistics runs on them."""
+        super().train(mode)
+        if self.teacher is not None and self.ema_buffers != "own":
+            self.teacher.eval()
+        return self
+
+    def descriptor(self, image: Tensor) -> Tensor:
+        """See :class:`ReIDModel`: the teacher's features of all parts, concatenated."""
+        return F.normalize(torch.cat(self.final(image).features, dim=1))
+
+    def extract_fused(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) -> L2-normalised clustering features (B, C) of every part, in eval mode.
+
+        Returns:
+            (global, top, bottom); (global,) without local branches.
+        """
+        with evaluating(self):
+            return tuple(F.normalize(each) for each in self._both_ways(self.fused, image))
+
+    def fused(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Fused features (B, C) of every part, not normalised, in the module's present mode."""
+        return self._fuse(self.student(image), image)
+
+    def reset_classifier(self, num_classes: int, centroids: Tensor | np.ndarray | None = None) -> None:
+        """New classes for student and teacher; see :meth:`Classifier.reset`."""
+        for net in (self.student, self.teacher):
+            if net is not None:
+                net.classifier.reset(num_classes, centroids)
+
+    def use_classes(self, num_classes: int) -> None:
+        """Say how many classes are in use, where a checkpoint brought the weights."""
+        for net in (self.student, self.teacher):
+            if net is not None:
+                net.classifier.active = num_classes
+
+    def update_teacher(self) -> None:
+        """One step of the moving average; nothing to do without a teacher."""
+        if self.teacher is None:
+            return
+        alpha = ema_alpha(int(self.ema_step), self.ema_limit)
+        update_teacher(self.teacher, self.student, alpha, self.ema_buffers)
+        self.ema_step += 1
+
+    def load_source(self, state_dict: Mapping[str, Tensor]) -> list[str]:
+        """Start student and teacher from a :class:`SourceReID` checkpoint: copy what matches in name and shape.
+
+        Returns:
+            The checkpoint's entries that have no place here (its neck and classifier).
+
+        Raises:
+            VisionKitError: its backbone is another one.
+        """
+        own = self.student.state_dict()
+        check_backbone(own, state_dict)
+        fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+        fits.pop("classifier.weight", None)
+        self.student.load_state_dict(fits, strict=False)
+        if self.teacher is not None:
+            self.teacher.load_state_dict(self.student.state_dict())
+        left = sorted(set(state_dict) - set(fits))
+        print_log(f"started from {len(fits)} entries of the source checkpoint; not used: {', '.join(left)}", "current")
+        return left
+
+    def _view_losses(self, part: str, batch: Batch) -> dict[str, Tensor]:
+        image, labels = batch["image"], batch["pid"]
+        student = self.student(image)
+        losses = {}
+        if part == "global" and self.losses["id"]:
+            losses["loss_id"] = self.losses["id"] * self._id_loss(student.logits, labels)
+        name, index = "triplet" if part == "global" else f"triplet_{part}", self.parts.index(part)
+        if weight := self.losses[name]:
+            losses[f"loss_{name}"] = weight * softmax_triplet_loss(student.features[index], labels)
+        # also without a loss on it, for its batch norms' statistics
+        theta = self._fuse(student, image)[index]
+        if weight := self.losses["fusion"] / len(self.parts):
+            losses[f"loss_fusion_{part}"] = weight * softmax_triplet_loss(theta, labels)
+        return losses
+
+    def _fuse(self, student: Encoded, image: Tensor) -> tuple[Tensor, ...]:
+        if self.teacher is None:
+            teacher_map = student.feature_map.detach()
+        else:
+            with torch.no_grad():
+                teacher_map = self.teacher(image).feature_map
+        return self.fusion(student.feature_map, teacher_map)
+
+    def _train_fusion(self) -> None:
+        for name, parameter in self.fusion.named_parameters():
+            parameter.requires_grad_(not name.endswith("bias"))  # the norms' biases stay 0; nothing else has one
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient inside; the model's mode returns afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def build_backbone(backbone: Mapping | nn.Module) -> nn.Module:
+    """Build a backbone from its config; a module is taken as it is. Raises VisionKitError without ``num_features``."""
+    net = backbone if isinstance(backbone, nn.Module) else MODELS.build(dict(backbone))
+    if not isinstance(getattr(net, "num_features", None), int):
+        raise VisionKitError(
+            f"backbone: {type(net).__name__} does not tell num_features, the channels of its last map; use "
+            "visionkit.ResNet or visionkit.TimmFeatures"
+        )
+    return net.to(memory_format=torch.channels_last) if suits_channels_last(net) else net
+
+
+def suits_channels_last(net: nn.Module) -> bool:
+    """Whether a network may run channels-last, which is up to twice as fast.
+
+    With convolutions of 4 channels the CPU kernels of torch 2.15 write past their buffers in the backward pass.
+    """
+    sizes = [size for conv in net.modules() if isinstance(conv, nn.Conv2d) for size in conv.weight.shape[:2]]
+    return all(size % 8 == 0 or size in (1, 3) for size in sizes)
+
+
+def norm_groups(image: Tensor, size: int | None) -> tuple[Tensor, ...]:
+    """Split (B, 3, H, W) into nearly equal groups of at least ``size`` images; one group for None."""
+    return image.tensor_split(max(len(image) // size, 1)) if size else (image,)
+
+
+def last_map(output: Tensor | Sequence[Tensor]) -> Tensor:
+    """The last map (B, C, H, W) of what a backbone returns: one map or several."""
+    feature_map = output if isinstance(output, Tensor) else output[-1]
+    if feature_map.dim() != 4:
+        raise VisionKitError(f"backbone: expected a map (B, C, H, W), got shape {tuple(feature_map.shape)}")
+    return feature_map
+
+
+def with_defaults(losses: Mapping[str, float] | None, defaults: Mapping[str, float]) -> dict[str, float]:
+    """Loss weights over their defaults. Raises VisionKitError for a loss that does not exist."""
+    for name in losses or {}:
+        choose("losses", name, defaults)
+    return {**defaults, **(losses or {})}
+
+
+def choose(option: str, value: object, choices: Sequence | Mapping) -> None:
+    """Raises VisionKitError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise VisionKitError(f"{option}: {value!r} is unknown; expected one of {', '.join(map(repr, choices))}")
+
+
+def is_prediction(mode: str) -> bool:
+    """Whether to predict; otherwise to train. Raises VisionKitError for any other mode."""
+    choose("mode", mode, ("loss", "predict"))
+    return mode == "predict"
+
+
+def require(name: str, batch: Batch | None) -> Batch:
+    """Raises VisionKitError if a loader's batch is missing."""
+    if batch is None:
+        raise VisionKitError(f"train_dataloader: no loader is called {name!r}, which this model trains on; add it")
+    return batch
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises VisionKitError for a label outside the classifier, which a GPU would only answer with a failed assert."""
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+        raise VisionKitError(
+            f"label {int(labels.max())} is outside the classifier's {num_classes} classes; set num_classes to the "
+            "number of identities, or call reset_classifier with the number of clusters"
+        )
+
+
+def check_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raises VisionKitError unless both state dicts have the same ``backbone.*`` entries and shapes."""
+    keys = [key for key in {**own, **given} if key.startswith("backbone.")]
+    for key in keys:
+        expected, found = (tuple(state[key].shape) if key in state else "nothing" for state in (own, given))
+        if expected != found:
+            raise VisionKitError(
+                f"source checkpoint: of another architecture: expected {key} to be {expected}, found {found}; build "
+                "the model with the backbone that the checkpoint was trained with"
+            )

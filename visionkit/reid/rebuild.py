@@ -1,0 +1,96 @@
+"""A trained ReID model again, from its checkpoint file alone."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
+from visionkit.errors import VisionKitError
+from visionkit.registry import MODELS
+
+IMAGE_SIZE = (256, 128)  # height, width: what person ReID uses
+
+
+class Rebuilt(NamedTuple):
+    """A model in eval mode and the (height, width) of its images."""
+
+    model: nn.Module
+    image_size: tuple[int, int]
+
+
+def rebuild(path: str | Path) -> Rebuilt:
+    """Build the model that a checkpoint of ``visionkit train`` describes, and give it its weights.
+
+    Raises:
+        VisionKitError: no readable checkpoint, or one without a model's config or with one that does not fit.
+    """
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.get("meta")
+    try:
+        config = json.loads(meta["model"])
+        image_size = tuple(int(side) for side in meta.get("image_size") or IMAGE_SIZE)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise VisionKitError(
+            f"{path}: does not say which model it belongs to; use a checkpoint of `visionkit train`, or build the "
+            "model, load the weights and pass the model"
+        ) from error
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise VisionKitError(f"{path}: holds the image size {image_size}, expected (height, width)")
+    model = _build(config, path)
+    try:
+        model.load_state_dict(state_dict_of(checkpoint))
+    except RuntimeError as error:
+        raise VisionKitError(f"{path}: its weights do not fit the model that it describes; is it damaged?") from error
+    return Rebuilt(model.eval(), image_size)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A name for exactly these weights: class and a hash, as in ``CoreReID-0a1b2c3d4e5f6071``."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"{type(model).__name__}-{digest.hexdigest()[:16]}"
+
+
+def _build(config: Any, path: str | Path) -> nn.Module:
+    config = _without_weights(config)
+    _check_types(config, path)
+    try:
+        model = MODELS.build(config)
+    except VisionKitError as error:
+        raise VisionKitError(f"{path}: {error}") from error
+    except Exception as error:
+        raise VisionKitError(f"{path}: the model that it describes cannot be built; is it damaged?") from error
+    if not hasattr(model, "extract"):
+        raise VisionKitError(f"{path}: holds a {type(model).__name__}, expected a re-identification model")
+    return model
+
+
+def _without_weights(config: Any) -> Any:
+    """The checkpoint brings the weights: fetch none."""
+    if isinstance(config, Mapping):
+        kept = {key: _without_weights(value) for key, value in config.items() if key != "weights"}
+        return dict(kept, pretrained=False) if "pretrained" in kept else kept
+    return [_without_weights(value) for value in config] if isinstance(config, list) else config
+
+
+def _check_types(config: Any, path: str | Path) -> None:
+    """Only registered models may be built: a registry would import and call any other name."""
+    if isinstance(config, list):
+        for value in config:
+            _check_types(value, path)
+    if not isinstance(config, Mapping):
+        return
+    if "type" in config:
+        MODELS.import_from_location()
+        names = {f"visionkit.{name}" for name in MODELS.module_dict}
+        if config["type"] not in names:
+            raise VisionKitError(f"{path}: refused, it names {config['type']!r}, which is no model of visionkit")
+    for value in config.values():
+        _check_types(value, path)

@@ -1,0 +1,387 @@
+"""The two training stages of CORE-ReID, as Runner configs made from a dozen settings.
+
+Stage 1 trains on a labelled source; stage 2 adapts the result to an unlabelled target with pseudo-labels. Both read the
+data sets, the backbone and the image size from the config's top level, so that a config is a page of numbers.
+CORE-ReID: arXiv 2508.03064; V2: arXiv 2508.04036.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from visionkit.datasets.images import read_image
+from visionkit.datasets.transforms import test_transforms, train_transforms
+from visionkit.engine.config import build, check_counts, check_keys, plain
+from visionkit.engine.loaders import build_dataset
+from visionkit.engine.pipeline import Context
+from visionkit.engine.runner import VisionKitRunner
+from visionkit.engine.stage import RunnerStage
+from visionkit.errors import VisionKitError
+from visionkit.registry import CLUSTERERS, METRICS, MODELS, STAGES
+from visionkit.reid.mean_teacher import ema_limit
+from visionkit.reid.metric import ReIDMetric
+from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID
+
+
+class ReIDStage(RunnerStage):
+    """What both stages share: loaders, evaluation, optimiser, pictures.
+
+    Args:
+        name: The stage's name.
+        epochs, iters_per_epoch: Length of the training.
+        identities, instances: A batch holds so many identities with so many images each.
+        lr, weight_decay: Adam's.
+        val_interval: Epochs between validations.
+        augmentation: Changes to :func:`~visionkit.datasets.transforms.train_transforms`.
+        model: Further settings of the model.
+        metric: Further settings of ``visionkit.ReIDMetric``, as ``dict(rerank=dict(k1=20, k2=6, lambda_value=0.3))``.
+        report: Name in the results table; None leaves the model out.
+        report_on: ``"source"`` or ``"target"``: the data that the results are of.
+        init_from: A stage or checkpoint to start from.
+    """
+
+    eval_batch = 128
+    network: type[ReIDModel]
+
+    def __init__(
+        self,
+        name: str,
+        epochs: int,
+        iters_per_epoch: int,
+        identities: int = 32,
+        instances: int = 4,
+        lr: float = 3.5e-4,
+        weight_decay: float = 5e-4,
+        val_interval: int = 1,
+        augmentation: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        metric: dict[str, Any] | None = None,
+        report: str | None = None,
+        report_on: str = "target",
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(name, report=report, init_from=init_from)
+        counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities, val_interval=val_interval)
+        check_counts(f"stage {name}", 1, **counts)
+        self.epochs = epochs
+        self.iters_per_epoch = iters_per_epoch
+        self.identities = identities
+        self.instances = instances
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.val_interval = val_interval
+        self.augmentation = augmentation or {}
+        self.model = model or {}
+        self.metric = metric or {}
+        self.report_on = report_on
+
+    def check(self, cfg: Config, earlier: Sequence[str]) -> None:
+        """Try all settings and list all images that the stage will use.
+
+        Raises:
+            VisionKitError: a wrong setting, or an incomplete data set.
+        """
+        super().check(cfg, earlier)
+        for option, taker in (("model", self.network), ("metric", ReIDMetric), ("augmentation", train_transforms)):
+            check_keys(getattr(self, option), inspect.signature(taker).parameters, f"stage {self.name}, {option}")
+        METRICS.build(self.evaluator())
+        with torch.device("meta"):  # takes no memory
+            MODELS.build(self.model_cfg(cfg, num_classes=1))
+        for which in dict.fromkeys(self.evaluated_on()):
+            build_dataset(self.eval_loader(cfg, which)["dataset"])
+
+    def evaluated_on(self) -> tuple[str, ...]:
+        """The domains whose query and gallery images are read."""
+        return (self.report_on,)
+
+    def common_cfg(self, cfg: Config, validate_on: str) -> dict[str, Any]:
+        """The parts of a Runner config that both stages have."""
+        return dict(
+            train_cfg=dict(
+                type="visionkit.NamedLoadersTrainLoop",
+                max_epochs=self.epochs,
+                iters_per_epoch=self.iters_per_epoch,
+                val_interval=self.val_interval,
+            ),
+            optim_wrapper=dict(
+                type="OptimWrapper", optimizer=dict(type="Adam", lr=self.lr, weight_decay=self.weight_decay)
+            ),
+            val_dataloader=self.eval_loader(cfg, validate_on),
+            val_cfg=dict(type="ValLoop"),
+            val_evaluator=self.evaluator(),
+            best="mAP",
+            log_interval=min(50, self.iters_per_epoch),
+            **self.test_parts(cfg),
+        )
+
+    def test_parts(self, cfg: Config) -> dict[str, Any]:
+        """The part of a Runner config that makes the results."""
+        return dict(
+            test_dataloader=self.eval_loader(cfg, self.report_on),
+            test_cfg=dict(type="TestLoop"),
+            test_evaluator=self.evaluator(),
+            image_size=list(cfg["image_size"]),
+        )
+
+    def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
+        """The Runner's config without its training, with as many classes as the weights have."""
+        classes = [len(weight) for key, weight in state.items() if key.endswith("classifier.weight")]
+        return dict(self.test_parts(context.cfg), model=self.model_cfg(context.cfg, max(classes, default=1)))
+
+    def model_cfg(self, cfg: Config, num_classes: int) -> dict[str, Any]:
+        """The model's config."""
+        raise NotImplementedError
+
+    def evaluator(self) -> dict[str, Any]:
+        """The metric's config."""
+        return dict(type="visionkit.ReIDMetric", **self.metric)
+
+    def eval_loader(self, cfg: Config, which: str) -> dict[str, Any]:
+        """Query and gallery of the source or the target."""
+        data = dict(domain(cfg, which), transforms=test_transforms(cfg["image_size"]))
+        return dict(
+            batch_size=self.eval_batch,
+            num_workers=cfg.get("workers", 0),
+            dataset=dict(type="visionkit.QueryGallery", dataset=data),
+        )
+
+    def train_loader(self, cfg: Config, dataset: dict[str, Any]) -> dict[str, Any]:
+        """Batches of ``identities`` x ``instances`` images."""
+        return dict(
+            batch_size=self.identities * self.instances,
+            num_workers=cfg.get("workers", 0),
+            dataset=dataset,
+            sampler=dict(type="visionkit.RandomMultipleGallerySampler", num_instances=self.instances),
+        )
+
+    def train_data(self, cfg: Config, which: str, **options: Any) -> dict[str, Any]:
+        """The training split of the source or the target."""
+        transforms = train_transforms(cfg["image_size"], **self.augmentation)
+        return dict(domain(cfg, which), split="train", transforms=transforms, **options)
+
+    def finish(self, runner: VisionKitRunner, context: Context) -> None:
+        """Draw ranked lists and a projection of the features of the report's data."""
+        if self.report and is_main_process():
+            draw_pictures(runner, context.work_dir, self.report)
+
+
+def draw_pictures(runner: VisionKitRunner, folder: Path, title: str) -> None:
+    """Write ``ranked_lists.jpg`` and ``projection.png`` of the runner's last test, also to TensorBoard."""
+    import numpy as np
+
+    from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
+
+    data = runner.test_dataloader.dataset
+    features = runner.test_evaluator.metrics[0].features
+    query, gallery = (np.flatnonzero(np.asarray(data.roles) == role) for role in (0, 1))
+    rows = [[data.samples[i] for i in role] for role in (query, gallery)]
+    lists = ranked_lists(features[query], features[gallery], *rows)
+    sheet = draw_ranked_lists(lists, folder / "ranked_lists.jpg", title)
+    runner.visualizer.add_image("ranked_lists", np.asarray(read_image(str(sheet))), step=runner.epoch)
+    pids, camids = (np.asarray(labels)[query] for labels in (data.pids, data.camids))
+    if len(query) < 4:  # nothing to project
+        return
+    plot = draw_projection(features[query], pids, camids, folder / "projection.png", title)
+    runner.visualizer.add_image("projection", np.asarray(read_image(str(plot))), step=runner.epoch)
+
+
+def domain(cfg: Config, which: str) -> dict[str, Any]:
+    """The ``source`` or ``target`` data set of a config."""
+    if which not in ("source", "target"):
+        raise VisionKitError(f"data={which!r}: expected 'source' or 'target'")
+    if which not in cfg:
+        raise VisionKitError(f"config: has no {which}; expected {which} = dict(type='visionkit.Market1501', root=...)")
+    return plain(cfg[which])
+
+
+@STAGES.register_module()
+class SourcePretraining(ReIDStage):
+    """Stage 1: supervised training on labelled images; with ``data="target"`` the upper bound of adaptation.
+
+    Args:
+        data: The domain whose labels are used.
+        unlabelled: A domain whose images pass through the network without a loss, which moves the statistics of its
+            batch norms (MMT's trick); None leaves it out.
+        styled: Images with other cameras' styles: the name of a camera-style stage or a folder; None uses real ones.
+        style_camera: The camera of a styled image: that of its ``"origin"`` or of its ``"style"``.
+        include_test: Train on the test split's images too, as the papers' style transfer does.
+        warmup_epochs, milestones: Linear warm-up from 0.01 of the rate, then a tenth of it at each milestone.
+        **options: See :class:`ReIDStage`.
+    """
+
+    network = SourceReID
+
+    def __init__(
+        self,
+        name: str,
+        data: str = "source",
+        unlabelled: str | None = "target",
+        styled: str | None = None,
+        style_camera: str = "origin",
+        include_test: bool = False,
+        epochs: int = 120,
+        iters_per_epoch: int = 200,
+        warmup_epochs: int = 10,
+        milestones: tuple[int, ...] = (40, 70),
+        **options: Any,
+    ) -> None:
+        super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **dict(dict(val_interval=5), **options))
+        self.data = data
+        self.unlabelled = unlabelled
+        self.styled = styled
+        self.style_camera = style_camera
+        self.include_test = include_test
+        self.warmup_epochs = warmup_epochs
+        self.milestones = tuple(milestones)
+
+    def check(self, cfg: Config, earlier: Sequence[str]) -> None:
+        """See :class:`ReIDStage`."""
+        super().check(cfg, earlier)
+        for which in filter(None, (self.data, self.unlabelled)):
+            build_dataset(self.train_data(cfg, which))
+
+    def evaluated_on(self) -> tuple[str, ...]:
+        """See :class:`ReIDStage`: it is validated on the labelled domain."""
+        return self.data, self.report_on
+
+    def runner_cfg(self, context: Context) -> dict[str, Any]:
+        """The Runner's config; reads the training data's folder to count identities."""
+        cfg = context.cfg
+        options: dict[str, Any] = dict(include_test=True) if self.include_test else {}
+        if self.styled:
+            options["styled"] = dict(root=str(self._styled_root(context)), camera=self.style_camera)
+        labelled = self.train_data(cfg, self.data, **options)
+        loaders = dict(source=self.train_loader(cfg, labelled))
+        if self.unlabelled:
+            loaders["target"] = dict(
+                batch_size=self.identities * self.instances,
+                num_workers=cfg.get("workers", 0),
+                dataset=dict(type="visionkit.PseudoLabelDataset", dataset=self.train_data(cfg, self.unlabelled)),
+            )
+        return dict(
+            self.common_cfg(cfg, validate_on=self.data),
+            model=dict(self.model_cfg(cfg, build_dataset(labelled).num_pids), backbone=plain(cfg["backbone"])),
+            train_dataloader=loaders,
+            param_scheduler=self._schedule(),
+        )
+
+    def model_cfg(self, cfg: Config, num_classes: int) -> dict[str, Any]:
+        """The model's config."""
+        backbone = _untrained(cfg["backbone"])
+        return dict(type="visionkit.SourceReID", backbone=backbone, num_classes=num_classes, **self.model)
+
+    def _schedule(self) -> list[dict[str, Any]]:
+        steps: list[dict[str, Any]] = []
+        if self.warmup_epochs:
+            # mmengine reaches the full rate in the epoch before `end`; the recipe does at epoch `warmup_epochs`
+            steps.append(dict(type="LinearLR", start_factor=0.01, begin=0, end=self.warmup_epochs + 1))
+        if self.milestones:
+            steps.append(dict(type="MultiStepLR", milestones=list(self.milestones), gamma=0.1))
+        return steps
+
+    def _styled_root(self, context: Context) -> Path:
+        if self.styled in context.outputs:
+            return context.outputs[self.styled] / "images"
+        folder = Path(str(self.styled))
+        if not folder.is_dir():
+            raise VisionKitError(
+                f"stage {self.name}: styled={self.styled!r} is neither an earlier stage nor a folder of styled images"
+            )
+        return folder
+
+
+@STAGES.register_module()
+class TargetFinetuning(ReIDStage):
+    """Stage 2: at every epoch cluster the unlabelled target into pseudo-labels, then train student and teacher on them.
+
+    Args:
+        num_clusters: Clusters of each view. A guess of the number of identities; too many hurts less than too few.
+        clusterer: Another generator of pseudo-labels, as ``dict(type="visionkit.JaccardDBSCANLabels", eps=0.6)``;
+            ``num_clusters`` is then the largest number of clusters that there may be.
+        reset_optimizer: Forget Adam's moments at every epoch, as the released code does.
+        **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Where it gives no
+            ``ema_limit``, the mean teacher's memory is the papers' share of the run; ``preset="released"`` has theirs.
+            The released code's grey rectangles, a third of them cut off, are ``augmentation=dict(released=True)``.
+    """
+
+    network = CoreReID
+
+    def __init__(
+        self,
+        name: str,
+        num_clusters: int,
+        clusterer: dict[str, Any] | None = None,
+        reset_optimizer: bool = True,
+        epochs: int = 80,
+        iters_per_epoch: int = 400,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **options)
+        self.num_clusters = num_clusters
+        self.clusterer = clusterer
+        self.reset_optimizer = reset_optimizer
+        self.augmentation = dict(dict(erasing=0.5), **self.augmentation)
+
+    def check(self, cfg: Config, earlier: Sequence[str]) -> None:
+        """See :class:`ReIDStage`. Raises VisionKitError also where there are fewer images than clusters."""
+        super().check(cfg, earlier)
+        if self.clusterer is not None:
+            build(CLUSTERERS, self.clusterer, f"stage {self.name}, clusterer")
+        images = len(build_dataset(self.train_data(cfg, "target")))
+        if self.clusterer is None and images < self.num_clusters:
+            raise VisionKitError(
+                f"stage {self.name}: num_clusters={self.num_clusters}, but the target has {images} training images; "
+                "give about as many clusters as you expect identities"
+            )
+
+    def runner_cfg(self, context: Context) -> dict[str, Any]:
+        """The Runner's config."""
+        cfg = context.cfg
+        views = VIEWS if self.model.get("local", True) else VIEWS[:1]
+        dataset = dict(type="visionkit.PseudoLabelDataset", dataset=self.train_data(cfg, "target"))
+        return dict(
+            self.common_cfg(cfg, validate_on="target"),
+            model=self.model_cfg(cfg, self.num_clusters),
+            train_dataloader={view: self.train_loader(cfg, dataset) for view in views},
+            custom_hooks=self._hooks(cfg, views),
+            find_unused_parameters=True,
+        )
+
+    def model_cfg(self, cfg: Config, num_classes: int) -> dict[str, Any]:
+        """The model's config."""
+        backbone, model = _untrained(cfg["backbone"]), dict(self.model)
+        if model.get("preset") != "released":
+            model.setdefault("ema_limit", ema_limit(self.epochs * self.iters_per_epoch))
+        return dict(type="visionkit.CoreReID", backbone=backbone, num_classes=num_classes, **model)
+
+    def _hooks(self, cfg: Config, views: tuple[str, ...]) -> list[dict[str, Any]]:
+        labels = dict(
+            type="visionkit.PseudoLabelHook",
+            clusterer={view: self.clusterer or self._kmeans(view) for view in views},
+            transforms=test_transforms(cfg["image_size"]),
+            batch_size=self.eval_batch,
+            num_workers=cfg.get("workers", 0),
+            reset_optimizer=self.reset_optimizer,
+        )
+        teacher = [dict(type="visionkit.MeanTeacherHook")] if self.model.get("mean_teacher", True) else []
+        return [labels, *teacher]
+
+    def _kmeans(self, view: str) -> dict[str, Any]:
+        init_size = 1500 if view == "global_view" else 900
+        return dict(type="visionkit.KMeansLabels", num_clusters=self.num_clusters, init_size=init_size)
+
+
+VIEWS = ("global_view", "top", "bottom")
+
+
+def _untrained(backbone: dict[str, Any]) -> dict[str, Any]:
+    """The backbone without fetched weights: the source stage's follow."""
+    backbone = plain(backbone)
+    return {key: value for key, value in backbone.items() if key not in ("weights", "pretrained")}
