@@ -1,0 +1,142 @@
+# ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
+"""What all kernels share: types, tiles, features, rotation; and how the host cuts the work."""
+
+import functools
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+INTERPRETED_PROGRAMS = 2  # enough to see that runs of tokens are put together again
+
+
+@functools.cache
+def programs(device: torch.device) -> int:
+    """How many programs fill the device: about four on each multiprocessor."""
+    if device.type != "cuda":
+        return INTERPRETED_PROGRAMS
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def padded(size: int) -> int:
+    """The power of two, at least 16, that a tile of so many channels takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def cut(tokens: int, block: int, heads: int, device: torch.device) -> tuple[int, int]:
+    """Cuts a sequence into runs of tiles so that few heads still fill the device.
+
+    Returns:
+        tiles a program, programs a head.
+    """
+    tiles = triton.cdiv(tokens, block)
+    wanted = max(1, min(tiles, programs(device) // max(1, heads)))
+    each = triton.cdiv(tiles, wanted)
+    return each, triton.cdiv(tiles, each)
+
+
+def dot_types(dtype: torch.dtype) -> dict:
+    """How products are taken: the operands' type, the sums' type, the precision of float32 operands.
+
+    float16 goes through TF32, which has its digits and the range of float32, so that features cannot overflow.
+    """
+    return {
+        torch.bfloat16: dict(DOT=tl.bfloat16, ACC=tl.float32, PRECISION="tf32"),
+        torch.float16: dict(DOT=tl.float32, ACC=tl.float32, PRECISION="tf32"),
+        torch.float32: dict(DOT=tl.float32, ACC=tl.float32, PRECISION="tf32x3"),
+        torch.float64: dict(DOT=tl.float64, ACC=tl.float64, PRECISION="ieee"),
+    }[dtype]
+
+
+def sum_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums are held."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tokens_first(like: Tensor, batch: int, heads: int, tokens: int, dim: int) -> Tensor:
+    """An empty (B, heads, N, dim) whose memory runs (B, N, heads, dim), as the layer after attention wants it."""
+    return like.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+
+
+def one_type(*tensors: Tensor) -> list[Tensor]:
+    """All tensors in the type of the last."""
+    return [x.to(tensors[-1].dtype) for x in tensors]
+
+
+def on_device(x: Tensor) -> torch.cuda.device:
+    """Launches go to the tensor's device, not to the current one."""
+    return torch.cuda.device(x.device.index if x.is_cuda else -1)
+
+
+@triton.jit
+def dot(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a b."""
+    if INTERPRET:  # which cannot multiply bfloat16: round, then multiply wider
+        return tl.dot(a.to(DOT).to(ACC), b.to(DOT).to(ACC), acc, input_precision="ieee", out_dtype=ACC)
+    return tl.dot(a.to(DOT), b.to(DOT), acc, input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
+def load_tile(x, rows, columns, row_stride, column_stride, row_count, column_count):
+    """A tile of a matrix, zero outside; ``rows`` int64."""
+    mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]
+    return tl.load(x + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(x, value, rows, columns, row_stride, column_stride, row_count, column_count):
+    """Writes what of a tile lies inside the matrix."""
+    mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]
+    place = x + rows[:, None] * row_stride + columns[None, :] * column_stride
+    tl.store(place, value.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def feature(x, MAP: tl.constexpr):
+    """The feature map, elementwise."""
+    if MAP == "elu":
+        y = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+    elif MAP == "relu":
+        y = tl.maximum(x, 0.0)
+    elif MAP == "exp":
+        y = tl.exp(x)
+    elif MAP == "relu2":
+        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
+    else:
+        tl.static_assert(MAP == "none")
+        y = x
+    return y
+
+
+@triton.jit
+def feature_slope(x, MAP: tl.constexpr):
+    """Derivative of [feature]."""
+    if MAP == "elu":
+        y = tl.where(x > 0, 1.0, tl.exp(tl.minimum(x, 0.0)))
+    elif MAP == "relu":
+        y = tl.where(x > 0, 1.0, 0.0)
+    elif MAP == "exp":
+        y = tl.exp(x)
+    elif MAP == "relu2":
+        y = 2 * tl.maximum(x, 0.0)
+    else:
+        tl.static_assert(MAP == "none")
+        y = tl.full(x.shape, 1.0, x.dtype)
+    return y
+
+
+@triton.jit
+def turn(x, sin, cos, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rotates pairs of neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    a, b = tl.split(tl.reshape(x, [ROWS, COLUMNS // 2, 2]))
+    return x * cos + tl.reshape(tl.join(-b, a), [ROWS, COLUMNS]) * sin
+
+
+@triton.jit
+def turn_back(g, sin, cos, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The transpose of [turn], which takes gradients back."""
+    a, b = tl.split(tl.reshape(g * sin, [ROWS, COLUMNS // 2, 2]))
+    return g * cos + tl.reshape(tl.join(b, -a), [ROWS, COLUMNS])

@@ -1,0 +1,375 @@
+"""Times every operation on a CUDA device: ``python -m visionkit_kernels.bench [--op OP ...] [--json OUT]``.
+
+Medians of device events after warm-up, beside the PyTorch form, the same under ``torch.compile``, and
+``scaled_dot_product_attention`` at the same shape. All forms run as captured graphs, over several sets of inputs that
+no cache holds, so that Python's time stays out; a form that cannot be captured is timed call by call (``eager``).
+Ceilings, a large copy and a large matrix product, are measured in the same run. Needs visionkit for the PyTorch forms.
+"""
+
+import argparse
+import contextlib
+import datetime
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+Run = Callable[..., Tensor]
+
+
+class Case(NamedTuple):
+    """One operation at one shape.
+
+    inputs: makes fresh random leaves. run: the operation on them. sdpa: softmax attention on them, or None.
+    bytes: of each input read once and the output written once. flops: of the forward pass. compiled: whether to time
+    ``torch.compile`` too, which takes seconds to start.
+    """
+
+    op: str
+    job: str
+    inputs: Callable[[], list[Tensor]]
+    run: Run
+    sdpa: Run | None = None
+    bytes: int = 0
+    flops: float = 0.0
+    compiled: bool = False
+    training: bool = True
+
+
+def heads(batch: int, count: int, tokens: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> Callable:
+    """Makes q, k, v as a model has them: views of (B, N, heads, dim)."""
+    new = lambda: torch.randn(batch, tokens, count, dim, device="cuda", dtype=dtype).transpose(1, 2)
+    return lambda: [new().requires_grad_() for _ in range(3)]
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention by FlashAttention-2."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def linear_cases() -> Iterator[Case]:
+    """MALA, linear attention and NaLa."""
+    from visionkit.ops import mala_attention, nala_attention, rotary_table_2d
+    from visionkit.ops.attention import attend
+
+    shapes = [(64, 1, (56, 56), 64), (64, 2, (28, 28), 64), (1, 1, (250, 268), 64), (8, 16, (128, 128), 64)]
+    shapes += [(8, 16, (64, 64), 64), (1, 16, (256, 512), 64)]
+    for batch, count, (height, width), dim in shapes:
+        tokens = height * width
+        table = rotary_table_2d(height, width, dim, device="cuda", dtype=torch.bfloat16)
+        moved = 2 * 4 * batch * count * tokens * dim
+        job = f"{batch} x {count} x {tokens} x {dim}"
+        new, soft = heads(batch, count, tokens, dim), flash if tokens <= 16384 else None
+        first = (batch, tokens) in ((64, 3136), (8, 16384))
+        run = lambda q, k, v, table=table: mala_attention(q, k, v, rotary=table)
+        yield Case("mala", job, new, run, soft, moved, compiled=first)
+        if first or tokens > 60_000:
+            yield Case("linear", job, new, lambda *x: attend("linear", *x), soft, moved)
+        if batch == 64:
+            yield Case(
+                "nala", job, new, lambda q, k, v, table=table: nala_attention(q, k, v, rotary=table), soft, moved
+            )
+
+
+def sigmoid_cases() -> Iterator[Case]:
+    """Sigmoid attention."""
+    from visionkit.ops.attention import attend
+
+    for dim in (64, 128):
+        for tokens in (4096, 16384):
+            batch = 4 if tokens == 4096 else 1
+            flops = 4.0 * batch * 16 * tokens**2 * dim
+            new, run = heads(batch, 16, tokens, dim), lambda *x: attend("sigmoid", *x)
+            yield Case("sigmoid", f"{batch} x 16 x {tokens} x {dim}", new, run, flash, flops=flops)
+
+
+def gaussian_cases() -> Iterator[Case]:
+    """SOFT's three stages at 224 pixels, and its first at 1024 with as many landmarks."""
+    from visionkit.ops import gaussian_attention
+
+    for batch, count, tokens in ((64, 2, 3136), (64, 4, 784), (64, 10, 196), (4, 2, 65536)):
+        new = lambda batch=batch, count=count, tokens=tokens: [
+            torch.randn(batch, count, n, 32, device="cuda", dtype=torch.bfloat16).requires_grad_()
+            for n in (49, tokens, tokens)
+        ]
+        for inverse in ("newton", "solve") if tokens == 3136 else ("newton",):
+            run = lambda landmarks, q, v, inverse=inverse: gaussian_attention(
+                q, None, v, landmarks=landmarks, inverse=inverse
+            )
+            job = f"{batch} x {count} x {tokens} x 32, 49 landmarks, {inverse}"
+            yield Case("gaussian", job, new, run)
+
+
+def march_cases() -> Iterator[Case]:
+    """NViST's field: a training step's rays, one frame, a frame of 1080 lines. Solid bumps in empty space."""
+    for job, rays, dtype in (
+        ("165 000 rays, bf16", 165_000, torch.bfloat16),
+        ("165 000 rays, fp32", 165_000, torch.float32),
+        ("160 x 90, bf16", 14_400, torch.bfloat16),
+        ("1920 x 1080, bf16", 1920 * 1080, torch.bfloat16),
+    ):
+        new, run = march_job(rays, dtype)
+        training = rays < 10**6
+        yield Case("march", job, new, run, training=training)
+
+
+def march_job(rays: int, dtype: torch.dtype) -> tuple[Callable, Run]:
+    """Inputs and rendering of the full-size model's renderer: 48 samples, a grid of 48, 8 + 24 channels."""
+    from visionkit.ops import ColourNetwork, render_vector_matrix
+
+    new = lambda *shape, scale=1.0: (torch.randn(*shape, device="cuda") * scale).requires_grad_()
+
+    def inputs() -> list[Tensor]:
+        planes, vectors = new(3, 1, 32, 48, 48), new(3, 1, 32, 48, 1)
+        with torch.no_grad():  # smooth, so that space is empty or full and not noise
+            planes[:] = F.interpolate(torch.randn(3, 32, 6, 6, device="cuda"), 48, mode="bicubic")[:, None] * 2
+            vectors[..., 0] = F.interpolate(torch.randn(3, 32, 6, device="cuda"), 48, mode="linear")[:, None] * 2
+        network = [new(64, 72, scale=0.1), new(64), new(64, 91, scale=0.1), new(64), new(3, 64, scale=0.1), new(3)]
+        return [planes, vectors, *network]
+
+    turn = torch.rand(rays, device="cuda") * 6.3
+    origins = torch.stack([turn.sin(), torch.rand(rays, device="cuda") * 0.4 - 0.2, turn.cos()], -1)[None] * 1.2
+    directions = F.normalize(torch.randn(1, rays, 3, device="cuda") * 0.3 - origins, dim=-1)
+    near, far = torch.full((1, 1), 0.4, device="cuda"), torch.full((1, 1), 2.0, device="cuda")
+    box = torch.tensor([[-0.8] * 3, [0.8] * 3], device="cuda")
+
+    def run(planes: Tensor, vectors: Tensor, *network: Tensor) -> Tensor:
+        options = dict(sigma_dim=8, num_samples=48, chunk=8192)
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            seen = render_vector_matrix(
+                planes, vectors, ColourNetwork(*network), origins, directions, near, far, box, **options
+            )
+        return torch.cat([seen.rgb, seen.depth[..., None], seen.distortion[..., None]], dim=-1)
+
+    return inputs, run
+
+
+def model_cases() -> Iterator[Case]:
+    """Forward and backward of MAViT-T under bf16 autocast."""
+    import timm
+
+    import visionkit.backbones  # noqa: F401  registers the models
+
+    for batch, size in ((64, 224), (4, 1024)):
+        model = timm.create_model("mavit_tiny", drop_path_rate=0.0).cuda().train()
+
+        image = torch.randn(batch, 3, size, size, device="cuda")
+        new = lambda model=model: list(model.parameters())
+
+        def run(*_: Tensor, model: torch.nn.Module = model, image: Tensor = image) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16):
+                return model(image)
+
+        yield Case("mavit_tiny", f"{batch} images of {size} pixels", new, run)
+
+
+ROTATED = ("mala", "linear", "nala", "sigmoid", "gaussian")
+CASES = dict(march=march_cases, models=model_cases, linear=linear_cases, sigmoid=sigmoid_cases, gaussian=gaussian_cases)
+
+
+SETS_BYTES = 200 * 2**20  # more than any cache holds
+REPLAYS = 7
+
+
+def median_seconds(calls: list[Callable]) -> tuple[float, bool]:
+    """Median seconds of a call, by device events, and whether the calls could be captured as a graph."""
+    try:
+        return _graph_seconds(calls), True
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return triton.testing.do_bench(calls[0], warmup=10, rep=40, return_mode="median") / 1e3, False
+
+
+def _graph_seconds(calls: list[Callable]) -> float:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2] * 2:
+            call()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+        spent = []
+        for _ in range(REPLAYS + 1):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            spent.append(start.elapsed_time(end))
+    del graph
+    return sorted(spent[1:])[REPLAYS // 2] / len(calls) / 1e3
+
+
+def passes(run: Run, sets: list[list[Tensor]], training: bool) -> dict[str, float]:
+    """Seconds of the forward pass, of both passes, of the backward pass; peaks of memory beyond the inputs."""
+
+    def forward(inputs: list[Tensor]) -> Callable:
+        def call() -> None:
+            with torch.no_grad():
+                run(*inputs)
+
+        return call
+
+    def step(inputs: list[Tensor]) -> Callable:
+        return lambda: torch.autograd.grad(run(*inputs), inputs, grad)
+
+    found = dict(peak_bytes=_peak(forward(sets[0])))
+    found["seconds"], graph = median_seconds([forward(each) for each in sets])
+    if training:
+        grad = torch.randn_like(run(*sets[0]))
+        found["step_peak_bytes"] = _peak(step(sets[0]))
+        found["step_seconds"], graph = median_seconds([step(each) for each in sets])
+        found["backward_seconds"] = found["step_seconds"] - found["seconds"]
+    if not graph:
+        found["eager"] = True
+    return found
+
+
+def _peak(call: Callable) -> int:
+    call()  # workspaces of libraries are theirs
+    torch.cuda.synchronize()
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(case: Case, ceilings: dict[str, float], compiled: bool) -> dict:
+    """One row."""
+    from visionkit.ops import dispatch
+
+    sets = [case.inputs()]
+    nbytes = sum(x.nbytes for x in sets[0])
+    sets += [case.inputs() for _ in range(min(7, SETS_BYTES // nbytes)) if case.op in ROTATED]
+    row = dict(op=case.op, job=case.job)
+    with dispatch.use_kernels("triton" if case.op in ROTATED else "auto"):
+        row.update(passes(case.run, sets, case.training))
+    with dispatch.use_kernels("torch"):
+        with out_of_memory(row, "reference"):
+            row.update({f"reference_{name}": x for name, x in passes(case.run, sets, case.training).items()})
+        if case.compiled and compiled:
+            with out_of_memory(row, "compiled"):
+                torch._dynamo.reset()
+                run = torch.compile(case.run, dynamic=False)
+                row.update({f"compiled_{name}": x for name, x in passes(run, sets, case.training).items()})
+    if case.sdpa:
+        with out_of_memory(row, "sdpa"):
+            row.update({f"sdpa_{name}": x for name, x in passes(case.sdpa, sets, case.training).items()})
+    if case.bytes:
+        row["bytes_per_second"] = case.bytes / row["seconds"]
+        row["share_of_copy"] = row["bytes_per_second"] / ceilings["copy_bytes_per_second"]
+    if case.flops:
+        row["flops_per_second"] = case.flops / row["seconds"]
+        row["share_of_product"] = row["flops_per_second"] / ceilings["product_flops_per_second"]
+    return row
+
+
+@contextlib.contextmanager
+def out_of_memory(row: dict, name: str) -> Iterator[None]:
+    """A form that the device has no room for, or that cannot run, says so in its row."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        row[f"{name}_failed"] = str(error).splitlines()[0][:200]
+        torch.cuda.empty_cache()
+
+
+def ceilings() -> dict[str, float]:
+    """What the device reaches: bytes read and written a second, and operations a second in bfloat16."""
+    source = torch.randn(2**28, device="cuda")
+    target = torch.empty_like(source)
+    copy, _ = median_seconds([lambda: target.copy_(source)])
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product, _ = median_seconds([lambda: a @ b])
+    return dict(copy_bytes_per_second=2 * source.nbytes / copy, product_flops_per_second=2 * 8192**3 / product)
+
+
+def header() -> dict:
+    """What the numbers depend on."""
+    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
+    return dict(
+        date=datetime.date.today().isoformat(),
+        commit=commit or os.environ.get("COMMIT", "unknown"),
+        device=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        triton=triton.__version__,
+    )
+
+
+def text(row: dict) -> str:
+    """A row for people."""
+    ms = lambda name: f"{1e3 * row[name]:9.3f}" if name in row else "        -"
+    share = row.get("share_of_copy", row.get("share_of_product"))
+    peaks = [
+        f"{row[name] / 2**20:9.1f}" if name in row else "        -" for name in ("peak_bytes", "reference_peak_bytes")
+    ]
+    columns = ["seconds", "backward_seconds", "reference_seconds", "reference_backward_seconds", "compiled_seconds"]
+    return (
+        f"{row['op']:10} {row['job']:44} "
+        + " ".join(map(ms, [*columns, "sdpa_seconds"]))
+        + (f" {100 * share:5.0f}%" if share else "      -")
+        + " "
+        + " ".join(peaks)
+    )
+
+
+def write(path: Path, content: dict) -> None:
+    """Beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a line a case; with ``--json`` the rows are rewritten after each."""
+    parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to this file")
+    parser.add_argument("--seconds", type=float, default=600, help="start no case after so long (default: 600)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("error: the benchmark needs a CUDA device, and none is at hand", file=sys.stderr)
+        return 2
+    started = time.perf_counter()
+    limits = ceilings()
+    content = dict(header(), **limits, rows=[])
+    print(f"{content['device']}: copy {limits['copy_bytes_per_second'] / 1e12:.2f} TB/s, product "
+          f"{limits['product_flops_per_second'] / 1e12:.0f} TFLOP/s", flush=True)  # fmt: skip
+    print(f"{'operation':10} {'shape':44} {'ms':>9} {'backward':>9} {'torch':>9} {'backward':>9} {'compiled':>9} "
+          f"{'sdpa':>9} {'share':>6} {'MiB':>9} {'torch':>9}", flush=True)  # fmt: skip
+    for op in options.op:
+        for case in CASES[op]():
+            if time.perf_counter() - started > options.seconds:
+                row = dict(op=case.op, job=case.job, failed="left out: the time was over")
+            else:
+                row = dict(op=case.op, job=case.job)
+                try:
+                    row = measure(case, limits, not options.no_compile)
+                except Exception as error:  # one kernel that fails shall not hide the others
+                    row["failed"] = f"{type(error).__name__}: {error}"[:500]
+            print(text(row) if "failed" not in row else f"{row['op']:10} {row['job']:44} {row['failed']}", flush=True)
+            content["rows"].append(row)
+            if options.json:
+                write(options.json, content)
+            torch.cuda.empty_cache()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

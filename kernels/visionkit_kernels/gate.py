@@ -1,0 +1,267 @@
+"""Compiles every kernel as it would be launched, for devices that are not there: ``python -m visionkit_kernels.gate``.
+
+The host code runs on meta tensors and its launches are written down instead of done; each is then compiled to machine
+code. What is printed, and bounded in the tests: registers of a thread, bytes of its stack (spilled registers go there),
+bytes of shared memory of a program.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90)
+OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+class Launch(NamedTuple):
+    """A kernel and what it was called with."""
+
+    kernel: object
+    arguments: dict
+    options: dict
+
+
+class Recorder:
+    """Stands in for a kernel and writes down its launches."""
+
+    def __init__(self, kernel: object, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple) -> Callable:
+        def launch(*values: object, **named: object) -> None:
+            options = {name: named.pop(name) for name in OPTIONS if name in named}
+            self.launches.append(Launch(self.kernel, {**dict(zip(self.kernel.arg_names, values)), **named}, options))
+
+        return launch
+
+
+def record(module: object, host: Callable) -> list[Launch]:
+    """The launches of ``host()``, whose kernels stand in ``module``."""
+    launches: list[Launch] = []
+    kernels = {name: x for name, x in vars(module).items() if isinstance(x, triton.runtime.JITFunction)}
+    for name, kernel in kernels.items():
+        setattr(module, name, Recorder(kernel, launches))
+    try:
+        host()
+    finally:
+        for name, kernel in kernels.items():
+            setattr(module, name, kernel)
+    return launches
+
+
+def compile_launch(launch: Launch, architecture: int) -> dict:
+    """Compiles as a first launch would, with what Triton assumes of ones, and of multiples of 16."""
+    if unknown := set(launch.arguments) - {parameter.name for parameter in launch.kernel.params}:
+        raise TypeError(f"{launch.kernel.__name__} has no {', '.join(sorted(unknown))}")
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(i,)] = value
+            continue
+        signature[parameter.name] = _type(value)
+        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
+    registers, stack = _resources(done.asm["cubin"])
+    return dict(
+        kernel=launch.kernel.__name__, architecture=architecture, registers=registers, stack=stack,
+        shared=done.metadata.shared, warps=done.metadata.num_warps,
+    )  # fmt: skip
+
+
+def _type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if abs(value) < 2**31 else "i64"
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of its stack."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return int(found[1]), int(found[2])
+
+
+def _heads(dtype: torch.dtype, dim: int, count: int = 3, tokens: int = 3136) -> list[Tensor]:
+    """q, k, v as a model has them: views of (B, N, heads, dim)."""
+    return [torch.empty(64, tokens, 2, dim, dtype=dtype, device="meta").transpose(1, 2) for _ in range(count)]
+
+
+def linear_launches(dtype: torch.dtype, dim: int, feature_map: str, output: str, rotary: bool) -> list[Launch]:
+    """All four kernels, through the host code."""
+    from visionkit_kernels import linear
+
+    q, k, v = _heads(dtype, dim)
+    table = [torch.empty(3136, dim, device="meta") if rotary else None] * 2
+    options = (feature_map, output, False, 0.125, 1e-6)
+
+    def host() -> None:
+        out, *state = linear.launch_forward(q, k, v, *table, *options)
+        linear.launch_backward(torch.empty_like(out), q, k, v, *table, *state, *options)
+
+    return record(linear, host)
+
+
+def sigmoid_launches(dtype: torch.dtype, dim: int, causal: bool = False) -> list[Launch]:
+    """All three kernels, through the host code."""
+    from visionkit_kernels import sigmoid
+
+    q, k, v = _heads(dtype, dim)
+
+    def host() -> None:
+        out = sigmoid.launch_forward(q, k, v, causal)
+        sigmoid.launch_backward(torch.empty_like(out), q, k, v, causal)
+
+    return record(sigmoid, host)
+
+
+def gaussian_launches(dtype: torch.dtype, dim: int, count: int) -> list[Launch]:
+    """Both products, their backward, and Newton's steps."""
+    from visionkit_kernels import gaussian
+
+    q, v, grad = _heads(dtype, dim)
+    landmarks, a = (torch.empty(64, 2, count, size, device="meta") for size in (dim, count))
+
+    def host() -> None:
+        core = gaussian.launch_project(landmarks, q, v, 0.5)
+        gaussian.launch_newton(a, a, 20)
+        gaussian.launch_apply(landmarks, q, core, 0.5)
+        gaussian.launch_backward(landmarks, q, grad, core, 0.5, project=False)
+        gaussian.launch_backward(landmarks, q, v, core, 0.5, project=True)
+
+    return record(gaussian, host)
+
+
+def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
+    """All four kernels, through the host code."""
+    from visionkit_kernels import nala
+
+    q, k, v = _heads(dtype, dim)
+    table, options = [torch.empty(3136, dim, device="meta")] * 2, (3.0, 0.5, 1e-6, 1e-12)
+
+    def host() -> None:
+        out, *state = nala.launch_forward(q, k, v, *table, *options)
+        nala.launch_backward(torch.empty_like(out), q, k, v, *table, *state, *options)
+
+    return record(nala, host)
+
+
+def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch]:
+    """Both passes at NViST's size, through the host code."""
+    from visionkit_kernels import march
+
+    new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device="meta")
+    rays, size, c, w = 14_400, 48, 32, 64
+    field = new(batch, size, size, size) if kind == "vector_matrix" else new(batch, 3, size, size)
+    grids = new(3, batch, size, size, c, dtype=dtype), new(3, batch, size, c, dtype=dtype)
+    layers = (
+        new(3, c, w, dtype=dtype), new(w), new(w, w, dtype=dtype), new(32, w, dtype=dtype), new(w),
+        new(w, 16, dtype=dtype), new(16),
+    )  # fmt: skip
+    near = new(batch, 1).expand(batch, rays)
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    inputs = field, new(1), *grids, *layers, new(batch, rays, 3), new(batch, rays, 3), near, near, new(2, 3), seed
+    options = 48, 4, 0.0, 24
+
+    def host() -> None:
+        out = march.launch_forward(*inputs, *options)
+        march.launch_backward(*[torch.empty_like(x) for x in out], *out, *inputs, *options)
+
+    return record(march, host)
+
+
+CASES = {
+    "mala-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True),
+    "mala-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True),
+    "linear-fp32-64": lambda: linear_launches(torch.float32, 64, "relu", "sum", False),
+    "sigmoid-bf16-64": lambda: sigmoid_launches(torch.bfloat16, 64),
+    "sigmoid-bf16-128": lambda: sigmoid_launches(torch.bfloat16, 128),
+    "sigmoid-fp32-64": lambda: sigmoid_launches(torch.float32, 64, causal=True),
+    "gaussian-bf16-64": lambda: gaussian_launches(torch.bfloat16, 64, 49),
+    "gaussian-fp32-32": lambda: gaussian_launches(torch.float32, 32, 49),
+    "nala-bf16-32": lambda: nala_launches(torch.bfloat16, 32),
+    "march-bf16": lambda: march_launches(torch.bfloat16, "vector_matrix"),
+    "march-one-scene": lambda: march_launches(torch.bfloat16, "vector_matrix", batch=1),
+    "march-fp32": lambda: march_launches(torch.float32, "vector_matrix"),
+    "march-planes-bf16": lambda: march_launches(torch.bfloat16, "triplanes"),
+    "norm-fp16-32": lambda: linear_launches(torch.float16, 32, "relu2", "rms", False),
+}
+
+
+# Bytes of stack that a thread may use: none, but where a head's state nearly fills the registers.
+ALLOWED_STACK = {
+    "mala-bf16-64": 256,
+    "mala-bf16-128": 256,
+    "sigmoid-bf16-64": 64,
+    "gaussian-bf16-64": 1024,
+    "nala-bf16-32": 1024,
+    "march-bf16": 6144,  # the backward holds the gradients of a whole network; 2208 on sm_90
+    "march-one-scene": 6144,
+    "march-fp32": 12288,
+    "march-planes-bf16": 6144,
+}
+HOPPER_ONLY = ("mala-bf16-128",)  # the host code refuses it elsewhere
+
+
+def run(names: list[str], architectures: list[int]) -> Iterator[dict]:
+    """Compiles the cases, one row a kernel and architecture."""
+    for name in names:
+        for launch in CASES[name]():
+            for architecture in architectures:
+                if name in HOPPER_ONLY and architecture < 90:
+                    continue
+                yield dict(case=name, stack_allowed=ALLOWED_STACK.get(name, 0), **compile_launch(launch, architecture))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table; with ``--json`` one object a line."""
+    parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.gate", description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--architecture", nargs="+", type=int, default=list(ARCHITECTURES), help="default: 80 90")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    options = parser.parse_args(arguments)
+    if not options.json:
+        print(f"{'case':16} {'kernel':20} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5}")
+    for row in run(options.case, options.architecture):
+        if options.json:
+            print(json.dumps(row), flush=True)
+        else:
+            print(
+                f"{row['case']:16} {row['kernel']:20} {row['architecture']:3} {row['registers']:9} {row['stack']:6} "
+                f"{row['shared']:7} {row['warps']:5}",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

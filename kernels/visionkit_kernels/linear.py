@@ -1,0 +1,410 @@
+# ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
+"""Linear attention without a mask, MALA among it, forward and backward.
+
+With features phi, their rotation R (or none), N keys and s a scale, the state of a head is three means over keys,
+
+    S = 1/N sum_j R phi(k_j)^T v_j    (dim x dim_v)
+    m = 1/N sum_j phi(k_j)            (dim)
+    u = 1/N sum_j v_j                 (dim_v)
+
+and a row of the output is, with a = s R phi(q) S and z = s phi(q) . m,
+
+    sum    a / (z + eps)
+    rms    a sqrt(dim_v) / |a|
+    none   a
+    mala   a (1 + 1 / (z + eps sign z)) - z u
+
+Forward: one pass over k and v reduces the state, by runs of tokens whose sums are added up afterwards, so that a single
+head fills the device and the result repeats bit for bit; one pass over q applies it. Backward: one pass over q gives dq
+and the gradients of the state, one over k and v gives dk and dv. No N x N and no feature ever reaches memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionkit_kernels._common import (
+    cut,
+    dot,
+    dot_types,
+    feature,
+    feature_slope,
+    load_tile,
+    on_device,
+    one_type,
+    padded,
+    store_tile,
+    sum_type,
+    tokens_first,
+    turn,
+    turn_back,
+)
+
+FEATURES = ("elu", "relu", "exp", "relu2", "none")
+LARGEST_HEAD = 128
+USUAL_HEAD = 64  # the state of a larger one only just fits, see config
+OUTPUTS = ("sum", "rms", "none", "mala")
+
+
+@triton.jit
+def _features(
+    x, sin, cos, rows, columns, row_stride, column_stride, count, dim,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Raw values, features, rotated features, sines and cosines of a tile; features outside the matrix are zero."""
+    inside = (rows < count)[:, None] & (columns < dim)[None, :]
+    raw = load_tile(x, rows, columns, row_stride, column_stride, count, dim).to(ACC)
+    plain = tl.where(inside, feature(raw, MAP), 0.0)
+    if ROTARY:
+        s = load_tile(sin, rows, columns, dim, 1, count, dim).to(ACC)
+        c = load_tile(cos, rows, columns, dim, 1, count, dim).to(ACC)
+        turned = turn(plain, s, c, ROWS, COLUMNS)
+    else:
+        s, c, turned = plain, plain, plain
+    return raw, plain, turned, s, c
+
+
+@triton.jit
+def _back(
+    by_state, by_z, sin, cos, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROTARY: tl.constexpr, TURN_Z: tl.constexpr
+):  # fmt: skip
+    """Gradient of the features from that of the state, which saw them turned, and that of z."""
+    if not ROTARY:
+        y = by_state + by_z
+    elif TURN_Z:
+        y = turn_back(by_state + by_z, sin, cos, ROWS, COLUMNS)
+    else:
+        y = turn_back(by_state, sin, cos, ROWS, COLUMNS) + by_z
+    return y
+
+
+@triton.jit
+def reduce_state(
+    k, v, sin, cos, state, key_mean, value_mean,
+    kb, kh, kn, kd, vb, vh, vn, vd, heads, tokens, dim, dim_v, tiles, splits, part,
+    ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
+    TURN_Z: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The three sums of one run of tokens of one head, over N."""
+    program = tl.program_id(0).to(tl.int64)
+    head, split = program // splits, program % splits
+    k += head // heads * kb + head % heads * kh
+    v += head // heads * vb + head % heads * vh
+    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
+    s = tl.zeros([D, DV], ACC)
+    m = tl.zeros([D], ACC)
+    u = tl.zeros([DV], ACC)
+    for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
+        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        raw, plain, turned, _, _ = _features(k, sin, cos, rows, columns, kn, kd, tokens, dim, ROWS, D, MAP, ROTARY, ACC)
+        value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
+        s = dot(tl.trans(turned), value, s, DOT, ACC, PRECISION)
+        m += tl.sum(turned if TURN_Z else plain, 0)
+        u += tl.sum(value.to(ACC), 0)
+    own = split * part
+    store_tile(state + own + head * dim * dim_v, s / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
+    tl.store(key_mean + own + head * dim + columns, m / tokens, mask=columns < dim)
+    tl.store(value_mean + own + head * dim_v + columns_v, u / tokens, mask=columns_v < dim_v)
+
+
+@triton.jit
+def apply_state(
+    q, sin, cos, state, key_mean, value_mean, out,
+    qb, qh, qn, qd, ob, oh, on, od, heads, tokens, dim, dim_v, tiles, splits, scale, eps,
+    ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
+    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The output of one run of queries of one head."""
+    program = tl.program_id(0).to(tl.int64)
+    head, split = program // splits, program % splits
+    q += head // heads * qb + head % heads * qh
+    out += head // heads * ob + head % heads * oh
+    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
+    s = load_tile(state + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
+    m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
+    u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
+    for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
+        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        raw, plain, turned, _, _ = _features(q, sin, cos, rows, columns, qn, qd, tokens, dim, ROWS, D, MAP, ROTARY, ACC)
+        a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) * scale
+        if OUTPUT == "sum" or OUTPUT == "mala":
+            z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
+        if OUTPUT == "sum":
+            y = a / (z + eps)[:, None]
+        elif OUTPUT == "mala":
+            y = a * (1 + 1 / (z + tl.where(z < 0, -eps, eps)))[:, None] - z[:, None] * u[None, :]
+        elif OUTPUT == "rms":
+            length = tl.maximum(tl.sqrt(tl.sum(a * a, 1)), 1e-12)
+            y = a * (tl.sqrt(dim_v.to(ACC)) / length)[:, None]
+        else:
+            y = a
+        store_tile(out, y, rows, columns_v, on, od, tokens, dim_v)
+
+
+@triton.jit
+def backward_queries(
+    q, sin, cos, state, key_mean, value_mean, grad, dq, dstate, dkey_mean, dvalue_mean,
+    qb, qh, qn, qd, gb, gh, gn, gd, rb, rh, rn, rd, heads, tokens, dim, dim_v, tiles, splits, part, scale, eps,
+    ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
+    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of one run of queries of one head, and that run's part of the gradients of the state."""
+    program = tl.program_id(0).to(tl.int64)
+    head, split = program // splits, program % splits
+    q += head // heads * qb + head % heads * qh
+    grad += head // heads * gb + head % heads * gh
+    dq += head // heads * rb + head % heads * rh
+    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
+    s = load_tile(state + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
+    m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
+    u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
+    ds = tl.zeros([D, DV], ACC)
+    dm = tl.zeros([D], ACC)
+    du = tl.zeros([DV], ACC)
+    for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
+        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        raw, plain, turned, sine, cosine = _features(
+            q, sin, cos, rows, columns, qn, qd, tokens, dim, ROWS, D, MAP, ROTARY, ACC
+        )
+        g = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v).to(ACC)
+        if OUTPUT != "none":
+            a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) * scale
+        if OUTPUT == "sum" or OUTPUT == "mala":
+            z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
+        if OUTPUT == "sum":
+            share = 1 / (z + eps)
+            da = g * share[:, None]
+            dz = -tl.sum(da * a, 1) * share
+            dz = tl.where(rows < tokens, dz, 0.0)
+        elif OUTPUT == "mala":
+            share = 1 / (z + tl.where(z < 0, -eps, eps))
+            da = g * (1 + share)[:, None]
+            dz = -tl.sum(g * a, 1) * share * share - tl.sum(g * u[None, :], 1)
+            dz = tl.where(rows < tokens, dz, 0.0)
+            du -= tl.sum(z[:, None] * g, 0)
+        elif OUTPUT == "rms":
+            length = tl.sqrt(tl.sum(a * a, 1))
+            share = 1 / tl.maximum(length, 1e-12)
+            along = tl.where(length > 1e-12, tl.sum(g * a, 1) * share * share, 0.0)
+            da = (g - a * along[:, None]) * (share * tl.sqrt(dim_v.to(ACC)))[:, None]
+        else:
+            da = g
+        da = (da * scale).to(DOT)
+        dx = dot(da, tl.trans(s), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
+        ds = dot(tl.trans(turned), da, ds, DOT, ACC, PRECISION)
+        if OUTPUT == "sum" or OUTPUT == "mala":
+            dz = dz * scale
+            dm += tl.sum((turned if TURN_Z else plain) * dz[:, None], 0)
+            by_z = dz[:, None] * m[None, :]
+            dx = _back(dx, by_z, sine, cosine, ROWS, D, ROTARY, TURN_Z)
+        elif ROTARY:
+            dx = turn_back(dx, sine, cosine, ROWS, D)
+        store_tile(dq, dx * feature_slope(raw, MAP), rows, columns, rn, rd, tokens, dim)
+    own = split * part
+    store_tile(dstate + own + head * dim * dim_v, ds, columns, columns_v, dim_v, 1, dim, dim_v)
+    tl.store(dkey_mean + own + head * dim + columns, dm, mask=columns < dim)
+    tl.store(dvalue_mean + own + head * dim_v + columns_v, du, mask=columns_v < dim_v)
+
+
+@triton.jit
+def backward_keys(
+    k, v, sin, cos, dstate, dkey_mean, dvalue_mean, dk, dv,
+    kb, kh, kn, kd, vb, vh, vn, vd, rb, rh, rn, rd, wb, wh, wn, wd, heads, tokens, dim, dim_v, tiles, splits,
+    ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
+    TURN_Z: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of one run of tokens of one head."""
+    program = tl.program_id(0).to(tl.int64)
+    head, split = program // splits, program % splits
+    k += head // heads * kb + head % heads * kh
+    v += head // heads * vb + head % heads * vh
+    dk += head // heads * rb + head % heads * rh
+    dv += head // heads * wb + head % heads * wh
+    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
+    ds = load_tile(dstate + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
+    dm = tl.load(dkey_mean + head * dim + columns, mask=columns < dim, other=0.0)
+    du = tl.load(dvalue_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
+    for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
+        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        raw, plain, turned, sine, cosine = _features(
+            k, sin, cos, rows, columns, kn, kd, tokens, dim, ROWS, D, MAP, ROTARY, ACC
+        )
+        value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
+        dvalue = dot(turned, ds, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) + du[None, :]
+        store_tile(dv, dvalue / tokens, rows, columns_v, wn, wd, tokens, dim_v)
+        dx = dot(value, tl.trans(ds), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
+        dx = _back(dx, dm[None, :], sine, cosine, ROWS, D, ROTARY, TURN_Z)
+        store_tile(dk, dx * feature_slope(raw, MAP) / tokens, rows, columns, rn, rd, tokens, dim)
+
+
+def config(dim: int, dim_v: int, backward: bool = False) -> dict:
+    """Rows of a tile and warps of a program, by the size of the state that a program holds."""
+    sizes = dict(D=padded(dim), DV=padded(dim_v))
+    if padded(dim) * padded(dim_v) > 64 * 64:
+        return dict(sizes, ROWS=32 if backward else 64, num_warps=8, num_stages=2)
+    return dict(sizes, ROWS=32 if backward else 64, num_warps=4, num_stages=1 if backward else 3)
+
+
+def _switches(feature_map: str, rotary: bool, turn_z: bool, dtype: torch.dtype) -> dict:
+    return dict(MAP=feature_map, ROTARY=rotary, TURN_Z=turn_z, **dot_types(dtype))
+
+
+def _state_size(heads: int, dim: int, dim_v: int) -> int:
+    return heads * (dim * dim_v + dim + dim_v)
+
+
+def _split_state(state: Tensor, heads: int, dim: int, dim_v: int) -> tuple[Tensor, Tensor, Tensor]:
+    """S (heads, dim, dim_v), m (heads, dim) and u (heads, dim_v) of a state's (..., size) numbers, or of one part's."""
+    s, m, u = state.split([heads * dim * dim_v, heads * dim, heads * dim_v], dim=-1)
+    return s, m, u
+
+
+def _parts(like: Tensor, splits: int, heads: int, dim: int, dim_v: int) -> Tensor:
+    """Room for the states of all runs; they are added up in one go."""
+    return like.new_empty(splits, _state_size(heads, dim, dim_v), dtype=sum_type(like.dtype))
+
+
+def launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None,
+    feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out (B, heads, Nq, dim_v) and the state of all heads, see [_split_state]."""
+    (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
+    sizes = config(dim, dim_v)
+    switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
+    out = tokens_first(v, batch, heads, queries, dim_v)
+    with on_device(q):
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
+        parts = _parts(q, splits, batch * heads, dim, dim_v)
+        reduce_state[(batch * heads * splits,)](
+            k, v, sin, cos, *_split_state(parts, batch * heads, dim, dim_v), *k.stride(), *v.stride(),
+            heads, keys, dim, dim_v, tiles, splits, parts.shape[1], **sizes, **switches,
+        )  # fmt: skip
+        state = parts.sum(0) if splits > 1 else parts[0]
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
+        apply_state[(batch * heads * splits,)](
+            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), out, *q.stride(), *out.stride(),
+            heads, queries, dim, dim_v, tiles, splits, scale, eps, OUTPUT=output, **sizes, **switches,
+        )  # fmt: skip
+    return out, state
+
+
+linear_forward = torch.library.custom_op("visionkit_kernels::linear_attention", launch_forward, mutates_args=())
+
+
+@linear_forward.register_fake
+def _(q, k, v, sin, cos, feature_map, output, turn_z, scale, eps):  # noqa: ANN001, ANN202
+    (batch, heads, queries, dim), dim_v = q.shape, v.shape[-1]
+    state = q.new_empty(_state_size(batch * heads, dim, dim_v), dtype=sum_type(q.dtype))
+    return tokens_first(v, batch, heads, queries, dim_v), state
+
+
+def launch_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None, state: Tensor,
+    feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk, dv."""
+    (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
+    sizes = config(dim, dim_v, backward=True)
+    switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
+    dq, dk = (tokens_first(q, batch, heads, n, dim) for n in (queries, keys))
+    dv = tokens_first(v, batch, heads, keys, dim_v)
+    with on_device(q):
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
+        parts = _parts(q, splits, batch * heads, dim, dim_v)
+        backward_queries[(batch * heads * splits,)](
+            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), grad, dq,
+            *_split_state(parts, batch * heads, dim, dim_v), *q.stride(), *grad.stride(), *dq.stride(),
+            heads, queries, dim, dim_v, tiles, splits, parts.shape[1], scale, eps, OUTPUT=output, **sizes, **switches,
+        )  # fmt: skip
+        dstate = _split_state(parts.sum(0) if splits > 1 else parts[0], batch * heads, dim, dim_v)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
+        backward_keys[(batch * heads * splits,)](
+            k, v, sin, cos, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
+            heads, keys, dim, dim_v, tiles, splits, **sizes, **switches,
+        )  # fmt: skip
+    return dq, dk, dv
+
+
+linear_backward = torch.library.custom_op(
+    "visionkit_kernels::linear_attention_backward", launch_backward, mutates_args=()
+)
+
+
+@linear_backward.register_fake
+def _(grad, q, k, v, sin, cos, state, *options):  # noqa: ANN001, ANN002, ANN202
+    batch, heads = q.shape[:2]
+    return tuple(tokens_first(x, batch, heads, x.shape[2], x.shape[3]) for x in (q, k, v))
+
+
+def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
+    tensors, ctx.options = inputs[:5], inputs[5:]
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN001, ANN002
+    grads = linear_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return *grads, *[None] * 7
+
+
+linear_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernels do not take these tensors, or None."""
+    if not q.dim() == k.dim() == v.dim() == 4:
+        return "tensors must be (B, heads, N, dim)"
+    widest = max(q.shape[-1], v.shape[-1])
+    if widest > LARGEST_HEAD or q.shape[-1] % 2:
+        return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
+    if widest > USUAL_HEAD and not (q.dtype == torch.bfloat16 and _is_hopper(q.device)):
+        return f"above {USUAL_HEAD} channels a head must be bfloat16 and the device of compute capability 9.0"
+    return "a tensor is empty" if 0 in (*q.shape, *k.shape, *v.shape) else None
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, feature_map: str = "elu", output: str = "sum", eps: float = 1e-6
+) -> Tensor:
+    """Linear attention over all keys; see the top of the module.
+
+    Args:
+        q: (B, heads, Nq, dim), raw: the feature map is applied here. Any strides.
+        k: (B, heads, Nk, dim).
+        v: (B, heads, Nk, dim_v).
+        feature_map: ``"elu"`` (elu + 1), ``"relu"``, ``"exp"``, ``"relu2"`` or ``"none"``.
+        output: ``"sum"`` divides by the sum of the weights, ``"rms"`` gives every row the length sqrt(dim_v),
+            ``"none"`` leaves the mean over keys.
+        eps: added to the sum of the weights where it divides.
+
+    Returns:
+        (B, heads, Nq, dim_v), in the type of ``v``.
+
+    Raises:
+        ValueError: an unknown ``feature_map`` or ``output``.
+    """
+    if feature_map not in FEATURES or output not in OUTPUTS:
+        raise ValueError(f"feature_map={feature_map!r}, output={output!r}: expected one of {FEATURES}, {OUTPUTS}")
+    q, k, v = one_type(q, k, v)
+    return linear_forward(q, k, v, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])[0]
+
+
+def mala_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    normalise_rotated: bool = False,
+) -> Tensor:
+    """MALA; arguments and result are those of ``visionkit.ops.mala_attention``. No gradient flows to ``rotary``."""
+    q, k, v = one_type(q, k, v)
+    sin, cos = (x.contiguous() for x in rotary) if rotary else (None, None)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return linear_forward(q, k, v, sin, cos, "elu", "mala", normalise_rotated, scale, eps)[0]

@@ -1,0 +1,714 @@
+# ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
+"""Marching rays through factorised radiance fields, forward and backward, with nothing kept per sample.
+
+A ray is cut into N intervals, moved by noise that a counter makes, so that both passes see the same. At the middle of
+each, density is read from one dense grid (vector-matrix: a trilinear lookup of the summed products, which is the same
+function) or from three planes of one channel (tri-planes), and, with optical depth s_i = density_i * width_i,
+
+    w_i = exp(-sum_{j<i} s_j) (1 - exp(-s_i))
+
+is what the ray sees of it. Colours are looked up and sent through the network only where w_i exceeds ``min_weight``, by
+tiles of rays: a tile none of whose rays sees anything at a step goes on at once, and one whose rays are all opaque
+stops. Sums of w c, w t, w and the distortion loss are all that is written.
+
+Backward walks the same way again. With d_i = dL/dw_i and S = sum_i w_i d_i, known beforehand from the outputs, because
+they are linear in w and the distortion loss is quadratic,
+
+    dL/ds_i = exp(-sum_{j<=i} s_j) d_i - (S - sum_{j<=i} w_j d_j)
+
+Gradients of the grids are added atomically, so their last bits vary from run to run; those of the network are summed in
+registers by programs that walk over many tiles.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionkit_kernels._common import dot, dot_types, on_device, padded, programs
+
+FIELDS = ("vector_matrix", "triplanes")
+LARGEST_WIDTH = 64  # of the network
+LARGEST_CHANNELS = 32  # of colour, of each plane
+
+
+@triton.jit
+def scramble(x):
+    """A 32-bit hash (Wellons' lowbias32)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def edge(near, far, key, i, samples, NOISE: tl.constexpr, ACC: tl.constexpr):
+    """Edge i of the intervals of a ray; the last one does not move."""
+    step = i.to(ACC)
+    if NOISE:
+        bits = scramble(key + i.to(tl.uint32)) >> 8
+        step += tl.where(i < samples, bits.to(ACC) * (1.0 / 16777216.0), 0.0)
+    return near + (far - near) * (step / samples)
+
+
+@triton.jit
+def cell(place, R):
+    """The cell below a coordinate in cells, and how far above it. A true floor: coordinates may be negative."""
+    below = tl.floor(place)
+    # far outside is all the same, and would not fit an integer
+    return tl.minimum(tl.maximum(below, -2.0), R + 1.0).to(tl.int32), place - below
+
+
+@triton.jit
+def inside(i, R):
+    return (i >= 0) & (i < R)
+
+
+@triton.jit
+def line_pair(i, f, R, ACC: tl.constexpr):
+    """Shares of the two neighbours, zero where they lie outside."""
+    low = tl.where(inside(i, R), 1 - f, 0.0).to(ACC)
+    high = tl.where(inside(i + 1, R), f, 0.0).to(ACC)
+    return low, high
+
+
+@triton.jit
+def volume_density(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
+    """Trilinear lookup of a (R, R, R) grid, axes z, y, x."""
+    ax, bx = line_pair(ix, fx, R, ACC)
+    ay, by = line_pair(iy, fy, R, ACC)
+    az, bz = line_pair(iz, fz, R, ACC)
+    total = tl.zeros_like(fx).to(ACC)
+    for k in tl.static_range(8):
+        x, sx = (ix + 1, bx) if k % 2 else (ix, ax)
+        y, sy = (iy + 1, by) if (k // 2) % 2 else (iy, ay)
+        z, sz = (iz + 1, bz) if k // 4 else (iz, az)
+        share = sx * sy * sz
+        total += share * tl.load(volume + (z * R + y) * R + x, mask=share > 0, other=0.0).to(ACC)
+    return total
+
+
+@triton.jit
+def volume_gradient(grad, value, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
+    """Adds a gradient to the eight corners of a (R, R, R) grid."""
+    ax, bx = line_pair(ix, fx, R, ACC)
+    ay, by = line_pair(iy, fy, R, ACC)
+    az, bz = line_pair(iz, fz, R, ACC)
+    for k in tl.static_range(8):
+        x, sx = (ix + 1, bx) if k % 2 else (ix, ax)
+        y, sy = (iy + 1, by) if (k // 2) % 2 else (iy, ay)
+        z, sz = (iz + 1, bz) if k // 4 else (iz, az)
+        share = sx * sy * sz
+        tl.atomic_add(grad + (z * R + y) * R + x, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
+
+
+@triton.jit
+def plane_density(plane, iw, fw, ih, fh, R, ACC: tl.constexpr):
+    """Bilinear lookup of a (R, R) plane."""
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    total = tl.zeros_like(fw).to(ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        total += share * tl.load(plane + h * R + w, mask=share > 0, other=0.0).to(ACC)
+    return total
+
+
+@triton.jit
+def plane_gradient(grad, value, iw, fw, ih, fh, R, ACC: tl.constexpr):
+    """Adds a gradient to the four corners of a (R, R) plane."""
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        tl.atomic_add(grad + h * R + w, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
+
+
+@triton.jit
+def plane_colour(plane, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+    """Bilinear lookup of a (R, R, C) plane for the rays that see something: (rays, C)."""
+    channel = tl.arange(0, C)
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    total = tl.zeros([iw.shape[0], C], ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        place = plane + ((h * R + w) * C)[:, None] + channel[None, :]
+        total += share[:, None] * tl.load(place, mask=(seen & (share > 0))[:, None], other=0.0).to(ACC)
+    return total
+
+
+@triton.jit
+def plane_colour_gradient(grad, value, iw, fw, ih, fh, seen, R, C: tl.constexpr, USED: tl.constexpr, ACC: tl.constexpr):
+    """Adds (rays, C) gradients to the corners of a (R, R, C) plane."""
+    channel = tl.arange(0, C)
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        place = grad + ((h * R + w) * C)[:, None] + channel[None, :]
+        mask = (seen & (share > 0))[:, None] & (channel < USED)[None, :]
+        tl.atomic_add(place, share[:, None] * value, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def vector_colour(vector, i, f, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+    """Linear lookup of a (R, C) vector: (rays, C)."""
+    channel = tl.arange(0, C)
+    low, high = line_pair(i, f, R, ACC)
+    place = vector + (i * C)[:, None] + channel[None, :]
+    below = tl.load(place, mask=(seen & (low > 0))[:, None], other=0.0).to(ACC)
+    above = tl.load(place + C, mask=(seen & (high > 0))[:, None], other=0.0).to(ACC)
+    return low[:, None] * below + high[:, None] * above
+
+
+@triton.jit
+def vector_colour_gradient(grad, value, i, f, seen, R, C: tl.constexpr, USED: tl.constexpr, ACC: tl.constexpr):
+    """Adds (rays, C) gradients to both neighbours in a (R, C) vector."""
+    channel = tl.arange(0, C)
+    low, high = line_pair(i, f, R, ACC)
+    place = grad + (i * C)[:, None] + channel[None, :]
+    used = (channel < USED)[None, :]
+    tl.atomic_add(place, low[:, None] * value, mask=(seen & (low > 0))[:, None] & used, sem="relaxed")
+    tl.atomic_add(place + C, high[:, None] * value, mask=(seen & (high > 0))[:, None] & used, sem="relaxed")
+
+
+@triton.jit
+def gelu(x):
+    return x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_slope(x):
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
+    """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
+    column = tl.arange(0, E)
+    waves = 3 * FREQUENCIES
+    axis = tl.where(column < 2 * waves, (column % waves) // FREQUENCIES, column - 2 * waves)
+    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
+    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
+    angle = d * tl.exp2((column % FREQUENCIES).to(tl.float32)).to(ACC)[None, :]
+    turned = tl.where((column < waves)[None, :], tl.sin(angle), tl.cos(angle))
+    return tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, d), 0.0)
+
+
+@triton.jit
+def weight_tile(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.load(x + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
+
+
+@triton.jit
+def store_sum(x, value, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    tl.store(x + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], value)
+
+
+@triton.jit
+def density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
+    """Density before its ReLU."""
+    if VOLUME:
+        y = volume_density(field, ix, fx, iy, fy, iz, fz, R, ACC)
+    else:
+        y = tl.load(bias).to(ACC) + plane_density(field, ix, fx, iy, fy, R, ACC)
+        y += plane_density(field + R * R, iz, fz, ix, fx, R, ACC)
+        y += plane_density(field + 2 * R * R, iy, fy, iz, fz, R, ACC)
+    return y
+
+
+@triton.jit
+def _triple(x, rays, live, ACC: tl.constexpr):
+    return (
+        tl.load(x + rays * 3, mask=live, other=0.0).to(ACC),
+        tl.load(x + rays * 3 + 1, mask=live, other=0.0).to(ACC),
+        tl.load(x + rays * 3 + 2, mask=live, other=0.0).to(ACC),
+    )
+
+
+@triton.jit
+def _box(box, R, ACC: tl.constexpr):
+    """The lower corner, and cells per length along each axis."""
+    lx, ly, lz = tl.load(box).to(ACC), tl.load(box + 1).to(ACC), tl.load(box + 2).to(ACC)
+    hx, hy, hz = tl.load(box + 3).to(ACC), tl.load(box + 4).to(ACC), tl.load(box + 5).to(ACC)
+    return lx, ly, lz, R / (hx - lx), R / (hy - ly), R / (hz - lz)
+
+
+@triton.jit
+def _key(seed, rays, NOISE: tl.constexpr):
+    """What the noise of a ray counts from."""
+    if NOISE:
+        key = scramble(tl.load(seed).to(tl.uint32) ^ scramble(rays.to(tl.uint32)))
+    else:
+        key = rays
+    return key
+
+
+@triton.jit
+def _zeros(RAYS: tl.constexpr, ACC: tl.constexpr):
+    return tl.zeros([RAYS], ACC), tl.zeros([RAYS], ACC), tl.zeros([RAYS], ACC), tl.zeros([RAYS], ACC)
+
+
+@triton.jit
+def first_layer(
+    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
+    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what plane P, and its vector, give to the first layer, by that plane's rows (C, H) of its weights."""
+    x = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
+    if VOLUME:
+        x *= vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
+    return dot(gelu(x), w1, h, DOT, ACC, PRECISION)
+
+
+@triton.jit
+def first_layer_gradient(
+    dw1, dh, planes, vectors, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
+    P: tl.constexpr, C: tl.constexpr, USED: tl.constexpr, VOLUME: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds the gradients of plane P and its vector; returns the sum ``dw1`` (H, C) of those of its weights."""
+    plane = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
+    x = plane
+    if VOLUME:
+        vector = vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
+        x = plane * vector
+    dw1 = dot(tl.trans(dh), gelu(x), dw1, DOT, ACC, PRECISION)
+    dx = dot(dh, tl.trans(w1), tl.zeros(x.shape, ACC), DOT, ACC, PRECISION) * gelu_slope(x)
+    if VOLUME:
+        vector_colour_gradient(dvectors + P * stride_v.to(tl.int64), dx * plane, iv, fv, seen, R, C, USED, ACC)
+        dx *= vector
+    plane_colour_gradient(dplanes + P * stride_p.to(tl.int64), dx, iw, fw, ih, fh, seen, R, C, USED, ACC)
+    return dw1
+
+
+@triton.jit
+def march_forward(
+    field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
+    rgb, depth, opacity, distortion,
+    near_b, near_r, far_b, far_r, batch, count, samples, R, stride_p, stride_v, min_weight, opaque,
+    RAYS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, E: tl.constexpr, FREQUENCIES: tl.constexpr,
+    VOLUME: tl.constexpr, NOISE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What one tile of rays of one scene sees."""
+    tiles = tl.cdiv(count, RAYS)
+    scene = (tl.program_id(0) // tiles).to(tl.int64)
+    rays = tl.program_id(0) % tiles * RAYS + tl.arange(0, RAYS)
+    live = rays < count
+    fields = R * R * R if VOLUME else 3 * R * R
+    field += scene * fields
+    planes += scene * R * R * C
+    vectors += scene * R * C
+    all_rays = scene * count + rays
+
+    ox, oy, oz = _triple(origins, all_rays, live, ACC)
+    dx, dy, dz = _triple(directions, all_rays, live, ACC)
+    lx, ly, lz, px, py, pz = _box(box, R, ACC)
+    start = tl.load(near + scene * near_b + rays * near_r, mask=live, other=0.0).to(ACC)
+    end = tl.load(far + scene * far_b + rays * far_r, mask=live, other=0.0).to(ACC)
+    key = _key(seed, all_rays, NOISE)
+
+    along = dot(
+        direction_tile(directions, all_rays, live, E, FREQUENCIES, ACC), weight_tile(wd, E, H),
+        tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION,
+    )  # fmt: skip
+    along += tl.load(b2 + tl.arange(0, H)).to(ACC)[None, :]
+    bias1 = tl.load(b1 + tl.arange(0, H)).to(ACC)
+    bias3 = tl.load(b3 + tl.arange(0, 16)).to(ACC)
+    wx, wy, wz = weight_tile(w1, C, H), weight_tile(w1 + C * H, C, H), weight_tile(w1 + 2 * C * H, C, H)
+    second, third = weight_tile(w2, H, H), weight_tile(w3, H, 16)
+
+    colour = tl.zeros([RAYS, 16], ACC)
+    tau, total, moment, spread = _zeros(RAYS, ACC)
+    i = 0
+    left = tl.min(tau, 0)
+    here = edge(start, end, key, tl.zeros([RAYS], tl.int32), samples, NOISE, ACC)
+    while (i < samples) & (left < opaque):
+        after = edge(start, end, key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
+        width, middle = after - here, (after + here) * 0.5
+        ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
+        iy, fy = cell((oy + dy * middle - ly) * py - 0.5, R)
+        iz, fz = cell((oz + dz * middle - lz) * pz - 0.5, R)
+        sigma = tl.maximum(density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC), 0.0)
+        optical = tl.where(live, sigma * width, 0.0)
+        weight = tl.exp(-tau) * (1 - tl.exp(-optical))
+        tau += optical
+        spread += weight * weight * width / 3 + 2 * weight * (middle * total - moment)
+        total += weight
+        moment += weight * middle
+        seen = weight > min_weight
+        if tl.max(seen.to(tl.int32), 0) > 0:
+            h = tl.zeros([RAYS, H], ACC) + bias1[None, :]
+            h = first_layer(
+                h, planes, vectors, wx, ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
+                C, VOLUME, DOT, ACC, PRECISION,
+            )  # fmt: skip
+            h = first_layer(
+                h, planes, vectors, wy, iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
+                C, VOLUME, DOT, ACC, PRECISION,
+            )  # fmt: skip
+            h = first_layer(
+                h, planes, vectors, wz, iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
+                C, VOLUME, DOT, ACC, PRECISION,
+            )  # fmt: skip
+            y = gelu(dot(gelu(h), second, along, DOT, ACC, PRECISION))
+            z = dot(y, third, tl.zeros([RAYS, 16], ACC), DOT, ACC, PRECISION) + bias3[None, :]
+            colour += tl.where(seen, weight, 0.0)[:, None] / (1 + tl.exp(-z))
+        here = after
+        i += 1
+        left = tl.min(tl.where(live, tau, opaque), 0)
+    channel = tl.arange(0, 16)
+    place = rgb + all_rays[:, None] * 3 + channel[None, :]
+    tl.store(place, colour, mask=live[:, None] & (channel < 3)[None, :])
+    tl.store(depth + all_rays, moment, mask=live)
+    tl.store(opacity + all_rays, total, mask=live)
+    tl.store(distortion + all_rays, spread, mask=live)
+
+
+@triton.jit
+def march_backward(
+    field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
+    rgb, depth, opacity, distortion, grad_rgb, grad_depth, grad_opacity, grad_distortion,
+    dfield, dbias, dplanes, dvectors, dw1, db1, dw2, dwd, db2, dw3, db3,
+    near_b, near_r, far_b, far_r, batch, count, samples, R, stride_p, stride_v, min_weight, opaque,
+    RAYS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, E: tl.constexpr, FREQUENCIES: tl.constexpr,
+    USED: tl.constexpr,
+    VOLUME: tl.constexpr, NOISE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients by every so many-th tile of rays; those of the network are this program's own part."""
+    program = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(count, RAYS)
+    lx, ly, lz, px, py, pz = _box(box, R, ACC)
+    channel = tl.arange(0, 16)
+    bias1 = tl.load(b1 + tl.arange(0, H)).to(ACC)
+    bias2 = tl.load(b2 + tl.arange(0, H)).to(ACC)
+    bias3 = tl.load(b3 + channel).to(ACC)
+    wx, wy, wz = weight_tile(w1, C, H), weight_tile(w1 + C * H, C, H), weight_tile(w1 + 2 * C * H, C, H)
+    second, third, turned = weight_tile(w2, H, H), weight_tile(w3, H, 16), weight_tile(wd, E, H)
+    dwx, dwy, dwz = tl.zeros([H, C], ACC), tl.zeros([H, C], ACC), tl.zeros([H, C], ACC)
+    dsecond, dturned, dthird = tl.zeros([H, H], ACC), tl.zeros([H, E], ACC), tl.zeros([H, 16], ACC)
+    dbias1, dbias2, dbias3 = tl.zeros([H], ACC), tl.zeros([H], ACC), tl.zeros([16], ACC)
+    dlift = tl.zeros([RAYS], ACC)
+
+    for tile in range(tl.program_id(0), tiles * batch, tl.num_programs(0)):
+        scene = (tile // tiles).to(tl.int64)
+        rays = tile % tiles * RAYS + tl.arange(0, RAYS)
+        live = rays < count
+        fields = R * R * R if VOLUME else 3 * R * R
+        own_field, own_dfield = field + scene * fields, dfield + scene * fields
+        own_planes, own_dplanes = planes + scene * R * R * C, dplanes + scene * R * R * C
+        own_vectors, own_dvectors = vectors + scene * R * C, dvectors + scene * R * C
+        all_rays = scene * count + rays
+
+        ox, oy, oz = _triple(origins, all_rays, live, ACC)
+        dx, dy, dz = _triple(directions, all_rays, live, ACC)
+        start = tl.load(near + scene * near_b + rays * near_r, mask=live, other=0.0).to(ACC)
+        end = tl.load(far + scene * far_b + rays * far_r, mask=live, other=0.0).to(ACC)
+        key = _key(seed, all_rays, NOISE)
+
+        place = all_rays[:, None] * 3 + channel[None, :]
+        three = live[:, None] & (channel < 3)[None, :]
+        g_rgb = tl.load(grad_rgb + place, mask=three, other=0.0).to(ACC)
+        g_depth = tl.load(grad_depth + all_rays, mask=live, other=0.0).to(ACC)
+        g_opacity = tl.load(grad_opacity + all_rays, mask=live, other=0.0).to(ACC)
+        g_spread = tl.load(grad_distortion + all_rays, mask=live, other=0.0).to(ACC)
+        all_moment = tl.load(depth + all_rays, mask=live, other=0.0).to(ACC)
+        all_total = tl.load(opacity + all_rays, mask=live, other=0.0).to(ACC)
+        ahead = tl.sum(g_rgb * tl.load(rgb + place, mask=three, other=0.0).to(ACC), 1)
+        ahead += g_depth * all_moment + g_opacity * all_total
+        ahead += 2 * g_spread * tl.load(distortion + all_rays, mask=live, other=0.0).to(ACC)
+
+        seen_from = direction_tile(directions, all_rays, live, E, FREQUENCIES, ACC).to(DOT)
+
+        tau, total, moment, _ = _zeros(RAYS, ACC)
+        i = 0
+        left = tl.min(tau, 0)
+        here = edge(start, end, key, tl.zeros([RAYS], tl.int32), samples, NOISE, ACC)
+        while (i < samples) & (left < opaque):
+            after = edge(start, end, key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
+            width, middle = after - here, (after + here) * 0.5
+            ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
+            iy, fy = cell((oy + dy * middle - ly) * py - 0.5, R)
+            iz, fz = cell((oz + dz * middle - lz) * pz - 0.5, R)
+            sigma = density_at(own_field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC)
+            optical = tl.where(live, tl.maximum(sigma, 0.0) * width, 0.0)
+            weight = tl.exp(-tau) * (1 - tl.exp(-optical))
+            tau += optical
+            # the distortion loss's slope: what lies before, and what lies after
+            before, before_moment = total, moment
+            total += weight
+            moment += weight * middle
+            slope = middle * (before - (all_total - total)) + (all_moment - moment) - before_moment
+            dweight = g_depth * middle + g_opacity + g_spread * (2 * weight * width / 3 + 2 * slope)
+            seen = weight > min_weight
+            if tl.max(seen.to(tl.int32), 0) > 0:
+                h = tl.zeros([RAYS, H], ACC) + bias1[None, :]
+                h = first_layer(
+                    h, own_planes, own_vectors, wx, ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
+                    C, VOLUME, DOT, ACC, PRECISION,
+                )  # fmt: skip
+                h = first_layer(
+                    h, own_planes, own_vectors, wy, iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
+                    C, VOLUME, DOT, ACC, PRECISION,
+                )  # fmt: skip
+                h = first_layer(
+                    h, own_planes, own_vectors, wz, iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
+                    C, VOLUME, DOT, ACC, PRECISION,
+                )  # fmt: skip
+                hidden = gelu(h)
+                y = dot(seen_from, turned, tl.zeros([RAYS, H], ACC) + bias2[None, :], DOT, ACC, PRECISION)
+                y = dot(hidden, second, y, DOT, ACC, PRECISION)
+                z = dot(gelu(y), third, tl.zeros([RAYS, 16], ACC), DOT, ACC, PRECISION) + bias3[None, :]
+                c = 1 / (1 + tl.exp(-z))
+                dweight += tl.where(seen, tl.sum(g_rgb * c, 1), 0.0)
+                dz3 = tl.where(seen, weight, 0.0)[:, None] * g_rgb * c * (1 - c)
+                dbias3 += tl.sum(dz3, 0)
+                dthird = dot(tl.trans(gelu(y)), dz3, dthird, DOT, ACC, PRECISION)
+                dy3 = dot(dz3, tl.trans(third), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * gelu_slope(y)
+                dbias2 += tl.sum(dy3, 0)
+                dturned = dot(tl.trans(dy3), seen_from, dturned, DOT, ACC, PRECISION)
+                dsecond = dot(tl.trans(hidden), dy3, dsecond, DOT, ACC, PRECISION)
+                dh = dot(dy3, tl.trans(second), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * gelu_slope(h)
+                dbias1 += tl.sum(dh, 0)
+                dwx = first_layer_gradient(
+                    dwx, dh, own_planes, own_vectors, own_dplanes, own_dvectors, wx, ix, fx, iy, fy, iz, fz, seen, R,
+                    stride_p, stride_v, 0, C, USED, VOLUME, DOT, ACC, PRECISION,
+                )  # fmt: skip
+                dwy = first_layer_gradient(
+                    dwy, dh, own_planes, own_vectors, own_dplanes, own_dvectors, wy, iz, fz, ix, fx, iy, fy, seen, R,
+                    stride_p, stride_v, 1, C, USED, VOLUME, DOT, ACC, PRECISION,
+                )  # fmt: skip
+                dwz = first_layer_gradient(
+                    dwz, dh, own_planes, own_vectors, own_dplanes, own_dvectors, wz, iy, fy, iz, fz, ix, fx, seen, R,
+                    stride_p, stride_v, 2, C, USED, VOLUME, DOT, ACC, PRECISION,
+                )  # fmt: skip
+            ahead -= weight * dweight
+            dsigma = tl.where(live & (sigma > 0), (tl.exp(-tau) * dweight - ahead) * width, 0.0)
+            if VOLUME:
+                volume_gradient(own_dfield, dsigma, ix, fx, iy, fy, iz, fz, R, ACC)
+            else:
+                plane_gradient(own_dfield, dsigma, ix, fx, iy, fy, R, ACC)
+                plane_gradient(own_dfield + R * R, dsigma, iz, fz, ix, fx, R, ACC)
+                plane_gradient(own_dfield + 2 * R * R, dsigma, iy, fy, iz, fz, R, ACC)
+                dlift += dsigma
+            here = after
+            i += 1
+            left = tl.min(tl.where(live, tau, opaque), 0)
+
+    store_sum(dw1 + program * 3 * H * C, dwx, H, C)
+    store_sum(dw1 + program * 3 * H * C + H * C, dwy, H, C)
+    store_sum(dw1 + program * 3 * H * C + 2 * H * C, dwz, H, C)
+    store_sum(dw2 + program * H * H, dsecond, H, H)
+    store_sum(dwd + program * H * E, dturned, H, E)
+    store_sum(dw3 + program * H * 16, dthird, H, 16)
+    tl.store(db1 + program * H + tl.arange(0, H), dbias1)
+    tl.store(db2 + program * H + tl.arange(0, H), dbias2)
+    tl.store(db3 + program * 16 + channel, dbias3)
+    tl.store(dbias + program, tl.sum(dlift, 0))
+
+
+def config(backward: bool) -> dict:
+    """Rays of a tile and warps of a program. Without a word on registers, ptxas gives the backward 32 on sm_80."""
+    if backward:
+        return dict(RAYS=64, num_warps=8, num_stages=1, maxnreg=255)
+    return dict(RAYS=64, num_warps=4, num_stages=1)
+
+
+def _switches(field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies: int, noise: bool) -> dict:
+    sizes = dict(C=planes.shape[-1], H=w1.shape[-1], E=wd.shape[0], FREQUENCIES=frequencies)
+    return dict(sizes, VOLUME=field.shape[1] == field.shape[2], NOISE=noise, **dot_types(planes.dtype))
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _opaque(dtype: torch.dtype) -> float:
+    """Optical depth behind which nothing changes a sum of that type any more."""
+    return 40.0 if dtype == torch.float64 else 17.0
+
+
+def launch_forward(
+    field: Tensor, bias: Tensor, planes: Tensor, vectors: Tensor,
+    w1: Tensor, b1: Tensor, w2: Tensor, wd: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, box: Tensor, seed: Tensor | None,
+    samples: int, frequencies: int, min_weight: float, used: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """rgb (B, R, 3), depth, opacity, distortion (B, R). The first ``used`` channels of the grids are not zero."""
+    (batch, count), size = origins.shape[:2], planes.shape[2]
+    new = lambda *shape: planes.new_empty(batch, count, *shape, dtype=_accumulator(planes.dtype))
+    out = new(3), new(), new(), new()
+    sizes = config(backward=False)
+    with on_device(planes):
+        march_forward[(batch * triton.cdiv(count, sizes["RAYS"]),)](
+            field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed, *out,
+            *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
+            min_weight, _opaque(planes.dtype),
+            **sizes, **_switches(field, planes, w1, wd, frequencies, seed is not None),
+        )  # fmt: skip
+    return out
+
+
+march = torch.library.custom_op("visionkit_kernels::march", launch_forward, mutates_args=())
+
+
+@march.register_fake
+def _(field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, *rest):  # noqa: ANN001, ANN002, ANN202
+    new = lambda *shape: planes.new_empty(*origins.shape[:2], *shape, dtype=_accumulator(planes.dtype))
+    return new(3), new(), new(), new()
+
+
+def launch_backward(
+    grad_rgb: Tensor, grad_depth: Tensor, grad_opacity: Tensor, grad_distortion: Tensor,
+    rgb: Tensor, depth: Tensor, opacity: Tensor, distortion: Tensor,
+    field: Tensor, bias: Tensor, planes: Tensor, vectors: Tensor,
+    w1: Tensor, b1: Tensor, w2: Tensor, wd: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, box: Tensor, seed: Tensor | None,
+    samples: int, frequencies: int, min_weight: float, used: int,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of field, bias, planes, vectors and the network's seven tensors."""
+    (batch, count), size = origins.shape[:2], planes.shape[2]
+    kind = _accumulator(planes.dtype)
+    sizes = config(backward=True)
+    grids = [x.new_zeros(x.shape, dtype=kind) for x in (planes, vectors)]
+    dfield = field.new_zeros(field.shape, dtype=kind)
+    count_of = min(batch * triton.cdiv(count, sizes["RAYS"]), max(1, programs(planes.device) // 4))
+    part = lambda *shape: planes.new_empty(count_of, *shape, dtype=kind)
+    (channels, width), turned = w1.shape[1:], wd.shape[0]
+    parts = [
+        part(), part(3, width, channels), part(width), part(width, width), part(width, turned), part(width),
+        part(width, 16), part(16),
+    ]  # fmt: skip
+    dbias, dw1, db1, dw2, dwd, db2, dw3, db3 = parts
+    with on_device(planes):
+        march_backward[(count_of,)](
+            field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
+            rgb, depth, opacity, distortion,
+            *(x.contiguous() for x in (grad_rgb, grad_depth, grad_opacity, grad_distortion)),
+            dfield, dbias, *grids, dw1, db1, dw2, dwd, db2, dw3, db3,
+            *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
+            min_weight, _opaque(planes.dtype),
+            USED=used, **sizes, **_switches(field, planes, w1, wd, frequencies, seed is not None),
+        )  # fmt: skip
+    dbias, dw1, db1, dw2, dwd, db2, dw3, db3 = (x.sum(0) for x in parts)
+    network = dw1.mT, db1, dw2, dwd.mT, db2, dw3, db3
+    inputs = field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3
+    grads = dfield, dbias.reshape(bias.shape), *grids, *network
+    return [grad.to(x.dtype).contiguous() for x, grad in zip(inputs, grads)]
+
+
+march_gradients = torch.library.custom_op("visionkit_kernels::march_backward", launch_backward, mutates_args=())
+
+
+@march_gradients.register_fake
+def _(*inputs):  # noqa: ANN002, ANN202
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[8:19]]
+
+
+def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
+    ctx.options = inputs[17:]
+    ctx.save_for_backward(*output, *inputs[:17])
+
+
+def _backward(ctx, *grads) -> tuple:  # noqa: ANN001, ANN002
+    return *march_gradients(*grads, *ctx.saved_tensors, *ctx.options), *[None] * 10
+
+
+march.register_autograd(_backward, setup_context=_setup)
+
+
+def refuses(
+    planes: Tensor, weight1: Tensor, weight2: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
+) -> str | None:
+    """Why the kernels do not take these tensors, or None. See [march_rays]; ``planes`` are those of colour."""
+    width, channels = weight1.shape[0], weight1.shape[1] // 3
+    if width > LARGEST_WIDTH or channels > LARGEST_CHANNELS or weight2.shape[1] - width > 32:
+        return (
+            f"networks of at most {LARGEST_WIDTH} wide, {LARGEST_CHANNELS} channels of colour a plane "
+            "and 4 frequencies of directions"
+        )
+    if planes.shape[-1] != planes.shape[-2]:
+        return "grids must have one size along all axes"
+    if any(x.requires_grad for x in (origins, directions, near, far)):
+        return "no gradient flows to rays, near and far"
+    return "a tensor is empty" if 0 in (*planes.shape, *origins.shape) else None
+
+
+def march_rays(
+    field: Tensor,
+    bias: Tensor | None,
+    planes: Tensor,
+    vectors: Tensor | None,
+    network: tuple[Tensor, ...],
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    box: Tensor,
+    *,
+    num_samples: int,
+    seed: Tensor | None = None,
+    min_weight: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Marches rays through the fields of B scenes; see the top of the module. Gradients for grids and network.
+
+    Args:
+        field: (B, R, R, R), density at the grid's cells, axes z, y, x; or (B, 3, R, R), planes whose sum with ``bias``
+            is density. Negative values count as none.
+        bias: (1,), with planes.
+        planes: (3, B, C, R, R), channels of colour; their type is that of the products.
+        vectors: (3, B, C, R, 1), which multiply the planes; None for tri-planes.
+        network: weights and biases of the three layers, see ``visionkit.ops.ColourNetwork``.
+        origins, directions: (B, rays, 3).
+        near, far: broadcast with (B, rays).
+        box: (2, 3), the corners of the grids.
+        num_samples: intervals along a ray.
+        seed: whole number, a tensor of no dimension; moves the edges as ``visionkit.ops.ray_edges`` does.
+        min_weight: colours of samples below this weight are left out.
+
+    Returns:
+        rgb (B, rays, 3) on black; depth, opacity and distortion loss (B, rays). At least float32.
+    """
+    dtype, kind = planes.dtype, _accumulator(planes.dtype)
+    batch, rays = origins.shape[:2]
+    weight1, bias1, weight2, bias2, weight3, bias3 = network
+    width, channels = weight1.shape[0], planes.shape[2]
+    w, c, e = padded(width), padded(channels), padded(weight2.shape[1] - width)
+    layers = (
+        _filled(weight1.unflatten(1, (3, channels)).permute(1, 2, 0), (3, c, w), dtype),
+        _filled(bias1, (w,), kind),
+        _filled(weight2[:, :width].T, (w, w), dtype),
+        _filled(weight2[:, width:].T, (e, w), dtype),
+        _filled(bias2, (w,), kind),
+        _filled(weight3.T, (w, 16), dtype),
+        _filled(bias3, (16,), kind),
+    )
+    field = field.to(kind).contiguous()
+    bias = field.new_zeros(1) if bias is None else bias.to(kind)
+    size = planes.shape[-1]
+    colours = _filled(planes.permute(0, 1, 3, 4, 2), (3, batch, size, size, c), dtype)
+    if vectors is None:
+        lines = colours.new_zeros(3, 1, 1, c)
+    else:
+        lines = _filled(vectors[..., 0].permute(0, 1, 3, 2), (3, batch, size, c), dtype)
+    rays_of = [x.detach().to(kind).contiguous() for x in (origins, directions)]
+    near, far = (torch.as_tensor(x, device=planes.device).to(kind).expand(batch, rays) for x in (near, far))
+    frequencies = (weight2.shape[1] - width - 3) // 6
+    return march(
+        field, bias, colours, lines, *layers, *rays_of, near, far, box.to(kind).contiguous(), seed,
+        num_samples, frequencies, min_weight, channels,
+    )  # fmt: skip
+
+
+def _filled(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor in that type, contiguous, with zeros after its values up to a shape."""
+    missing = [size for have, want in zip(reversed(x.shape), reversed(shape)) for size in (0, want - have)]
+    return torch.nn.functional.pad(x.to(dtype), missing).contiguous()

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from kernels.compare import DEVICE, assert_same, inputs
+from torch.nn import functional as F
+from visionkit_kernels import linear
+
+from visionkit.ops import dispatch
+from visionkit.ops.attention import attend
+from visionkit.ops.mala import mala_attention
+from visionkit.ops.rotary import rotary_table_2d
+
+
+def mala(form, **options):
+    def run(*qkv):
+        with dispatch.use_kernels(form):
+            return mala_attention(*qkv, **options)
+
+    return run
+
+
+def table(height, width, dim):
+    return rotary_table_2d(height, width, dim, dtype=torch.float64, device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    "dtype, order, dim, normalise_rotated",
+    [
+        (torch.float64, "tokens", 8, False),
+        (torch.float32, "channels", 24, True),
+        (torch.float16, "heads", 16, False),
+        (torch.bfloat16, "tokens", 16, False),
+    ],
+)
+def test_mala(dtype, order, dim, normalise_rotated):
+    """130 tokens are three tiles in two runs, the last tile nearly empty; 24 and 20 channels do not fill theirs."""
+    tensors = inputs((1, 1, 130, dim), (1, 1, 130, dim), (1, 1, 130, 20), dtype=dtype, order=order)
+    options = dict(rotary=table(10, 13, dim), normalise_rotated=normalise_rotated)
+    assert_same(mala("triton", **options), mala("torch", **options), tensors)
+
+
+def test_mala_of_batches_and_heads_without_rotation():
+    tensors = inputs(*[(2, 2, 5, 16)] * 3, dtype=torch.float64, order="tokens")
+    assert_same(mala("triton", scale=0.3), mala("torch", scale=0.3), tensors)
+
+
+def explicit(q, k, v, feature_map, output, eps=1e-6):
+    maps = dict(
+        elu=lambda x: F.elu(x) + 1, relu=F.relu, exp=torch.exp, relu2=lambda x: F.relu(x) ** 2, none=lambda x: x
+    )
+    weights = maps[feature_map](q) @ maps[feature_map](k).mT
+    if output == "sum":
+        return weights @ v / (weights.sum(-1, keepdim=True) + eps)
+    y = weights @ v / k.shape[-2]
+    return y if output == "none" else F.normalize(y, dim=-1) * y.shape[-1] ** 0.5
+
+
+@pytest.mark.parametrize(
+    "feature_map, output", [("elu", "sum"), ("relu", "none"), ("exp", "sum"), ("relu2", "rms"), ("none", "none")]
+)
+def test_feature_maps_and_outputs(feature_map, output):
+    tensors = inputs((1, 1, 3, 6), (1, 1, 7, 6), (1, 1, 7, 4), dtype=torch.float64)
+    options = dict(feature_map=feature_map, output=output)
+    assert_same(
+        lambda *x: linear.linear_attention(*x, **options), lambda *x: explicit(*x, feature_map, output), tensors
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "norm"])
+def test_attention_by_name_uses_the_kernel(name):
+    tensors = inputs(*[(1, 1, 9, 16)] * 3, dtype=torch.float32)
+    forms = {}
+    for form in ("triton", "torch"):
+        with dispatch.use_kernels(form):
+            forms[form] = attend(name, *tensors)
+    torch.testing.assert_close(forms["triton"], forms["torch"], atol=1e-5, rtol=1e-5)
+    assert "linear_attention" in type(forms["triton"].grad_fn).__name__
+
+
+def test_operator_is_registered_as_torch_expects():
+    q, k, v = inputs((1, 2, 5, 16), (1, 2, 5, 16), (1, 2, 5, 8), dtype=torch.float32)
+    arguments = (q, k, v, None, None, "elu", "mala", False, 0.25, 1e-6)
+    torch.library.opcheck(linear.linear_forward, arguments, test_utils=("test_schema", "test_autograd_registration"))
+    torch.library.opcheck(linear.linear_forward, arguments, test_utils="test_faketensor")
+
+
+def test_torch_compile_sees_one_graph():
+    tensors = inputs(*[(1, 1, 5, 8)] * 3, dtype=torch.float32)
+    with dispatch.use_kernels("triton"):
+        compiled = torch.compile(mala_attention, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(*tensors), mala_attention(*tensors))
+
+
+def test_refuses_what_it_cannot_do():
+    x = torch.zeros(1, 1, 4, 96)
+    assert "bfloat16" in linear.refuses(x, x, x)
+    assert linear.refuses(*[x.bfloat16()] * 3) is None
+    assert "at most 128" in linear.refuses(*[torch.zeros(1, 1, 4, 130)] * 3)
+    assert "empty" in linear.refuses(*[torch.zeros(1, 1, 0, 8)] * 3)

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from kernels.compare import DEVICE, assert_same, inputs
+from visionkit_kernels import nala
+
+from visionkit.ops import dispatch
+from visionkit.ops.nala import nala_attention
+from visionkit.ops.rotary import rotary_table_2d
+
+
+def attention(form, **options):
+    def run(*qkv):
+        with dispatch.use_kernels(form):
+            return nala_attention(*qkv, **options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "dtype, order, dim",
+    [(torch.float64, "tokens", 8), (torch.float32, "channels", 24), (torch.bfloat16, "heads", 16)],
+)
+def test_nala(dtype, order, dim):
+    """70 tokens are three tiles in two runs, the last tile nearly empty; 24 and 20 channels do not fill theirs."""
+    tensors = inputs((1, 1, 70, dim), (1, 1, 70, dim), (1, 1, 70, 20), dtype=dtype, order=order)
+    options = dict(rotary=rotary_table_2d(7, 10, dim, dtype=torch.float64, device=DEVICE))
+    tolerance = 1e-4 if dtype == torch.float32 else None  # the cube of a key, and the power of a query, are steep
+    assert_same(attention("triton", **options), attention("torch", **options), tensors, tolerance=tolerance)
+
+
+def test_batches_heads_zero_queries_and_no_rotation():
+    q, k, v = inputs((2, 2, 3, 8), (2, 2, 5, 8), (2, 2, 5, 8), dtype=torch.float64, order="tokens")
+    with torch.no_grad():
+        q[0, 0, 1, 3] = 0
+        k[0, 0, 1, 3] = 0
+    assert_same(attention("triton", power=2.0), attention("torch", power=2.0), [q, k, v])
+    with torch.no_grad():
+        q[0, 0, 1] = 0
+    with dispatch.use_kernels("triton"):
+        out = nala_attention(q, k, v)
+    assert out[0, 0, 1].eq(0).all() and torch.autograd.grad(out.sum(), q)[0].isfinite().all()
+
+
+def test_operator_is_registered_as_torch_expects():
+    q, k, v = inputs((1, 1, 5, 16), (1, 1, 5, 16), (1, 1, 5, 8), dtype=torch.float32)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(nala.nala_forward, (q, k, v, None, None, 3.0, 0.5, 1e-6, 1e-12), test_utils=tests)

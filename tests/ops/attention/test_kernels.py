@@ -1,0 +1,135 @@
+"""Softmax, linear, sigmoid, softplus, norm, diag and gaam against N x N matrices."""
+
+import math
+
+import pytest
+import torch
+from ops.attention.explicit import elu1, masked_softmax, qkv
+
+from visionkit.ops.attention import _masks, attend
+from visionkit.ops.attention._masks import visible
+from visionkit.ops.attention.gaam import gaussian_weights
+from visionkit.ops.attention.gaam import parameters as gaam_parameters
+from visionkit.ops.attention.softplus import softplus_weights
+
+ALL = ["full", "causal", "window", "block"]
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    monkeypatch.setattr(_masks, "ROWS", 10)
+
+
+def both(name, mask, **options):
+    q, k, v = qkv(dv=5)
+    return q, k, v, visible(37, mask, 7), attend(name, q, k, v, mask=mask, window=7, **options)
+
+
+@pytest.mark.parametrize("mask", ALL)
+def test_softmax(mask):
+    q, k, v, seen, y = both("softmax", mask)
+    torch.testing.assert_close(y, masked_softmax(q @ k.mT / math.sqrt(8), seen) @ v)
+
+
+@pytest.mark.parametrize("mask", ALL)
+def test_linear(mask):
+    q, k, v, seen, y = both("linear", mask)
+    weights = (elu1(q) @ elu1(k).mT) * seen
+    torch.testing.assert_close(y, weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window"])
+def test_sigmoid(mask):
+    q, k, v, seen, y = both("sigmoid", mask)
+    n = 15 if mask == "window" else 37
+    weights = torch.sigmoid(q @ k.mT / math.sqrt(8) - math.log(n)) * seen
+    torch.testing.assert_close(y, weights @ v)
+
+
+@pytest.mark.parametrize("n", [10, 1000])
+def test_sigmoid_rows_sum_to_about_one_at_the_start(n):
+    q, k, _ = qkv(n=n)
+    ones = torch.ones_like(k[..., :1])
+    torch.testing.assert_close(attend("sigmoid", 0 * q, k, ones), ones * n / (n + 1))
+    torch.testing.assert_close(attend("sigmoid", 1e-3 * q, k, ones), ones * n / (n + 1), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("power", [None, 15])
+@pytest.mark.parametrize("mask", ["full", "causal", "window"])
+def test_softplus(mask, power):
+    q, k, v, seen, y = both("softplus", mask, power=power)
+    n = seen.sum(-1, keepdim=True)
+    cosine = torch.cosine_similarity(q[..., :, None, :], k[..., None, :, :], dim=-1)
+    weights = torch.log1p((math.log(8) * n.log() * cosine).exp()) * seen
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
+    if power:
+        offset = (n > 3).double() if mask == "causal" else 1
+        weights = (weights * n - offset).clamp(min=0) ** power * seen
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
+    torch.testing.assert_close(y, weights @ v)
+
+
+def entropy(weights):
+    return -torch.special.xlogy(weights, weights).sum(-1).mean().item()
+
+
+def growth(weights):
+    return [entropy(weights(4 * n)) - entropy(weights(n)) for n in (64, 256, 1024)]
+
+
+def test_softplus_length_scaling_slows_the_growth_of_entropy():
+    """Of random keys; uniform weights grow by log 4 when tokens do by 4. With re-weighting it is less than half."""
+
+    def keys(n):
+        q, k, _ = qkv(n=n, d=64, heads=1, batch=1)
+        return q[:, :, :64], k
+
+    def unscaled(n):
+        q, k = keys(n)
+        cosine = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).mT
+        weights = torch.nn.functional.softplus(math.log(64) * cosine)
+        return weights / weights.sum(-1, keepdim=True)
+
+    spread = growth(unscaled)
+    scaled = growth(lambda n: softplus_weights(*keys(n)))
+    sharp = growth(lambda n: softplus_weights(*keys(n), power=15))
+    assert all(step == pytest.approx(math.log(4), abs=0.01) for step in spread)
+    assert all(step < math.log(4) - 0.05 for step in scaled)
+    assert all(step < math.log(4) / 2 for step in sharp)
+
+
+@pytest.mark.parametrize("mask", ALL)
+def test_norm(mask):
+    q, k, v, seen, y = both("norm", mask)
+    explicit = (elu1(q) @ elu1(k).mT * seen) @ v
+    torch.testing.assert_close(y, explicit * math.sqrt(5) / explicit.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_diag(mask):
+    q, k, v = qkv()
+    seen = visible(37, "block", 6) & visible(37, mask)
+    y = attend("diag", q, k, v, mask=mask, block=6)
+    torch.testing.assert_close(y, masked_softmax(q @ k.mT / math.sqrt(8), seen) @ v)
+
+
+def test_gaam():
+    torch.manual_seed(0)
+    q, k, v = qkv()
+    learned = {key: value.double() for key, value in gaam_parameters(3, 8).items()}
+    learned["offset"] = learned["offset"] + torch.randn(3, 3)
+    y = attend("gaam", q, k, v, **learned)
+    for head in range(3):
+        x = k[:, head]
+        mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True) + 1e-8
+        product = torch.ones_like(x)
+        for delta, c in zip(learned["offset"][head], learned["width"][head]):
+            z = (x - (mean + delta)) / variance.sqrt()
+            product = product * torch.exp(-(z**2) / (2 * c**2)) / torch.sqrt(2 * math.pi * c**2)
+        torch.testing.assert_close(y[:, head], v[:, head] * product / product.sum(1, keepdim=True))
+
+
+def test_gaam_weights_sum_to_one_over_tokens():
+    _, k, _ = qkv()
+    weights = gaussian_weights(k, None, None)
+    torch.testing.assert_close(weights.sum(-2), torch.ones_like(weights.sum(-2)))

@@ -1,0 +1,66 @@
+import re
+import sys
+
+import pytest
+import torch
+from ops.attention.explicit import qkv
+
+from visionkit.errors import VisionKitError
+from visionkit.ops import attention_names
+from visionkit.ops.attention import attend, mechanism
+
+NAMES = attention_names()
+
+
+def call(name, q, k, v, mask="full", window=16, **options):
+    parameters = mechanism(name).parameters(q.shape[1], q.shape[-1])
+    parameters = {key: value.to(q.dtype) for key, value in parameters.items()}
+    return attend(name, q, k, v, mask=mask, window=window, **parameters, **options)
+
+
+def test_wrong_names_are_told():
+    with pytest.raises(VisionKitError, match="did you mean 'softplus'"):
+        mechanism("softpluss")
+    with pytest.raises(VisionKitError, match="mask 'window' is not supported"):
+        attend("diag", *qkv(), mask="window")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_docstring_tells_its_source_and_its_cost(name):
+    function = mechanism(name).function()
+    text = function.__doc__ + sys.modules[function.__module__].__doc__
+    assert mechanism(name).source in text
+    if name not in ("mala", "gaussian", "nala"):
+        assert "Complexity" in text and re.search("[Nn]ot (for|a way|an approx)", text)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window", "block"])
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_and_masks(name, mask):
+    q, k, v = qkv(n=36)
+    if mask not in mechanism(name).masks:
+        pytest.skip("not supported")
+    torch.manual_seed(0)
+    y = call(name, q, k, v, mask, window=12)
+    assert y.shape == v.shape and y.dtype == v.dtype and y.isfinite().all()
+    moved = torch.cat([v[..., :30, :], v[..., 30:, :] + 1], dim=-2)
+    torch.manual_seed(0)
+    change = (call(name, q, k, moved, mask, window=12) - y).abs().amax(dim=(0, 1, 3))
+    unseen = dict(full=0, causal=30, window=18, block=24)[mask]
+    assert change[:unseen].max() < 1e-12 if unseen else True
+    assert change[30:].max() > 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients(name):
+    q, k, v = (x.requires_grad_() for x in qkv(n=6, d=4, heads=2, batch=1))
+    torch.manual_seed(0)
+    mask = "full" if "full" in mechanism(name).masks else "causal"
+    parameters = mechanism(name).parameters(2, 4)
+    names = list(parameters)
+    values = [value.double().requires_grad_() for value in parameters.values()]
+
+    def function(q, k, v, *values):
+        return attend(name, q, k, v, mask=mask, **dict(zip(names, values)))
+
+    assert torch.autograd.gradcheck(function, (q, k, v, *values))

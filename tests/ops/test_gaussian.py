@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from visionkit.errors import VisionKitError
+from visionkit.ops import gaussian
+from visionkit.ops.gaussian import gaussian_attention, gaussian_kernel, newton_inverse, newton_inverse_shared
+
+
+def tokens(n=30, m=6, dim=8, dtype=torch.float64):
+    torch.manual_seed(0)
+    q, v = torch.randn(2, 2, 3, n, dim, dtype=dtype)
+    return q, v, torch.randn(2, 3, m, dim, dtype=dtype)
+
+
+def explicit_weights(q, landmarks, symmetric):
+    """The N x N weights, with an inverse of the library's."""
+    kernel = lambda x, y: (-0.5 * (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)).exp()
+    a, p = kernel(landmarks, landmarks), kernel(landmarks, q)
+    if symmetric:
+        root = a.sum(-1).rsqrt().diag_embed()
+        middle = root @ torch.linalg.inv(a) @ root
+    else:
+        middle = torch.linalg.inv(a + 0.01 * torch.eye(a.shape[-1], dtype=a.dtype))
+    return p.transpose(-2, -1) @ middle @ p
+
+
+@pytest.mark.parametrize("inverse", ["newton", "solve"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_equals_explicit(inverse, symmetric):
+    q, v, landmarks = tokens()
+    out = gaussian_attention(q, None, v, landmarks=landmarks, scale=1.0, symmetric=symmetric, inverse=inverse)
+    expected = explicit_weights(q, landmarks, symmetric) @ v
+    torch.testing.assert_close(out, expected, atol=1e-5 if symmetric else 1e-9, rtol=0)
+
+
+def test_all_tokens_as_landmarks_give_the_full_kernel():
+    q, v, _ = tokens(dim=16)
+    out = gaussian_attention(q, None, v, landmarks=q, scale=1.0, inverse="solve")
+    kernel = gaussian_kernel(q, q)
+    expected = kernel @ torch.linalg.solve(gaussian.add_ridge(kernel, 0.01), kernel @ v)
+    torch.testing.assert_close(out, expected)
+    assert (out - kernel @ v).abs().max() < 0.1  # what the ridge of 0.01 takes
+
+
+def test_newton_converges_in_twenty_steps():
+    landmarks = tokens(m=49, dim=32)[2]
+    eye = torch.eye(49, dtype=torch.float64)
+    a = gaussian_kernel(*[landmarks * 0.2] * 2)
+    assert 50 < torch.linalg.cond(a).max() < 300
+    assert ((a + 0.01 * eye) @ newton_inverse(a) - eye).abs().max() < 1e-4
+    a = gaussian_kernel(*[landmarks * 0.3] * 2)  # SOFT++ has one starting scale for all and needs milder ones
+    assert (a @ newton_inverse_shared(a) - eye).abs().max() < 1e-3
+
+
+def test_landmarks_by_default_are_means_of_runs():
+    q, v, _ = tokens(n=98)
+    pooled = q.unflatten(2, (49, 2)).mean(3)
+    expected = gaussian_attention(q, None, v, landmarks=pooled * 8**-0.25)
+    torch.testing.assert_close(gaussian_attention(q, q, v), expected)
+    assert gaussian_attention(q[:, :, :5], None, v[:, :, :5]).shape == (2, 3, 5, 8)
+
+
+def test_inverse_has_the_gradient_of_an_inverse():
+    q, _, landmarks = tokens(m=9)
+    a = gaussian_kernel(landmarks, landmarks).requires_grad_()
+    weight = torch.randn_like(a)
+    (mine,) = torch.autograd.grad((newton_inverse(a) * weight).sum(), a)
+    (theirs,) = torch.autograd.grad((torch.linalg.inv(gaussian.add_ridge(a, 0.01)) * weight).sum(), a)
+    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("inverse", ["newton", "solve"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradients(inverse, symmetric):
+    q, v, landmarks = (x[:1, :1].clone().requires_grad_() for x in tokens(n=7, m=4, dim=4))
+    apply = lambda q, v, at: gaussian_attention(q, None, v, landmarks=at, symmetric=symmetric, inverse=inverse)
+    assert gradcheck(apply, (q, v, landmarks), atol=1e-4)
+
+
+@pytest.mark.parametrize("inverse", ["newton", "solve"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_coinciding_landmarks_stay_finite(inverse, symmetric):
+    q, v, landmarks = tokens(dtype=torch.float32)
+    same = landmarks[:, :, :1].expand_as(landmarks).clone().requires_grad_()
+    out = gaussian_attention(q, None, v, landmarks=same, symmetric=symmetric, inverse=inverse)
+    out.sum().backward()
+    assert out.isfinite().all() and same.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_half_precision(dtype, symmetric):
+    q, v, landmarks = tokens(n=4096, m=16, dim=32, dtype=dtype)
+    out = gaussian_attention(q, None, v, landmarks=landmarks, scale=1.0, symmetric=symmetric)
+    assert out.dtype == dtype
+    expected = gaussian_attention(
+        q.double(), None, v.double(), landmarks=landmarks.double(), scale=1.0, symmetric=symmetric
+    )
+    torch.testing.assert_close(out.double(), expected, atol=0.02, rtol=0.02)
+
+
+def test_unknown_inverse():
+    with pytest.raises(VisionKitError, match="inverse='lu'"):
+        gaussian_attention(*tokens()[:2], tokens()[1], inverse="lu")

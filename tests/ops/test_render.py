@@ -1,0 +1,158 @@
+"""The render operations against their formulas, written out with loops or in one piece."""
+
+import pytest
+import torch
+
+from visionkit.errors import VisionKitError
+from visionkit.ops import render as R
+
+
+def grids(batch=2, channels=5, side=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    planes = torch.randn(3, batch, channels, side, side, generator=generator, dtype=dtype)
+    return planes, torch.randn(3, batch, channels, side, 1, generator=generator, dtype=dtype)
+
+
+def colour(features, directions):
+    return (features[..., :3] + directions).sigmoid()
+
+
+def rays(batch=2, count=6, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    origins = torch.tensor([0.0, 0.0, -1.3], dtype=dtype).expand(batch, count, 3).contiguous()
+    directions = torch.randn(batch, count, 3, generator=generator, dtype=dtype) * 0.3 + origins.new_tensor([0, 0, 1])
+    return origins, directions / directions.norm(dim=-1, keepdim=True)
+
+
+def naive_lookup(grid, x, y):
+    """Bilinear with zeros outside; cell centres at (i + 0.5) / side * 2 - 1. Truncation would fail below 0."""
+    side_y, side_x = grid.shape[-2:]
+    u, v = ((x + 1) * side_x - 1) / 2, ((y + 1) * side_y - 1) / 2
+    total = torch.zeros(grid.shape[0], dtype=grid.dtype)
+    for i in (int(u.floor()), int(u.floor()) + 1):
+        for j in (int(v.floor()), int(v.floor()) + 1):
+            if 0 <= i < side_x and 0 <= j < side_y:
+                total += grid[:, j, i] * (1 - (u - i).abs()) * (1 - (v - j).abs())
+    return total
+
+
+def test_lookups_match_the_formula_inside_and_beyond_the_border():
+    planes, vectors = grids()
+    points = torch.empty(2, 40, 3, dtype=torch.float64).uniform_(-1.5, 1.5, generator=torch.Generator().manual_seed(2))
+    features = R.vector_matrix_features(planes, vectors, points)
+    for b, p in ((0, 0), (0, 7), (1, 3), (1, 39), (1, 12)):
+        x, y, z = points[b, p]
+        pairs = [((x, y), z), ((z, x), y), ((y, z), x)]
+        for i, ((first, second), third) in enumerate(pairs):
+            plane = naive_lookup(planes[i, b], first, second)
+            vector = naive_lookup(vectors[i, b], torch.zeros((), dtype=torch.float64), third)
+            assert torch.allclose(features[b, p, i], plane * vector, atol=1e-12)
+
+
+def test_dense_density_is_the_same_function_with_the_same_gradient():
+    planes, vectors = (x.requires_grad_() for x in grids())
+    points = torch.empty(2, 200, 3, dtype=torch.float64).uniform_(-1.3, 1.3, generator=torch.Generator().manual_seed(2))
+    results = []
+    for dense in (False, True):
+        sigma = R.vector_matrix_field(planes, vectors, 3, colour, dense).density(points)
+        results.append((sigma, *torch.autograd.grad(sigma.square().sum(), (planes, vectors))))
+    assert results[0][0].max() > 0
+    for plain, dense in zip(*results):
+        assert torch.allclose(plain, dense, atol=1e-10)
+
+
+def naive_render(field, origins, directions, edges, aabb):
+    """The formula, ray by ray."""
+    rgb = torch.zeros(origins.shape, dtype=edges.dtype)
+    depth = torch.zeros(origins.shape[:2], dtype=edges.dtype)
+    for b in range(origins.shape[0]):
+        for r in range(origins.shape[1]):
+            light = 1.0
+            for i in range(edges.shape[-1] - 1):
+                low, high = edges[b, r, i], edges[b, r, i + 1]
+                point = origins[b, r] + directions[b, r] * (low + high) / 2
+                point = ((point - aabb[0]) / (aabb[1] - aabb[0]) * 2 - 1)[None, None].expand(len(origins), 1, 3)
+                way = directions[b, r][None, None].expand(len(origins), 1, 3)
+                alpha = 1 - torch.exp(-field.density(point)[b, 0] * (high - low))
+                rgb[b, r] += light * alpha * field.colour(point, way)[b, 0]
+                depth[b, r] += light * alpha * (low + high) / 2
+                light = light * (1 - alpha)
+    return rgb, depth
+
+
+@pytest.mark.parametrize("kind", ["vector_matrix", "triplanes", "CP"])
+def test_rendering_matches_the_formula(kind):
+    planes, vectors = grids()
+    field = {
+        "vector_matrix": lambda: R.vector_matrix_field(planes, vectors, 2, colour),
+        "triplanes": lambda: R.triplane_field(planes, 2, lambda x: x.sum(-1, keepdim=True), colour),
+        "CP": lambda: R.cp_field(vectors, 2, colour),
+    }[kind]()
+    origins, directions = rays()
+    edges = R.ray_edges(0.3, 2.4, 9, origins).double()
+    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+    seen = R.render_rays(field, origins, directions, edges, aabb, keep_weights=True)
+    rgb, depth = naive_render(field, origins, directions, edges, aabb)
+    assert seen.opacity.max() > 0.1
+    assert torch.allclose(seen.rgb, rgb, atol=1e-5) and torch.allclose(seen.depth, depth, atol=1e-6)
+    white = R.render_rays(field, origins, directions, edges, aabb, background=torch.ones(3))
+    assert torch.allclose(white.rgb, rgb + (1 - seen.weights.sum(-1))[..., None], atol=1e-5)
+
+
+def test_chunks_change_neither_values_nor_gradients():
+    planes, vectors = (x.requires_grad_() for x in grids())
+    origins, directions = rays(count=7)
+    edges = R.ray_edges(0.3, 2.4, 9, origins).double()
+    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+    background = torch.rand(2, 7, 3, dtype=torch.float64)
+    results = []
+    for chunk in (7, 3):
+        field = R.vector_matrix_field(planes, vectors, 2, colour)
+        seen = R.render_rays_in_chunks(
+            field, origins, directions, edges, aabb, chunk=chunk, background=background, keep_weights=True
+        )
+        loss = seen.rgb.square().sum() + seen.distortion.sum() + seen.depth.sum()
+        results.append((*seen, *torch.autograd.grad(loss, (planes, vectors))))
+    for whole, parts in zip(*results):
+        assert torch.allclose(whole, parts, atol=1e-6)
+
+
+def test_nothing_visible_is_background():
+    planes, vectors = (torch.zeros_like(x) for x in grids())
+    origins, directions = rays()
+    edges = R.ray_edges(0.3, 2.4, 4, origins).double()
+    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+    seen = R.render_rays(R.vector_matrix_field(planes, vectors, 2, colour), origins, directions, edges, aabb)
+    assert seen.rgb.abs().max() == 0 and seen.opacity.abs().max() == 0
+
+
+def test_distortion_is_the_double_sum():
+    weights = torch.rand(3, 6, dtype=torch.float64).softmax(-1).requires_grad_()
+    edges = torch.rand(3, 7, dtype=torch.float64).sort(-1).values
+    middle, width = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=-1)
+    spread = (middle[:, :, None] - middle[:, None]).abs()
+    expected = (weights[:, :, None] * weights[:, None] * spread).sum((1, 2)) + (width * weights**2).sum(1) / 3
+    actual = R.distortion_loss(weights, edges)
+    assert torch.allclose(actual, expected, atol=1e-12)
+    (one,) = torch.autograd.grad(actual.sum(), weights, retain_graph=True)
+    (two,) = torch.autograd.grad(expected.sum(), weights)
+    assert torch.allclose(one, two, atol=1e-12)
+
+
+def test_jitter_per_ray_or_shared():
+    origins = torch.zeros(2, 5, 3)
+    even = R.ray_edges(1.0, 3.0, 8, origins)
+    assert torch.allclose(even[0, 0], torch.linspace(1, 3, 9))
+    own = R.ray_edges(1.0, 3.0, 8, origins, "ray", torch.tensor(0))
+    assert len(own.flatten(0, 1).unique(dim=0)) == 10
+    assert (own >= even).all() and (own - even <= 0.25).all() and (own.diff(dim=-1) >= 0).all()
+    assert torch.equal(own[..., -1], even[..., -1])
+    shared = R.ray_edges(1.0, 3.0, 8, origins, "shared")
+    assert len(shared.flatten(0, 1).unique(dim=0)) == 1
+    with pytest.raises(VisionKitError, match="jitter"):
+        R.ray_edges(1.0, 3.0, 8, origins, "batch")
+
+
+def test_near_and_far_may_differ_between_scenes():
+    edges = R.ray_edges(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]]), 4, torch.zeros(2, 5, 3))
+    assert edges[0, 0, 0] == 1 and edges[1, 4, -1] == 4

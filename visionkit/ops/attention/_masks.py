@@ -1,0 +1,73 @@
+"""Which keys a query sees, and attention by blocks of queries, so that no N x N matrix is held."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ROWS = 512  # queries at a time
+
+
+def wide(*tensors: Tensor) -> list[Tensor]:
+    """Half-precision tensors as float32, others as they are: sums over many tokens need the digits."""
+    return [x if x.dtype == torch.float64 else x.float() for x in tensors]
+
+
+def visible(n: int, mask: str, window: int = 256, device: torch.device | str | None = None) -> Tensor:
+    """(N, N) booleans of the masks that ``attend`` names; for tests and references."""
+    i, j = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)
+    return dict(
+        full=(i >= 0) & (j >= 0), causal=j <= i, window=(i - j).abs() <= window, block=i // window == j // window
+    )[mask]
+
+
+def by_rows(
+    weigh: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    """Attention whose weights are made for some queries at a time.
+
+    Args:
+        weigh: queries (..., R, D), the keys that any of them sees (..., M, D), and (R, M) booleans of who sees whom or
+            None for all -> weights (..., R, M), zero where unseen.
+        q, k, v: (B, H, N, D).
+        causal: key j is seen by query i only if j <= i.
+        window: ... only if |i - j| <= window.
+    """
+    n, dtype = k.shape[-2], v.dtype
+    q, k, v = wide(q, k, v)
+    parts = []
+    for start in range(0, q.shape[-2], ROWS):
+        stop = min(start + ROWS, q.shape[-2])
+        low = 0 if window is None else max(0, start - window)
+        high = n if window is None else min(n, stop + window)
+        high = min(high, stop) if causal else high
+        mask = None
+        if causal or window is not None:
+            gap = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(low, high, device=q.device)
+            mask = gap.abs() <= (n if window is None else window)
+            mask = mask & (gap >= 0) if causal else mask
+        parts.append(weigh(q[..., start:stop, :], k[..., low:high, :], mask) @ v[..., low:high, :])
+    return torch.cat(parts, dim=-2).to(dtype)
+
+
+def in_blocks(function: Callable, q: Tensor, k: Tensor, v: Tensor, block: int, **options: object) -> Tensor:
+    """A mechanism inside non-overlapping blocks of tokens; the last block may be shorter."""
+    n = q.shape[-2]
+    whole = n - n % block
+
+    def fold(x: Tensor) -> Tensor:
+        return x[..., :whole, :].unflatten(-2, (-1, block)).transpose(1, 2).flatten(0, 1)  # (B * blocks, H, block, D)
+
+    parts = []
+    if whole:
+        y = function(fold(q), fold(k), fold(v), **options)
+        parts.append(y.unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3))
+    if whole < n:
+        parts.append(function(*(x[..., whole:, :] for x in (q, k, v)), **options))
+    return torch.cat(parts, dim=-2)

@@ -1,0 +1,66 @@
+"""Length-scaled softplus attention (LSSA), and its re-weighting (LSSAR)."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionkit.ops.attention._masks import by_rows
+
+EPS = 1e-8
+
+
+def softplus_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    power: float | None = None,
+) -> Tensor:
+    """A = softplus(log d · log N_i · cos(q_i, k_j)), rows divided by their sums; y = A v.
+
+    N_i is the number of tokens that query i sees. Re-weighting (LSSAR): A ← relu(A N_i - O)^power, rows divided again,
+    with O = 1 (0 for the first three rows of the causal form), which drops all weights below the average.
+    Gao and Spratling, Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models, 2025,
+    arXiv 2501.13428; the constants are second-hand, from a re-implementation.
+
+    Complexity: n² d time, n rows at a time in memory. Not for many tokens, and without re-weighting not for sharp
+    attention: the paper derives log N_i from an entropy that length leaves alone, but of random keys the entropy still
+    grows nearly as fast as that of uniform weights; with re-weighting, less than half as fast.
+
+    Args:
+        q, k: (B, H, N, D).
+        v: (B, H, N, Dv).
+        causal: key j is seen by query i only if j <= i.
+        window: ... only if |i - j| <= window.
+        power: None for LSSA; 15 for the paper's LSSAR.
+
+    Returns:
+        (B, H, N, Dv).
+    """
+
+    def weigh(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        return softplus_weights(q, k, mask, causal=causal, power=power)
+
+    return by_rows(weigh, q, k, v, causal=causal, window=window)
+
+
+def softplus_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = False, power: float | None = None
+) -> Tensor:
+    """The weights (..., R, M) of queries (..., R, D) and keys (..., M, D); rows sum to one."""
+    seen = q.new_tensor(k.shape[-2]) if mask is None else mask.sum(-1, keepdim=True).to(q.dtype)
+    scores = math.log(q.shape[-1]) * seen.log() * (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT)
+    weights = _rows(F.softplus(scores), mask)
+    if power is None:
+        return weights
+    offset = (seen > 3).to(q.dtype) if causal else 1.0
+    return _rows((weights * seen - offset).relu() ** power, mask)
+
+
+def _rows(weights: Tensor, mask: Tensor | None) -> Tensor:
+    weights = weights if mask is None else torch.where(mask, weights, 0)
+    return weights / (weights.sum(-1, keepdim=True) + EPS)

@@ -1,0 +1,153 @@
+"""Softmax-free Gaussian attention (SOFT, SOFT++): Lu et al., NeurIPS 2021 and arXiv 2207.03341.
+
+Queries and keys are the same; the N x N Gaussian kernel is replaced by its Nystrom form over a few landmarks.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d
+
+from visionkit.errors import VisionKitError
+from visionkit.ops import dispatch
+from visionkit.ops.mala import without_autocast
+
+INVERSES = ("newton", "solve")
+LANDMARKS = 49
+NEWTON_STEPS = 20
+RIDGE = 0.01  # of SOFT
+SOLVE_RIDGE = 1e-6  # keeps a direct solve without a ridge finite where landmarks coincide
+
+
+def gaussian_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    landmarks: Tensor | None = None,
+    scale: float | None = None,
+    symmetric: bool = False,
+    inverse: str = "newton",
+) -> Tensor:
+    """Attention by a Gaussian kernel, without softmax, through m landmarks.
+
+    With k(x, y) = exp(-|x - y|^2 / 2), A = k(landmarks, landmarks) and P = k(landmarks, q):
+
+        SOFT:    out = P^T (A + 0.01 I)^-1 P v
+        SOFT++:  out = P^T D^-1/2 A^-1 D^-1/2 P v,   D = diag(row sums of A)
+
+    Time O(N m dim + m^3), in float32 at least. Not for cross-attention: the queries are the keys.
+
+    ``inverse="newton"`` is the released code's: 20 Newton steps. SOFT starts each matrix at its own scale and takes the
+    gradient of the inverse; SOFT++ starts all matrices of the batch at one scale, takes the gradient through the steps,
+    and has not always converged. ``"solve"`` solves the linear system, with the gradient of the solution.
+
+    Args:
+        q: (B, heads, N, dim).
+        k: not used; it stands here because every attention takes q, k and v.
+        v: (B, heads, N, dim_v).
+        landmarks: (B, heads, m, dim), to be compared with scaled queries; default the means of 49 even runs of them
+            (all of them, if there are fewer).
+        scale: what q is multiplied by; default dim ** -0.25.
+        symmetric: SOFT++ instead of SOFT.
+        inverse: see above.
+
+    Returns:
+        (B, heads, N, dim_v), in the type of ``v``.
+
+    Raises:
+        VisionKitError: an unknown ``inverse``.
+    """
+    if inverse not in INVERSES:
+        raise VisionKitError(f"inverse={inverse!r}: expected one of {', '.join(map(repr, INVERSES))}")
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    with without_autocast(v):
+        scale = q.shape[-1] ** -0.25 if scale is None else scale
+        landmarks = even_means(q.to(dtype)) * scale if landmarks is None else landmarks.to(dtype)
+        a = gaussian_kernel(landmarks, landmarks)
+        project, apply = (dispatch.kernel(f"gaussian_{name}", landmarks, q, v) for name in ("project", "apply"))
+        if project:
+            core = project(landmarks, q, v, scale)
+        else:
+            p = gaussian_kernel(landmarks, q.to(dtype) * scale)
+            core = p @ v.to(dtype)
+        root = a.sum(dim=-1, keepdim=True).rsqrt() if symmetric else None
+        core = core * root if symmetric else core
+        if inverse == "solve":
+            core = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), core)
+        else:
+            core = (newton_inverse_shared(a) if symmetric else newton_inverse(a)) @ core
+        core = core * root if symmetric else core
+        out = apply(landmarks, q, core, scale) if apply else p.transpose(-2, -1) @ core
+    return out.to(v.dtype)
+
+
+def even_means(q: Tensor, count: int = LANDMARKS) -> Tensor:
+    """Means of runs of tokens: (B, heads, N, dim) -> (B, heads, min(count, N), dim)."""
+    runs = adaptive_avg_pool1d(q.transpose(-2, -1).flatten(0, 1), min(count, q.shape[-2]))
+    return runs.unflatten(0, q.shape[:2]).transpose(-2, -1)
+
+
+def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """exp(-|x - y|^2 / 2) of all pairs: (..., m, dim), (..., n, dim) -> (..., m, n).
+
+    The square is expanded into one product, [x, -|x|^2 / 2, 1] [y, 1, -|y|^2 / 2]^T: large maps are passed over once. A
+    tiny negative distance, from rounding, is far below what the exponential resolves.
+    """
+    half_x, half_y = -x.square().sum(-1, keepdim=True) / 2, -y.square().sum(-1, keepdim=True) / 2
+    x = torch.cat([x, half_x, torch.ones_like(half_x)], dim=-1)
+    y = torch.cat([y, torch.ones_like(half_y), half_y], dim=-1)
+    return (x @ y.transpose(-2, -1)).exp()
+
+
+def add_ridge(a: Tensor, ridge: float) -> Tensor:
+    """a + ridge * I."""
+    return a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+
+
+def solve(a: Tensor, b: Tensor) -> Tensor:
+    """a^-1 b, without a check that would stop the device: (..., m, m), (..., m, d) -> (..., m, d)."""
+    return torch.linalg.solve_ex(a, b)[0]
+
+
+def newton_inverse(a: Tensor, ridge: float = RIDGE, steps: int = NEWTON_STEPS) -> Tensor:
+    """(a + ridge I)^-1 by Newton steps; its gradient is that of an inverse, dA = -Y^T dY Y^T, taken once.
+
+    Args:
+        a: (..., m, m), symmetric and not negative.
+        ridge: added to the diagonal after the starting scale is taken.
+        steps: how often V <- 2 V - V A V.
+    """
+    with torch.no_grad():
+        alpha = 1.8 / a.sum(dim=-1).amax(dim=-1).square()[..., None, None]
+        ridged = add_ridge(a, ridge)
+        inverse = newton_steps(ridged, alpha * ridged, steps)
+    if not (a.requires_grad and torch.is_grad_enabled()):
+        return inverse
+    return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
+
+
+def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
+    """SOFT++'s inverse: one starting scale for the whole tensor; the gradient runs through it and every step.
+
+    The scale is halved, at most ten times, until no column of I - A V_0 sums to more than 1.01.
+    """
+    alpha = 2 / a.sum(dim=-1).amax().square()
+    with torch.no_grad():
+        halvings = 0.5 ** torch.arange(11, dtype=a.dtype, device=a.device)
+        square, eye = a @ a, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        # all candidates at once, so that no value has to come back from the device
+        scales = (alpha * halvings).unbind()
+        excess = torch.stack([(eye - scale * square).abs().sum(dim=-2).amax() for scale in scales])
+        passed = excess <= 1.01
+        halving = halvings.gather(0, torch.where(passed.any(), passed.int().argmax(), 10).view(1))
+    return newton_steps(a, alpha * halving * a, steps)
+
+
+def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:
+    """V <- 2 V - V A V, so often."""
+    if not (torch.is_grad_enabled() and a.requires_grad) and (kernel := dispatch.kernel("newton_steps", a, start)):
+        return kernel(a, start, steps)
+    v = start
+    for _ in range(steps):
+        v = 2 * v - v @ (a @ v)
+    return v

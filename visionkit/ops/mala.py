@@ -1,0 +1,80 @@
+"""Magnitude-aware linear attention (MALA): Fan et al., ICCV 2025, arXiv 2507.00698."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionkit.ops import dispatch
+from visionkit.ops.rotary import rotary_2d
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def mala_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rotary: Rotary | None = None,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    normalise_rotated: bool = False,
+) -> Tensor:
+    """Linear attention whose weights keep the magnitude of the query.
+
+    With phi = elu + 1, s = scale, N tokens and z_i = s / N * sum_j phi(q_i) phi(k_j), the weight of token j in row i is
+
+        (1 + 1 / z_i) * s / N * phi(q_i) phi(k_j) - z_i / N
+
+    Weights may be negative and every row sums to one. The sum over j is never formed pair by pair: time
+    O(N * dim * dim_v), extra memory O(dim * dim_v) a head.
+
+    With ``rotary`` the products phi(q_i) phi(k_j) are taken after rotation but z, as published, before, so that rows
+    sum to one only nearly. ``normalise_rotated`` takes z after it too: rows sum to one, but z may come near zero or
+    become negative, which the published order avoids.
+
+    Args:
+        q, k: (B, heads, N, dim), raw: phi is applied here.
+        v: (B, heads, N, dim_v).
+        rotary: sin and cos, each (N, dim), see [visionkit.ops.rotary.rotary_table_2d].
+        scale: s; default dim ** -0.5.
+        eps: added to z where it divides.
+        normalise_rotated: see above.
+
+    Returns:
+        (B, heads, N, dim_v).
+    """
+    if kernel := dispatch.kernel("mala_attention", q, k, v):
+        return kernel(q, k, v, rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k = elu_plus_one(q), elu_plus_one(k)
+    rotated_q, rotated_k = (rotary_2d(q, *rotary), rotary_2d(k, *rotary)) if rotary else (q, k)
+    if normalise_rotated:
+        q, k = rotated_q, rotated_k
+    z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
+    safe_z = z + torch.copysign(torch.full_like(z, eps), z)
+    scores_v = rotated_q @ scaled_kv(rotated_k, v, scale / k.shape[-2])
+    return scores_v * (1 + 1 / safe_z) - z * v.mean(dim=-2, keepdim=True)
+
+
+def elu_plus_one(x: Tensor) -> Tensor:
+    """elu(x) + 1, positive everywhere: x + 1 above zero, exp(x) below."""
+    return x.clamp(max=0).exp() + F.relu(x)
+
+
+def scaled_kv(k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """scale * k^T v: (..., N, dim), (..., N, dim_v) -> (..., dim, dim_v).
+
+    Each factor takes a root of the scale, lest a sum over many tokens leaves the range of half precision.
+    """
+    if k.dtype in (torch.float16, torch.bfloat16):
+        root = scale**0.5
+        return (k * root).transpose(-2, -1) @ (v * root)
+    return (k.transpose(-2, -1) @ v) * scale
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """No automatic casts on the device of ``x``; the meta device knows none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

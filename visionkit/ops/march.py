@@ -1,0 +1,170 @@
+"""Whole renderings of factorised fields as functions of their tensors, which a kernel can do in one pass.
+
+The PyTorch form is made of [visionkit.ops.render]'s parts; ``visionkit_kernels.march`` is the second.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionkit.ops import dispatch
+from visionkit.ops.mala import without_autocast
+from visionkit.ops.render import (
+    Field,
+    Rendering,
+    density_volume,
+    ray_edges,
+    render_rays_in_chunks,
+    triplane_field,
+    vector_matrix_field,
+)
+
+
+class ColourNetwork(NamedTuple):
+    """NViST's colour network as tensors, for F features and K frequencies of directions:
+
+    rgb = sigmoid(W3 gelu(W2 [gelu(W1 gelu(f) + b1), sin 2^k d, cos 2^k d, d] + b2) + b3)
+
+    weight1 (H, F), bias1 (H,), weight2 (H, H + 6 K + 3), bias2 (H,), weight3 (3, H), bias3 (3,).
+    """
+
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    weight3: Tensor
+    bias3: Tensor
+
+    def __call__(self, features: Tensor, directions: Tensor) -> Tensor:
+        """(..., F) features, (..., 3) unit directions -> (..., 3) in [0, 1]."""
+        hidden = F.gelu(F.linear(F.gelu(features), self.weight1, self.bias1))
+        frequencies = (self.weight2.shape[1] - self.weight1.shape[0] - 3) // 6
+        seen_from = direction_features(directions, frequencies)
+        inner = F.linear(torch.cat([hidden, seen_from, directions], dim=-1), self.weight2, self.bias2)
+        return F.linear(F.gelu(inner), self.weight3, self.bias3).sigmoid()
+
+
+def direction_features(directions: Tensor, num_frequencies: int) -> Tensor:
+    """The sines, then the cosines of 2^k d, k = 0, 1, ...; no pi here: (..., 3) -> (..., 6 * K)."""
+    scale = 2.0 ** torch.arange(num_frequencies, device=directions.device, dtype=directions.dtype)
+    angle = (directions[..., None] * scale).flatten(-2)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def render_vector_matrix(
+    planes: Tensor,
+    vectors: Tensor,
+    network: ColourNetwork,
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    aabb: Tensor,
+    *,
+    sigma_dim: int,
+    num_samples: int,
+    seed: Tensor | None = None,
+    background: Tensor | None = None,
+    min_weight: float = 0.0,
+    chunk: int = 4096,
+) -> Rendering:
+    """Renders rays through vector-matrix fields of B scenes (TensoRF, arXiv 2203.09517; NViST, arXiv 2312.08568).
+
+    Memory beside inputs and outputs does not grow with the number of samples times the number of rays.
+
+    Args:
+        planes: (3, B, C, R, R), the first ``sigma_dim`` channels density, the others colour.
+        vectors: (3, B, C, R, 1).
+        network: of 3 * (C - sigma_dim) features.
+        origins, directions: (B, rays, 3), unit directions; no gradient flows to them.
+        near, far: distances, broadcast with (B, rays).
+        aabb: (2, 3), the corners of the grids.
+        sigma_dim: channels of density.
+        num_samples: intervals along a ray.
+        seed: moves the edges of the intervals at random, each ray's on their own; see [ray_edges].
+        background: colour behind everything, broadcasts with (B, rays, 3); None is black.
+        min_weight: colours of samples of at most this weight are left out.
+        chunk: rays of each scene that the PyTorch form renders at a time.
+
+    Returns:
+        A [Rendering] without weights and edges.
+    """
+    if kernel := _kernel(planes, network, origins, directions, near, far):
+        with without_autocast(planes):
+            channels = _single(planes[:, :, :sigma_dim]), _single(vectors[:, :, :sigma_dim])
+            field = density_volume(*channels)[:, 0]
+        colours = _products_type(planes[:, :, sigma_dim:]), _products_type(vectors[:, :, sigma_dim:])
+        options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
+        return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
+    field = vector_matrix_field(planes, vectors, sigma_dim, network, dense=True)
+    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, background, min_weight, chunk)
+
+
+def render_triplanes(
+    planes: Tensor,
+    density: tuple[Tensor, Tensor],
+    network: ColourNetwork,
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    aabb: Tensor,
+    *,
+    sigma_dim: int,
+    num_samples: int,
+    seed: Tensor | None = None,
+    background: Tensor | None = None,
+    min_weight: float = 0.0,
+    chunk: int = 4096,
+) -> Rendering:
+    """Renders rays through tri-plane fields of B scenes (EG3D, arXiv 2112.07945).
+
+    Args:
+        density: weight (1, 3 * sigma_dim) and bias (1,) of the layer that makes density of the planes' channels.
+        planes, network and the others: see [render_vector_matrix].
+    """
+    weight, bias = density
+    if kernel := _kernel(planes, network, origins, directions, near, far):
+        with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
+            channels, shares = _single(planes[:, :, :sigma_dim]), _single(weight).view(3, sigma_dim)
+            field = torch.einsum("pbchw,pc->bphw", channels, shares)
+        options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
+        colours = _products_type(planes[:, :, sigma_dim:])
+        return _on(
+            background, kernel(field, bias, colours, None, network, origins, directions, near, far, aabb, **options)
+        )
+    field = triplane_field(planes, sigma_dim, lambda x: F.linear(x, weight, bias), network)
+    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, background, min_weight, chunk)
+
+
+def _kernel(planes: Tensor, network: ColourNetwork, *rays: Tensor):  # noqa: ANN202
+    return dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
+
+
+def _single(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _products_type(x: Tensor) -> Tensor:
+    """What autocast asks products to be taken in."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _on(background: Tensor | None, seen: tuple[Tensor, ...]) -> Rendering:
+    rgb, depth, opacity, distortion = seen
+    if background is not None:
+        rgb = rgb + (1 - opacity)[..., None] * background
+    return Rendering(rgb, depth, opacity, distortion)
+
+
+def _in_chunks(
+    field: Field, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, aabb: Tensor,
+    num_samples: int, seed: Tensor | None, background: Tensor | None, min_weight: float, chunk: int,
+) -> Rendering:  # fmt: skip
+    edges = ray_edges(near, far, num_samples, origins, "ray" if seed is not None else None, seed)
+    options = dict(background=background, min_weight=min_weight)
+    return render_rays_in_chunks(field, origins, directions, edges, aabb, chunk=chunk, **options)

@@ -1,0 +1,93 @@
+"""Norm-aware linear attention (NaLaFormer): arXiv 2506.21137."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionkit.errors import VisionKitError
+from visionkit.ops import dispatch
+from visionkit.ops.mala import Rotary, scaled_kv, without_autocast
+from visionkit.ops.rotary import rotary_2d
+
+FEATURE_MAPS = ("signs", "cosine")
+
+
+def nala_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rotary: Rotary | None = None,
+    feature_map: str = "signs",
+    power: float = 3.0,
+    offset: float = 0.5,
+    eps: float = 1e-6,
+    zero_guard: float = 1e-12,
+) -> Tensor:
+    """Linear attention in which the norm of a query sharpens its row.
+
+        y_i = Q_i sum_j K_j^T v_j / (Q_i sum_j K_j),   Q, K: non-negative features of twice the head dimension
+
+    Time O(N * dim * dim_v). Computed in float32 at least.
+
+    ``feature_map="signs"`` is the released code's: see [sign_features]. ``"cosine"`` is the paper's: see
+    [cosine_features] (known from secondary sources). With ``rotary`` the numerator is rotated, the denominator is not.
+
+    Args:
+        q, k: (B, heads, N, dim), raw.
+        v: (B, heads, N, dim_v).
+        rotary: sin and cos, each (N, dim), see [visionkit.ops.rotary.rotary_table_2d]; both halves turn alike.
+        feature_map: one of the two above.
+        power, offset: lambda and tau of the papers: the exponent of a query is power * (offset + tanh(norm)).
+        eps: added to the mean of the products where it divides.
+        zero_guard: a query shorter than this counts as this long, so that a zero query gives zeros and no NaN. It
+            changes nothing for any longer one. 0 switches it off.
+
+    Returns:
+        (B, heads, N, dim_v), in the type of ``v``.
+
+    Raises:
+        VisionKitError: an unknown ``feature_map``.
+    """
+    if feature_map not in FEATURE_MAPS:
+        raise VisionKitError(f"feature_map={feature_map!r}: expected one of {', '.join(map(repr, FEATURE_MAPS))}")
+    if feature_map == "signs" and (kernel := dispatch.kernel("nala_attention", q, k, v)):
+        return kernel(q, k, v, rotary=rotary, power=power, offset=offset, eps=eps, zero_guard=zero_guard)
+    features = sign_features if feature_map == "signs" else cosine_features
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    with without_autocast(v):
+        q_halves, k_halves = features(q.to(dtype), k.to(dtype), power, offset, zero_guard)
+        value, n = v.to(dtype), v.shape[-2]
+        z = torch.cat(q_halves, -1) @ torch.cat([half.mean(-2) for half in k_halves], -1).unsqueeze(-1)
+        if rotary:
+            q_halves = [rotary_2d(half, *rotary) for half in q_halves]
+            k_halves = [rotary_2d(half, *rotary) for half in k_halves]
+        kv = scaled_kv(torch.cat(k_halves, -1), value, 1 / n)
+        out = torch.cat(q_halves, -1) @ kv / (z + eps)
+    return out.to(v.dtype)
+
+
+def sign_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard: float) -> tuple[list, list]:
+    """Positive and negative parts of the direction of q, raised to its exponent, and of k cubed.
+
+    (..., N, dim) -> two halves of (..., N, dim) for q, and two for k.
+    """
+    direction, exponent = _direction_and_exponent(q, power, offset, zero_guard)
+    cube = k**3
+    return [F.relu(direction) ** exponent, F.relu(-direction) ** exponent], [F.relu(cube), F.relu(-cube)]
+
+
+def cosine_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard: float) -> tuple[list, list]:
+    """|d|^p times the cosine and the sine of the direction d, for q; |k|^power times those of k's direction, for k."""
+    direction, exponent = _direction_and_exponent(q, power, offset, zero_guard)
+    k_direction = k / k.norm(dim=-1, keepdim=True).clamp(min=zero_guard)
+    q_size, k_size = direction.abs() ** exponent, k.abs() ** power
+    return (
+        [q_size * direction.cos(), q_size * direction.sin()],
+        [k_size * k_direction.cos(), k_size * k_direction.sin()],
+    )
+
+
+def _direction_and_exponent(q: Tensor, power: float, offset: float, zero_guard: float) -> tuple[Tensor, Tensor]:
+    norm = q.norm(dim=-1, keepdim=True)
+    return q / norm.clamp(min=zero_guard), power * (offset + norm.tanh())

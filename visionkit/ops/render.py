@@ -1,0 +1,346 @@
+"""Rendering of factorised radiance fields: vector-matrix, tri-plane and CP grids, seen along rays.
+
+Each function reads like its formula. Shapes: ``B`` scenes, ``R`` rays each, ``N`` intervals a ray, ``C`` channels.
+Grids live on the box [-1, 1]^3 in cells whose centres are the values (``align_corners=False``) and are zero outside.
+A plane's last axis runs along the first letter of its name.
+
+| index | plane axes | vector axis |
+|---|---|---|
+| 0 | (x, y) | z |
+| 1 | (z, x) | y |
+| 2 | (y, z) | x |
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from visionkit.errors import VisionKitError
+
+PLANE_AXES = ((0, 1), (2, 0), (1, 2))
+VECTOR_AXIS = (2, 1, 0)
+
+
+class Rendering(NamedTuple):
+    """What rays see. ``depth`` is the weighted sum of distances, not divided by ``opacity``.
+
+    rgb (B, R, 3); depth, opacity and distortion (B, R); weights (B, R, N) and edges (B, R, N + 1), or None.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    opacity: Tensor
+    distortion: Tensor
+    weights: Tensor | None = None
+    edges: Tensor | None = None
+
+
+class Field(NamedTuple):
+    """A radiance field as two functions of points in [-1, 1]^3.
+
+    density: (B, P, 3) points -> (B, P), at least 0.
+    colour: (B, P, 3) points, (B, P, 3) unit directions -> (B, P, 3).
+    """
+
+    density: Callable[[Tensor], Tensor]
+    colour: Callable[[Tensor, Tensor], Tensor]
+
+
+def ray_edges(
+    near: Tensor | float,
+    far: Tensor | float,
+    num_samples: int,
+    origins: Tensor,
+    jitter: str | None = None,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Edges of the sampling intervals along each ray.
+
+    Args:
+        near, far: distances; numbers or tensors that broadcast with (B, R).
+        num_samples: number of intervals.
+        origins: (B, R, 3), for shape, type and device.
+        jitter: None for even edges; ``"ray"`` moves all edges but the last by U(0, 1) of an interval, every ray on its
+            own; ``"shared"`` moves those of all rays alike (the released code).
+        seed: a whole number as a tensor of no dimension, of which the noise is a function; by default it is drawn.
+
+    Returns:
+        (B, R, num_samples + 1).
+    """
+    batch, rays = origins.shape[:2]
+    near = torch.as_tensor(near, dtype=origins.dtype, device=origins.device).expand(batch, rays)[..., None]
+    far = torch.as_tensor(far, dtype=origins.dtype, device=origins.device).expand(batch, rays)[..., None]
+    step = torch.arange(num_samples + 1, dtype=origins.dtype, device=origins.device).expand(batch, rays, -1)
+    if jitter is not None:
+        if jitter not in ("ray", "shared"):
+            raise VisionKitError(f"jitter={jitter!r}: expected 'ray', 'shared' or None")
+        seed = torch.randint(2**31, (), device=origins.device) if seed is None else seed
+        noise = ray_noise(seed, batch * rays if jitter == "ray" else 1, num_samples, origins.dtype)
+        noise = noise.view(-1, rays if jitter == "ray" else 1, num_samples).expand(batch, rays, -1)
+        step = step + F.pad(noise, (0, 1))
+    return near + (far - near) * (step / num_samples)
+
+
+def ray_noise(seed: Tensor, rays: int, num_samples: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """U(0, 1) for each interval of each ray, a function of the three numbers that a kernel can count out again.
+
+    Args:
+        seed: a whole number, a tensor of no dimension.
+        rays, num_samples: how many.
+        dtype: of the result, whose values have 24 bits.
+
+    Returns:
+        (rays, num_samples).
+    """
+    ray, sample = (torch.arange(size, device=seed.device) for size in (rays, num_samples))
+    key = _scramble((seed & 0xFFFFFFFF) ^ _scramble(ray))
+    return (_scramble((key[:, None] + sample) & 0xFFFFFFFF) >> 8).to(dtype) / 2**24
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A hash of 32 bits, kept in int64 (Wellons' lowbias32)."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def lookup_planes(planes: Tensor, points: Tensor) -> Tensor:
+    """Bilinear lookup of three planes.
+
+    Args:
+        planes: (3, B, C, H, W).
+        points: (B, P, 3).
+
+    Returns:
+        (B, P, 3, C).
+    """
+    values = [
+        F.grid_sample(plane, points[:, None, :, axes], mode="bilinear", padding_mode="zeros", align_corners=False)
+        for plane, axes in zip(planes, PLANE_AXES)
+    ]
+    return torch.stack([value[:, :, 0].transpose(1, 2) for value in values], dim=2)
+
+
+def lookup_vectors(vectors: Tensor, points: Tensor) -> Tensor:
+    """Linear lookup of three vectors: (3, B, C, H, 1), (B, P, 3) -> (B, P, 3, C)."""
+    values = []
+    for vector, axis in zip(vectors, VECTOR_AXIS):
+        along = points[:, None, :, axis]
+        grid = torch.stack([torch.zeros_like(along), along], dim=-1)
+        values.append(F.grid_sample(vector, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+    return torch.stack([value[:, :, 0].transpose(1, 2) for value in values], dim=2)
+
+
+def vector_matrix_features(planes: Tensor, vectors: Tensor, points: Tensor) -> Tensor:
+    """Plane times vector, three of them (TensoRF, equation 8): -> (B, P, 3, C)."""
+    return lookup_planes(planes, points) * lookup_vectors(vectors, points)
+
+
+def triplane_features(planes: Tensor, points: Tensor) -> Tensor:
+    """The three planes' values (EG3D): -> (B, P, 3, C)."""
+    return lookup_planes(planes, points)
+
+
+def cp_features(vectors: Tensor, points: Tensor) -> Tensor:
+    """Product of the three vectors (TensoRF, equation 3): -> (B, P, 1, C)."""
+    return lookup_vectors(vectors, points).prod(dim=2, keepdim=True)
+
+
+def composite_weights(sigma: Tensor, edges: Tensor) -> Tensor:
+    """Share of each interval in what the ray sees: alpha_i times the light that reaches it.
+
+    Args:
+        sigma: (..., N) density, at least 0.
+        edges: (..., N + 1).
+
+    Returns:
+        (..., N) weights that sum to at most 1.
+    """
+    import nerfacc
+
+    shape = sigma.shape
+    sigma, edges = sigma.reshape(-1, shape[-1]), edges.reshape(-1, shape[-1] + 1)
+    weights, _, _ = nerfacc.render_weight_from_density(edges[:, :-1], edges[:, 1:], sigma)
+    return weights.reshape(shape)
+
+
+def distortion_loss(weights: Tensor, edges: Tensor) -> Tensor:
+    """How spread out the weights of a ray are (mip-NeRF 360, equation 15), in O(N).
+
+    Args:
+        weights: (..., N).
+        edges: (..., N + 1), in scene units.
+
+    Returns:
+        (...): per ray, 1/3 sum_i d_i w_i^2 + 2 sum_i w_i (m_i W_i - M_i) with W_i, M_i the sums of w and w m before i.
+    """
+    width = edges.diff(dim=-1)
+    middle = (edges[..., 1:] + edges[..., :-1]) / 2
+    moment = weights * middle
+    weight_before = weights.cumsum(dim=-1) - weights
+    moment_before = moment.cumsum(dim=-1) - moment
+    own = (width * weights.square()).sum(dim=-1) / 3
+    return own + 2 * (weights * (middle * weight_before - moment_before)).sum(dim=-1)
+
+
+def vector_matrix_field(
+    planes: Tensor, vectors: Tensor, sigma_dim: int, colour: Callable, dense: bool = False
+) -> Field:
+    """NViST's field: the first ``sigma_dim`` channels are density, the rest colour.
+
+    sigma = ReLU(sum over planes and channels of plane * vector).
+
+    Args:
+        planes: (3, B, C, R, R).
+        vectors: (3, B, C, R, 1).
+        sigma_dim: channels of density.
+        colour: network ((B, P, 3 * (C - sigma_dim)), (B, P, 3) directions) -> (B, P, 3).
+        dense: look the density up in the (R, R, R) grid of the summed products. Bilinear times linear is trilinear, so
+            this is the same function, and one lookup instead of 6 * ``sigma_dim``.
+    """
+
+    def density(points: Tensor) -> Tensor:
+        if dense:
+            return lookup_volume(volume, points).relu()
+        features = vector_matrix_features(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim], points)
+        return features.sum(dim=(2, 3)).relu()
+
+    def field_colour(points: Tensor, directions: Tensor) -> Tensor:
+        features = vector_matrix_features(planes[:, :, sigma_dim:], vectors[:, :, sigma_dim:], points)
+        return colour(features.flatten(2), directions)
+
+    if dense:
+        volume = density_volume(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim])
+    return Field(density, field_colour)
+
+
+def triplane_field(planes: Tensor, sigma_dim: int, density_net: Callable, colour: Callable) -> Field:
+    """Tri-plane field: sigma = ReLU(linear(the planes' density channels side by side)).
+
+    Args:
+        planes: (3, B, C, R, R).
+        sigma_dim: channels of density.
+        density_net: (B, P, 3 * sigma_dim) -> (B, P, 1).
+        colour: network ((B, P, 3 * (C - sigma_dim)), (B, P, 3) directions) -> (B, P, 3).
+    """
+
+    def density(points: Tensor) -> Tensor:
+        return density_net(triplane_features(planes[:, :, :sigma_dim], points).flatten(2))[..., 0].relu()
+
+    def field_colour(points: Tensor, directions: Tensor) -> Tensor:
+        return colour(triplane_features(planes[:, :, sigma_dim:], points).flatten(2), directions)
+
+    return Field(density, field_colour)
+
+
+def cp_field(vectors: Tensor, sigma_dim: int, colour: Callable) -> Field:
+    """CP field: sigma = ReLU(sum over channels of the product of three vectors).
+
+    ``colour`` gets (B, P, C - sigma_dim) products and (B, P, 3) directions.
+    """
+
+    def density(points: Tensor) -> Tensor:
+        return cp_features(vectors[:, :, :sigma_dim], points).sum(dim=(2, 3)).relu()
+
+    def field_colour(points: Tensor, directions: Tensor) -> Tensor:
+        return colour(cp_features(vectors[:, :, sigma_dim:], points).flatten(2), directions)
+
+    return Field(density, field_colour)
+
+
+def density_volume(planes: Tensor, vectors: Tensor) -> Tensor:
+    """Sum over planes and channels of plane times vector at every cell: -> (B, 1, R, R, R), axes z, y, x."""
+    xy, zx, yz = planes
+    z, y, x = vectors[..., 0]
+    volume = torch.einsum("bcyx,bcz->bzyx", xy, z)
+    volume = volume + torch.einsum("bcxz,bcy->bzyx", zx, y)
+    volume = volume + torch.einsum("bczy,bcx->bzyx", yz, x)
+    return volume[:, None]
+
+
+def lookup_volume(volume: Tensor, points: Tensor) -> Tensor:
+    """Trilinear lookup: (B, 1, D, H, W), (B, P, 3) -> (B, P)."""
+    values = F.grid_sample(volume, points[:, None, None], padding_mode="zeros", align_corners=False)
+    return values[:, 0, 0, 0]
+
+
+def render_rays(
+    field: Field,
+    origins: Tensor,
+    directions: Tensor,
+    edges: Tensor,
+    aabb: Tensor,
+    *,
+    background: Tensor | None = None,
+    min_weight: float = 0.0,
+    keep_weights: bool = False,
+) -> Rendering:
+    """Renders all rays in one piece.
+
+    Colours are computed only where the weight exceeds ``min_weight``. With 0 that is exact, gradients included, for a
+    density that is flat where it is zero (ReLU).
+
+    Args:
+        field: the density and colour functions.
+        origins, directions: (B, R, 3), unit directions; no gradient flows to them.
+        edges: (B, R, N + 1), see [ray_edges].
+        aabb: (2, 3), the corners that [-1, 1]^3 stands for.
+        background: colour behind everything, broadcasts with (B, R, 3); None is black.
+        min_weight: see above.
+        keep_weights: return weights and edges too.
+    """
+    batch, rays, samples = edges.shape[0], edges.shape[1], edges.shape[2] - 1
+    middle = (edges[..., 1:] + edges[..., :-1]) / 2
+    points = (origins[:, :, None] + directions[:, :, None] * middle[..., None]).detach()
+    points = ((points - aabb[0]) / (aabb[1] - aabb[0]) * 2 - 1).reshape(batch, rays * samples, 3)
+    weights = composite_weights(field.density(points).reshape(batch, rays, samples), edges)
+
+    seen = weights.detach() > min_weight
+    scene, ray, sample = seen.nonzero(as_tuple=True)
+    # The seen samples of every scene, side by side and padded to the longest list.
+    count = seen.sum(dim=(1, 2))
+    slot = torch.arange(len(scene), device=scene.device) - (count.cumsum(0) - count)[scene]
+    seen_points, seen_directions = points.new_zeros(2, batch, max(1, int(count.max())), 3)
+    seen_points[scene, slot] = points.view(batch, rays, samples, 3)[scene, ray, sample]
+    seen_directions[scene, slot] = directions[scene, ray]
+    colour = field.colour(seen_points, seen_directions)[scene, slot].to(weights.dtype)
+    weighted = colour * weights[scene, ray, sample][:, None]
+    rgb = weights.new_zeros(batch * rays, 3).index_add(0, scene * rays + ray, weighted).view(batch, rays, 3)
+
+    opacity = weights.sum(dim=-1)
+    if background is not None:
+        rgb = rgb + (1 - opacity)[..., None] * background
+    return Rendering(
+        rgb,
+        (weights * middle).sum(dim=-1),
+        opacity,
+        distortion_loss(weights, edges),
+        weights if keep_weights else None,
+        edges if keep_weights else None,
+    )
+
+
+def render_rays_in_chunks(
+    field: Field, origins: Tensor, directions: Tensor, edges: Tensor, aabb: Tensor, *, chunk: int, **options: object
+) -> Rendering:
+    """[render_rays] over ``chunk`` rays of every scene at a time.
+
+    With gradients each chunk is recomputed in the backward pass, so that what is kept per ray does not grow with the
+    number of samples (unless ``keep_weights`` asks for it).
+    """
+    background = options.pop("background", None)
+    parts = []
+    for start in range(0, origins.shape[1], chunk):
+        rays = slice(start, start + chunk)
+        behind = background[:, rays] if background is not None and background.dim() == 3 else background
+        arguments = (field, origins[:, rays], directions[:, rays], edges[:, rays], aabb)
+        options_here = dict(options, background=behind)
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(render_rays, *arguments, use_reentrant=False, **options_here))
+        else:
+            parts.append(render_rays(*arguments, **options_here))
+    return Rendering(*(None if part[0] is None else torch.cat(part, dim=1) for part in zip(*parts)))

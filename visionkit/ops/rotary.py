@@ -1,0 +1,53 @@
+"""Rotary position encoding on a 2-D grid.
+
+The first half of the channels turns with the row, the second with the column; neighbouring channels form the pairs that
+are turned. Su et al., "RoFormer", arXiv 2104.09864; the 2-D form is that of MALA, arXiv 2507.00698.
+"""
+
+import torch
+from torch import Tensor
+
+from visionkit.errors import VisionKitError
+
+
+def rotary_table_2d(
+    height: int, width: int, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Sines and cosines of the angles of every cell of a grid.
+
+    Args:
+        height, width: of the grid, in tokens.
+        dim: channels of a head, a multiple of 4.
+        device, dtype: of the tables.
+
+    Returns:
+        sin and cos, each (height * width, dim), rows first.
+
+    Raises:
+        VisionKitError: ``dim`` is no multiple of 4.
+    """
+    if dim % 4:
+        raise VisionKitError(f"dim={dim}: rotary encoding on a grid needs a head dimension that is a multiple of 4")
+    frequency = 10000 ** -torch.linspace(0, 1, dim // 4, device=device)
+    frequency = frequency.repeat_interleave(2)
+    rows = torch.arange(height, device=device)[:, None] * frequency
+    columns = torch.arange(width, device=device)[:, None] * frequency
+    rows = rows[:, None].expand(height, width, dim // 2)
+    columns = columns[None].expand(height, width, dim // 2)
+    angle = torch.cat([rows, columns], dim=-1).reshape(height * width, dim)
+    return angle.sin().to(dtype), angle.cos().to(dtype)
+
+
+def rotary_2d(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """Turns every pair of neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin).
+
+    Args:
+        x: (..., N, dim).
+        sin, cos: (N, dim), see [rotary_table_2d].
+
+    Returns:
+        (..., N, dim), in the type of ``x``.
+    """
+    a, b = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack([-b, a], dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
