@@ -1,0 +1,41 @@
+"""Every attention of the library by its name in a ViT and in MAViT."""
+
+import pytest
+import torch
+from backbones.tiny_vit import FEW, tiny_vit
+
+from visionkit.backbones.attention import attention_names as layer_names
+from visionkit.backbones.attention import set_attention
+from visionkit.backbones.mavit import MAViT
+from visionkit.ops import attention_names
+
+
+def trains(model, image):
+    y = model(image)
+    assert y.shape == (2, 5) and y.isfinite().all()
+    y.square().sum().backward()
+    own = [p for name, p in model.named_parameters() if ".core.own." in name]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in own)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_layer_knows_every_name():
+    assert set(attention_names()) <= set(layer_names())
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_in_a_vit(name):
+    image, plain = torch.randn(2, 3, 16, 16), tiny_vit()
+    model = set_attention(tiny_vit(), name, **FEW.get(name, {}))
+    trains(model, image)
+    if name != "softmax":
+        assert not torch.allclose(model(image), plain(image))
+    else:
+        torch.testing.assert_close(model(image), plain(image))
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_in_mavit(name):
+    torch.manual_seed(0)
+    options = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), projection=16, num_classes=5)
+    trains(MAViT(attention=name, **options), torch.randn(2, 3, 64, 64))

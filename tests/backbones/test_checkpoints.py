@@ -1,0 +1,101 @@
+"""Published files: made up here under their own names, from the shapes of the reference cases."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from reference.common import fill_state_dict
+from safetensors.torch import load_file
+
+import visionkit.backbones  # noqa: F401
+from visionkit.backbones import soft
+from visionkit.cli import main
+from visionkit.errors import VisionKitError
+
+CASES = Path(__file__).parents[1] / "reference" / "cases"
+IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+
+
+@pytest.fixture(scope="module", params=["mavit_tiny", "nalaformer_tiny", "soft_tiny"])
+def published(request):
+    shapes = json.loads((CASES / f"{request.param}.json").read_text())["state_dict"]
+    return request.param, fill_state_dict(shapes)
+
+
+def load(name, path, **options):
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **options).eval()
+
+
+def test_wrappers_conversion_and_other_heads(published, tmp_path, capsys):
+    name, state = published
+    outputs = []
+    for wrap in (lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}):
+        torch.save(wrap(state), tmp_path / "published.pth")
+        outputs.append(load(name, tmp_path / "published.pth")(IMAGE))
+    ema = {"state_dict": {k: torch.zeros_like(v) for k, v in state.items()}, "state_dict_ema": state}
+    torch.save(ema, tmp_path / "published.pth")
+    outputs.append(load(name, tmp_path / "published.pth")(IMAGE))
+    converted = tmp_path / "out" / "ours.safetensors"
+    assert main(["convert", name, str(tmp_path / "published.pth"), str(converted)]) == 0
+    assert str(converted) in capsys.readouterr().out
+    outputs.append(load(name, converted)(IMAGE))
+    for each in outputs[1:]:
+        torch.testing.assert_close(each, outputs[0])
+    assert outputs[0].std() > 0.1 and [p.name for p in converted.parent.iterdir()] == [converted.name]
+
+    fewer = load(name, converted, num_classes=5, in_chans=1)
+    assert fewer(IMAGE[:, :1]).shape == (1, 5)
+    torch.testing.assert_close(
+        fewer.stages[0].blocks[0].norm1.weight, load_file(converted)["stages.0.blocks.0.norm1.weight"]
+    )
+
+
+def test_a_detectors_file_has_no_head(published, tmp_path):
+    name, state = published
+    trunk = {f"backbone.{k}": v for k, v in state.items() if not k.startswith(("proj.", "norm.", "head."))}
+    trunk |= {"backbone.extra_norms.0.norm.weight": torch.ones(64), "neck.weight": torch.ones(1)}
+    if name.startswith("soft"):
+        trunk.pop("backbone.extra_norms.0.norm.weight")  # SOFT's detectors were not released
+    torch.save({"state_dict": trunk}, tmp_path / "detector.pth")
+    torch.save(state, tmp_path / "classifier.pth")
+    maps = [load(name, tmp_path / file, features_only=True)(IMAGE) for file in ("detector.pth", "classifier.pth")]
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+def test_the_released_soft_small_is_deeper(tmp_path):
+    with torch.device("meta"):
+        ours = timm.create_model("soft_small", depths=(1, 3, 20, 4)).state_dict()
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in ours.items()}
+    assert soft.options_of(state) == dict(depths=(1, 3, 20, 4))
+    torch.save(state, tmp_path / "soft_small.pth")
+    model = load("soft_small", tmp_path / "soft_small.pth")
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(38.86, abs=0.01)
+
+
+def test_files_of_another_architecture(published, tmp_path, capsys):
+    name, state = published
+    other = "mavit_tiny" if name.startswith("soft") else "soft_tiny"
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(VisionKitError, match="the checkpoint has nothing for .*this architecture"):
+        timm.create_model(other, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "wrong.pth")))
+    assert main(["convert", other, str(tmp_path / "wrong.pth"), str(tmp_path / "out.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "wrong.pth" in error and not (tmp_path / "out.safetensors").exists()
+    torch.save(dict(state, surplus=torch.ones(1)), tmp_path / "more.pth")
+    assert main(["convert", name, str(tmp_path / "more.pth"), str(tmp_path / "out.safetensors")]) == 2
+    assert "have no place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["resnet50", "a.pth", "b.safetensors"], "resnet50: not a backbone of ours"),
+        (["mavit_tiny", "a.pth", "b.pth"], "b.pth: expected a name that ends in .safetensors"),
+        (["mavit_tiny", "absent.pth", "b.safetensors"], "absent.pth: no such checkpoint"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    assert main(["convert", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,194 @@
+"""Every model as timm tests its own: forward, backward, features, checkpointing, meta device, odd sizes."""
+
+import math
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+import visionkit.backbones  # noqa: F401
+from visionkit.errors import VisionKitError
+
+MILLIONS = dict(
+    soft_tiny=13.069,
+    soft_small=24.110,
+    soft_medium=45.813,
+    soft_large=64.701,
+    soft_huge=87.108,
+    mavit_tiny=16.449,
+    mavit_small=27.143,
+    mavit_base=49.793,
+    mavit_large=97.766,
+    nalaformer_xtiny=6.142,
+    nalaformer_tiny=15.908,
+    nalaformer_small=25.654,
+    nalaformer_base=52.003,
+    nalaformer_large=95.427,
+)
+MILLIONS |= {name.replace("soft_", "soft_norm_"): count for name, count in MILLIONS.items() if name[:5] == "soft_"}
+SMALL = ["mavit_tiny", "nalaformer_xtiny", "soft_tiny", "soft_norm_tiny"]
+
+
+def narrow(name, **options):
+    """The family's shape at a size at which a test takes no time."""
+    thin = dict(dims=(32, 32, 64, 64), num_heads=(1, 1, 2, 2), depths=(1, 2, 1, 1), num_classes=7)
+    return timm.create_model(name, **dict(thin, **options))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_on_meta(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        assert model(torch.zeros(2, 3, 64, 96)).shape == (2, 1000)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(MILLIONS[name], abs=6e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in MILLIONS if name not in SMALL])
+def test_large_ones_forward_once(name):
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            is_one = key.endswith(("running_var", "norm.weight")) or not value.is_floating_point()
+            value.fill_(1) if is_one else value.normal_(0, 0.02)
+        out = model(torch.randn(1, 3, 33, 32))
+    assert out.shape == (1, 1000) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_forward_backward_and_checkpointing(name):
+    model = narrow(name).train()
+    image = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        model.zero_grad()
+        torch.manual_seed(1)  # the same dropout
+        model(image).square().sum().backward()
+        gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+    assert set(gradients[0]) == {key for key, _ in model.named_parameters()}
+    for key, gradient in gradients[0].items():
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_eval_folding_changes_nothing(name):
+    model = narrow(name)
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, 64, 64) + 0.3)  # batch norm statistics
+    model = model.eval().double()
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected = model(image)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.training = True  # the path without folding, on the same statistics
+            norm.forward = partial(with_running_statistics, norm)
+    torch.testing.assert_close(model(image), expected)
+
+
+def with_running_statistics(norm, x):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(225, 301), (32, 32), (33, 65)])
+def test_features_at_odd_sizes(name, size):
+    model = timm.create_model(name, features_only=True, in_chans=4).eval()
+    assert model.feature_info.reduction() == [4, 8, 16, 32] and model.feature_info.out_indices == (0, 1, 2, 3)
+    with torch.no_grad():
+        maps = model(torch.randn(1, 4, *size))
+    for each, channels, reduction in zip(maps, model.feature_info.channels(), (4, 8, 16, 32)):
+        assert each.shape == (1, channels, *(math.ceil(side / reduction) for side in size))
+        assert each.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_intermediates(name):
+    model = narrow(name).eval()
+    image = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        features, maps = model.forward_intermediates(image)
+        torch.testing.assert_close(features, model.forward_features(image))
+        torch.testing.assert_close(model.forward_head(features), model(image))
+        last = model.forward_intermediates(image, indices=[1], stop_early=True, intermediates_only=True)
+        torch.testing.assert_close(last, maps[1:2])
+        model.prune_intermediate_layers([0, 1])
+        assert len(model.stages) == 2
+    chosen = narrow(name, features_only=True, out_indices=(-1, 1), num_classes=0)
+    assert chosen.feature_info.channels() in ([32, 64], [64, 32])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_classifier(name):
+    model = narrow(name).eval()
+    image = torch.randn(2, 3, 32, 32)
+    assert model.get_classifier().out_features == 7
+    model.reset_classifier(3)
+    assert model(image).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(image).shape == (2, model.head_hidden_size)
+    assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (2, model.head_hidden_size)
+    model.reset_classifier(0, "")
+    assert model(image).dim() in (3, 4)
+    cfg = timm.create_model(name).default_cfg
+    names = dict(narrow(name).named_parameters())
+    assert cfg["classifier"] + ".weight" in names and cfg["first_conv"] + ".weight" in names
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_groups_and_decay(name):
+    from timm.optim import param_groups_layer_decay
+
+    model = narrow(name)
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    scales = {group["lr_scale"] for group in groups}
+    assert len(scales) > 4 and max(scales) == 1.0
+    assert model.no_weight_decay() <= set(dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_state_round_trip_and_drop_path(name):
+    model, other = narrow(name).eval(), narrow(name).eval()
+    image = torch.randn(1, 3, 64, 64)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(image), other(image))
+    assert narrow(name, drop_path_rate=0.5).train()(image.expand(2, -1, -1, -1)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(name, dtype):
+    model = narrow(name).eval().to(dtype)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 96, 64).to(dtype)).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_at_1024(name, dtype):
+    model = timm.create_model(name).eval().to(dtype)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 1024, 1024).to(dtype)).isfinite().all()
+
+
+def test_device_and_dtype_arguments():
+    assert narrow("mavit_tiny", device="meta").head.weight.is_meta
+    assert narrow("soft_tiny", dtype=torch.float64).head.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_images_are_refused(name):
+    with pytest.raises(VisionKitError, match="31 x 40 pixels: .* at least 32"):
+        narrow(name)(torch.randn(1, 3, 31, 40))

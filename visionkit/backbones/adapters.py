@@ -1,0 +1,87 @@
+"""p-Laplacian adapters: fine-tuning a frozen vision transformer by small parts after its attention."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionkit.errors import VisionKitError
+from visionkit.ops.attention.p_laplacian import p_laplacian, strength
+
+
+class PAdapter(nn.Module):
+    """An attention layer and, after it, y + up(gelu(p_laplacian(A, down(y)))).
+
+    Wu et al., arXiv 2312.10613. A is the mean of the heads' softmax weights. ``up`` starts at zero, so that the model
+    starts as it was.
+
+    Args:
+        attention: a layer with ``qkv``, ``proj`` and ``num_heads``, as timm's and [AttentionLayer].
+        reduction: width of the adapter, as a fraction of the layer's.
+        p: of [p_laplacian]; 2 is plain averaging.
+    """
+
+    def __init__(self, attention: nn.Module, reduction: int = 8, p: float = 1.25) -> None:
+        super().__init__()
+        dim = attention.proj.out_features
+        self.attention, self.p = attention, p
+        self.down, self.up = nn.Linear(dim, max(1, dim // reduction)), nn.Linear(max(1, dim // reduction), dim)
+        self.theta = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, **options: object) -> Tensor:
+        """(B, N, dim) -> (B, N, dim)."""
+        y = self.attention(x, **options)
+        smoothed = p_laplacian(self._weights(x), self.down(y), strength(self.theta), self.p)
+        return y + self.up(F.gelu(smoothed))
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """The layer's softmax weights, mean of its heads, (B, N, N)."""
+        layer = self.attention
+        q, k, _ = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = getattr(layer, "q_norm", nn.Identity())(q), getattr(layer, "k_norm", nn.Identity())(k)
+        return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(1)
+
+
+def add_p_adapters(model: nn.Module, *, reduction: int = 8, p: float = 1.25, head: str | None = "head") -> str:
+    """Freezes a model, wraps each of its attention layers in a [PAdapter] in place, and tells what is trained.
+
+    Args:
+        model: a vision transformer with sub-modules ``*.attn`` that hold ``qkv``, ``proj`` and ``num_heads``.
+        reduction, p: of [PAdapter].
+        head: name of a sub-module that is trained too; None for none.
+
+    Returns:
+        One line, such as ``trains 12,345 of 5,678,901 parameters (0.2 %)``.
+
+    Raises:
+        VisionKitError: a model without such layers, or without that head.
+    """
+    owners = [owner for owner in model.modules() if _has_parts(getattr(owner, "attn", None))]
+    if not owners:
+        raise VisionKitError(
+            f"{type(model).__name__}: has no attention layers with qkv and proj to put adapters behind"
+        )
+    if head is not None and not hasattr(model, head):
+        raise VisionKitError(
+            f"head={head!r}: {type(model).__name__} has no such part; give its classifier's name, or None"
+        )
+    model.requires_grad_(False)
+    for owner in owners:
+        weight = owner.attn.qkv.weight
+        owner.attn = PAdapter(owner.attn, reduction, p).to(weight.device, weight.dtype)
+        owner.attn.attention.requires_grad_(False)
+    if head is not None:
+        getattr(model, head).requires_grad_(True)
+    return trained_parameters(model)
+
+
+def trained_parameters(model: nn.Module) -> str:
+    """How many parameters are trained, of how many."""
+    trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    total = sum(x.numel() for x in model.parameters())
+    return f"trains {trained:,} of {total:,} parameters ({trained / total:.1%})"
+
+
+def _has_parts(layer: object) -> bool:
+    return all(hasattr(layer, name) for name in ("qkv", "proj", "num_heads"))

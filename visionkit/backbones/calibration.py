@@ -1,0 +1,116 @@
+"""Training-free calibration of attention sinks (ACT) in a loaded model."""
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from visionkit.errors import VisionKitError
+from visionkit.ops.attention.act import calibrate_sinks
+
+
+@dataclass
+class SinkMaps:
+    """Where sinks were in the last forward pass, a tensor for each layer of attention in order of their calls.
+
+    Attributes:
+        sinks: (B, H, M) booleans.
+        received: (B, H, M), the mean attention that each key receives, before calibration.
+    """
+
+    sinks: list[Tensor] = field(default_factory=list)
+    received: list[Tensor] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def calibrated_attention(
+    model: nn.Module,
+    *,
+    threshold: float = 0.1,
+    beta: float = 0.4,
+    skip: int = 1,
+    layers: Collection[int] | None = None,
+    heads: Mapping[int, Collection[int]] | None = None,
+) -> Iterator[SinkMaps]:
+    """Calibrates sinks in every softmax attention of a model while the context is open, see [calibrate_sinks].
+
+    Works on models that call ``torch.nn.functional.scaled_dot_product_attention``, as timm's and this library's do;
+    weights are then made in full. The model itself is not changed.
+
+    Example:
+        >>> with calibrated_attention(model, layers=range(2, 12)) as maps:
+        ...     logits = model(image)
+        >>> maps.sinks[2].float().mean()  # share of keys that are sinks in layer 2
+
+    Args:
+        model: in eval mode as a rule.
+        threshold, beta, skip: of [calibrate_sinks]; ``skip=0`` for a model without a class token.
+        layers: numbers of the layers to calibrate, from 0, in order of their calls; None for all.
+        heads: for a layer, the heads to calibrate; layers that are not named calibrate all.
+
+    Raises:
+        VisionKitError: ``beta`` outside [0, 1], or a forward pass without any softmax attention.
+    """
+    if not 0 <= beta <= 1:
+        raise VisionKitError(f"beta={beta}: expected a share between 0 and 1")
+    maps = SinkMaps()
+
+    def begin(*_: object) -> None:
+        maps.sinks.clear()
+        maps.received.clear()
+
+    def end(*_: object) -> None:
+        if not maps.sinks:
+            raise VisionKitError(f"{type(model).__name__}: calls no scaled_dot_product_attention, nothing to calibrate")
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+        layer = len(maps.sinks)
+        weights = _weights(q, k, mask, causal, scale)
+        done = calibrate_sinks(weights, threshold=threshold, beta=beta, skip=skip)
+        maps.sinks.append(done.sinks)
+        maps.received.append(done.received)
+        if layers is not None and layer not in layers:
+            return weights @ v
+        if heads is not None and layer in heads:
+            chosen = torch.zeros(q.shape[1], dtype=torch.bool, device=q.device)
+            chosen[list(heads[layer])] = True
+            return torch.where(chosen[:, None, None], done.weights, weights) @ v
+        return done.weights @ v
+
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+    try:
+        with _Intercept(attend):
+            yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Intercept(TorchFunctionMode):
+    """Replaces scaled_dot_product_attention."""
+
+    def __init__(self, attend: object) -> None:
+        super().__init__()
+        self.attend = attend
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+        given = dict(zip(names, args)) | kwargs
+        mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
+        return self.attend(given["query"], given["key"], given["value"], mask, causal, scale)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)

@@ -1,0 +1,182 @@
+"""The macro-architecture that MAViT and NaLaFormer share: convolutional stem and downsampling, linear attention in the
+early stages and softmax in the late ones, rotary positions, a projected head.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionkit.backbones.attention import AttentionCore
+from visionkit.backbones.base import HierarchicalBackbone, Stage, pooled
+from visionkit.backbones.layers import ConvNorm, RotaryTable, channels_first, channels_last, fold_batch_norm
+from visionkit.errors import VisionKitError
+
+PUBLISHED_TYPES = ("linear", "linear", "softmax", "softmax")
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """Which attention a stage uses, by its name, and the options of its function."""
+
+    name: str
+    options: dict = field(default_factory=dict)
+
+    def core(self, num_heads: int, head_dim: int) -> AttentionCore:
+        """A fresh core."""
+        return AttentionCore(self.name, num_heads, head_dim, **self.options)
+
+
+def choose_attention(
+    own: AttentionChoice,
+    attn_types: Sequence[str],
+    attention: str | Sequence[str] | None,
+    attention_options: dict | None,
+) -> list[AttentionChoice]:
+    """One choice a stage.
+
+    Args:
+        own: the family's linear attention.
+        attn_types: four of ``"linear"`` (the family's own) and ``"softmax"``.
+        attention: a name, or four, of [visionkit.backbones.attention.attention_names]; overrides ``attn_types``.
+        attention_options: of ``attention``'s function.
+
+    Raises:
+        VisionKitError: not four, or an unknown type.
+    """
+    if attention is not None:
+        names = [attention] * 4 if isinstance(attention, str) else list(attention)
+        choices = [AttentionChoice(name, attention_options or {}) for name in names]
+    else:
+        known = {"linear": own, "softmax": AttentionChoice("softmax")}
+        if wrong := [each for each in attn_types if each not in known]:
+            raise VisionKitError(
+                f"attn_types: {wrong[0]!r} is neither 'linear' nor 'softmax'; other kinds are given as attention="
+            )
+        choices = [known[each] for each in attn_types]
+    if len(choices) != 4:
+        raise VisionKitError(f"attn_types, attention: expected a name for each of the four stages, got {len(choices)}")
+    return choices
+
+
+class ConvStem(nn.Sequential):
+    """Four 3x3 convolutions, the first and the last with stride 2: an image (B, H, W, C) to a quarter of its size."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        half = dim // 2
+        super().__init__(
+            ConvNorm(in_chans, half, 2, F.gelu),
+            ConvNorm(half, half, 1, F.gelu),
+            ConvNorm(half, half, 1, F.gelu),
+            ConvNorm(half, dim, 2),
+        )
+
+
+class HybridBackbone(HierarchicalBackbone):
+    """Stem, four stages and a head.
+
+    Args:
+        block: ``(dim, num_heads, mlp_ratio, attention, drop_path, layer_scale)`` -> a block, called with a map
+            (B, H, W, C) and its rotary table.
+        dims, depths, num_heads: of the four stages.
+        mlp_ratio: hidden channels of a block's feed-forward part, as a multiple of its channels.
+        layer_scale: start of the factors on every branch, one a stage.
+        attentions: one choice a stage.
+        projection: channels between the last stage and the classifier.
+        in_chans: channels of the image.
+        num_classes: 0 for none.
+        global_pool: ``"avg"``, or ``""`` for none.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        block: Callable[..., nn.Module],
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        mlp_ratio: float,
+        layer_scale: Sequence[float],
+        attentions: Sequence[AttentionChoice],
+        projection: int,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dims, num_classes, projection)
+        self.global_pool, self.drop_rate = global_pool, drop_rate
+        self.stem = ConvStem(in_chans, dims[0])
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = []
+        for i, dim in enumerate(dims):
+            make = partial(block, dim, num_heads[i], mlp_ratio, attentions[i], layer_scale=layer_scale[i])
+            downsample = ConvNorm(dims[i - 1], dim, 2) if i else nn.Identity()
+            rotary = RotaryTable(dim // num_heads[i])
+            stages.append(Stage(downsample, [make(drop_path=rate) for rate in rates[i]], rotary))
+        self.stages = nn.ModuleList(stages)
+        self.proj = nn.Linear(dims[-1], projection)
+        self.norm = nn.BatchNorm2d(projection)
+        self.head = nn.Linear(projection, num_classes) if num_classes else nn.Identity()
+        self.apply(init_weights)
+        self.to(device=device, dtype=dtype)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map (B, C, H, W) -> logits (B, num_classes), or what comes before the classifier."""
+        x = channels_last(x)
+        if isinstance(self.proj, nn.Identity):
+            return channels_first(x)
+        if self.norm.training:
+            x = channels_last(self.norm(channels_first(self.proj(x))))
+        else:
+            x = F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))
+        x = F.dropout(pooled(F.silu(x), self.global_pool), self.drop_rate, self.training)
+        return x if pre_logits or isinstance(self.head, nn.Identity) else self.classify(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits of a vector, or of every cell of a map (B, C, H, W)."""
+        return self.head(x) if x.dim() == 2 else channels_first(self.head(channels_last(x)))
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier; 0 for none."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        weight = self.proj.weight
+        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(device=weight.device, dtype=weight.dtype)
+        init_weights(self.head)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last chosen one, and the head with its projection."""
+        wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.proj, self.norm = nn.Identity(), nn.Identity()
+        return wanted
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates that grow linearly over all blocks, from 0 to ``last``; a list a stage."""
+    total, rates, start = max(sum(depths) - 1, 1), [], 0
+    for depth in depths:
+        rates.append([last * (start + i) / total for i in range(depth)])
+        start += depth
+    return rates
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normals of 0.02 for linear layers; the rest keeps torch's start."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,121 @@
+"""Parts that the families share. Maps inside a backbone are (B, H, W, C), so that channels lie together in memory:
+linear layers and layer norms need no copy, and convolutions see them as ``channels_last``.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionkit.ops.mala import Rotary
+from visionkit.ops.rotary import rotary_table_2d
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), without a copy."""
+    return x.permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), without a copy."""
+    return x.permute(0, 2, 3, 1)
+
+
+class ConvNorm(nn.Module):
+    """3x3 convolution, batch norm, activation: (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), C_out).
+
+    In eval mode the norm is folded into the convolution's weights, on every call, so that nothing can go stale.
+    """
+
+    def __init__(self, in_dim: int, dim: int, stride: int = 1, activation: Callable[[Tensor], Tensor] | None = None):
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1)
+        self.norm = nn.BatchNorm2d(dim)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = channels_first(x)
+        if self.norm.training:
+            x = self.norm(self.conv(x))
+        else:
+            weight, bias = fold_batch_norm(self.conv.weight, self.conv.bias, self.norm)
+            x = F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
+        x = channels_last(x)
+        return self.activation(x) if self.activation else x
+
+
+def fold_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight (C_out, ...) and bias (C_out,) of a layer that is followed by a batch norm in eval mode."""
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shape = (-1, *[1] * (weight.dim() - 1))
+    return weight * factor.view(shape), (bias - norm.running_mean) * factor + norm.bias
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Depthwise k x k convolution of a map (B, H, W, C); with ``residual`` the map is added."""
+
+    def __init__(self, dim: int, kernel_size: int, residual: bool = False) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        # in full precision the map is added by the kernel's own centre, which saves a pass
+        inside = self.residual and weight.dtype in (torch.float32, torch.float64)
+        inside = inside and not (x.is_meta or torch.is_autocast_enabled(x.device.type))
+        if inside:
+            weight = weight + unit_kernel(weight)
+        y = channels_last(F.conv2d(channels_first(x), weight, self.bias, padding=self.padding, groups=self.groups))
+        return x + y if self.residual and not inside else y
+
+
+def unit_kernel(weight: Tensor) -> Tensor:
+    """The k x k kernel that changes nothing."""
+    size = weight.shape[-1]
+    kernel = torch.zeros(size, size, dtype=weight.dtype, device=weight.device)
+    kernel[size // 2, size // 2] = 1
+    return kernel
+
+
+class ConvFFN(nn.Module):
+    """Linear, GELU, x + depthwise 3x3, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = DepthwiseConv(hidden_dim, 3, residual=True)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
+        return scaled_linear(self.fc2, self.dwconv(F.gelu(self.fc1(x))), gamma)
+
+
+def scaled_linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None) -> Tensor:
+    """gamma * layer(x); the factor goes into the weights, which are smaller than the map."""
+    if gamma is None:
+        return layer(x)
+    return F.linear(x, layer.weight * gamma[:, None], layer.bias * gamma)
+
+
+class RotaryTable(nn.Module):
+    """Rotary tables of the last grid, kept until another one comes; no parameter, nothing in a checkpoint."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.key: tuple | None = None
+        self.table: Rotary | None = None
+
+    def forward(self, x: Tensor) -> Rotary:
+        """A map (B, H, W, C) -> sin and cos, each (H * W, head_dim), of its type and device."""
+        height, width = x.shape[1:3]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
+            return rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
+        key = (height, width, x.device, x.dtype)
+        if self.key != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self.table = rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
+            self.key = key
+        return self.table

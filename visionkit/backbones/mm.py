@@ -1,0 +1,106 @@
+"""The backbones as mmengine, mmdetection and mmsegmentation want them: a config builds them, a tuple of maps comes out.
+
+A config of mmdetection or mmsegmentation says ``custom_imports = dict(imports=["visionkit.backbones"])`` and
+``backbone=dict(type="visionkit.MAViT", arch="tiny", out_indices=(0, 1, 2, 3))``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from visionkit.backbones.layers import channels_first, channels_last
+from visionkit.errors import VisionKitError
+from visionkit.registry import MODELS
+
+
+class MMBackbone(BaseModule):
+    """One of our families without its head.
+
+    Args:
+        arch: ``"tiny"``, ``"small"``, ...
+        out_indices: which stages' maps are given, in this order.
+        frozen_stages: the stem and so many stages take no gradient and keep their norms' statistics; -1 for none of
+            them, 0 for the stem alone.
+        norm_eval: keep the statistics of all batch norms while training.
+        out_norms: a layer norm on every map, as MALA's detectors have.
+        with_cp: recompute blocks in the backward pass.
+        pretrained: a published checkpoint, under its own names.
+        init_cfg: of mmengine, for checkpoints under our names.
+        **options: of the family, see its class.
+
+    Raises:
+        VisionKitError: an unknown ``arch`` or stage.
+    """
+
+    family = ""
+
+    def __init__(
+        self,
+        arch: str = "tiny",
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        out_norms: bool = False,
+        with_cp: bool = False,
+        pretrained: str | None = None,
+        init_cfg: dict | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(init_cfg)
+        name = f"{self.family}_{arch}"
+        if not timm.is_model(name):
+            known = [each.removeprefix(f"{self.family}_") for each in timm.list_models(f"{self.family}_*")]
+            raise VisionKitError(f"arch={arch!r}: expected one of {', '.join(known)}")
+        if wrong := [i for i in out_indices if i not in range(4)]:
+            raise VisionKitError(f"out_indices: {wrong[0]} is not a stage; expected 0, 1, 2 or 3")
+        if frozen_stages not in range(-1, 5):
+            raise VisionKitError(f"frozen_stages={frozen_stages}: expected -1 (none) to 4 (all)")
+        if pretrained:
+            options["pretrained_cfg_overlay"] = dict(file=pretrained)
+        self.body = timm.create_model(name, pretrained=bool(pretrained), **options)
+        self.channels = [self.body.feature_info[i]["num_chs"] for i in out_indices]
+        self.body.prune_intermediate_layers(list(out_indices), prune_norm=True)
+        self.body.set_grad_checkpointing(with_cp)
+        self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(dim, eps=1e-6) if out_norms else nn.Identity() for dim in self.channels]
+        )
+        self.train()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) -> maps (B, C_i, H_i, W_i)."""
+        image_size, found = x.shape[-2:], {}
+        for i, out in enumerate(self.body.forward_stages(x, max(self.out_indices) + 1)):
+            if i in self.out_indices:
+                found[i] = self.body.to_map(out, i, image_size, False)
+        maps = [found[i] for i in self.out_indices]
+        return tuple(channels_first(norm(channels_last(each))) for norm, each in zip(self.norms, maps))
+
+    def train(self, mode: bool = True) -> "MMBackbone":
+        """As every module's, but for what is frozen."""
+        super().train(mode)
+        if not mode:
+            return self
+        frozen = [self.body.stem, *list(self.body.stages)[: self.frozen_stages]] if self.frozen_stages >= 0 else []
+        for part in frozen:
+            part.eval().requires_grad_(False)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+def _register(name: str, family: str) -> type[MMBackbone]:
+    return MODELS.register_module(name=name)(
+        type(f"MM{name}", (MMBackbone,), dict(family=family, __doc__=MMBackbone.__doc__))
+    )
+
+
+MMMAViT = _register("MAViT", "mavit")
+MMNaLaFormer = _register("NaLaFormer", "nalaformer")
+MMSOFT = _register("SOFT", "soft")
+MMSOFTNorm = _register("SOFTNorm", "soft_norm")

@@ -1,0 +1,487 @@
+"""SOFT and SOFT++, vision transformers of softmax-free Gaussian attention.
+
+Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2021; "Softmax-free Linear Transformers",
+IJCV 2024, arXiv 2207.03341 (SOFT++: ``soft_norm_*``). Written from the formulas; published weights load under their own
+keys, see [checkpoint_filter_fn].
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionkit.backbones.attention import AttentionCore
+from visionkit.backbones.base import HierarchicalBackbone, Stage, default_cfg
+from visionkit.backbones.hybrid import drop_path_rates, init_weights
+from visionkit.backbones.layers import ConvNorm, channels_first, channels_last
+from visionkit.backbones.published import complete, unwrap
+from visionkit.errors import VisionKitError
+from visionkit.ops.gaussian import gaussian_attention
+
+RATIOS, LOCAL_SIZES = (
+    (8, 4, 2, 1),
+    (9, 5, 3, 3),
+)  # of landmarks and of the local branch; the last for a Gaussian stage 4
+GRIDS = (56, 28, 14, 7)  # of the learned positions: those of an image of 224 pixels
+ARCHS = {
+    "tiny": dict(depths=(1, 2, 3, 2), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
+    "small": dict(depths=(1, 3, 7, 4), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
+    "medium": dict(depths=(1, 3, 29, 5), dims=(64, 128, 288, 512), num_heads=(2, 4, 9, 16)),
+    "large": dict(depths=(1, 3, 40, 5), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
+    "huge": dict(depths=(1, 5, 49, 5), dims=(64, 128, 352, 512), num_heads=(2, 4, 11, 16)),
+}
+
+
+class Landmarks(nn.Module):
+    """A few tokens that stand for all: from maps (B, heads, H * W, head_dim) to (B, heads, m, head_dim).
+
+    Args:
+        head_dim: channels of a head.
+        ratio: height and width of the patch that becomes one landmark.
+        kind: ``"conv"``: a strided convolution, layer norm, GELU, as released; ``"pool"``: means, as in the paper.
+        max_landmarks: more are averaged down to at most so many, None for no limit.
+    """
+
+    def __init__(self, head_dim: int, ratio: int, kind: str = "conv", max_landmarks: int | None = None) -> None:
+        super().__init__()
+        if kind not in ("conv", "pool"):
+            raise VisionKitError(f"landmark={kind!r}: expected 'conv' or 'pool'")
+        self.ratio, self.max_landmarks = ratio, max_landmarks
+        is_conv = kind == "conv"
+        self.conv = nn.Conv2d(head_dim, head_dim, ratio, stride=ratio, bias=False) if is_conv else None
+        self.norm = nn.LayerNorm(head_dim) if is_conv else None
+
+    def forward(self, q: Tensor, grid: Sequence[int]) -> Tensor:
+        maps = channels_first(q.flatten(0, 1).unflatten(1, grid))
+        maps = F.avg_pool2d(maps, self.ratio) if self.conv is None else self.conv(maps)
+        if self.max_landmarks is not None:
+            maps = average_down(maps, self.max_landmarks)
+        landmarks = channels_last(maps).flatten(1, 2)
+        if self.norm is not None:
+            landmarks = F.gelu(self.norm(landmarks))
+        return landmarks.unflatten(0, q.shape[:2])
+
+
+def average_down(maps: Tensor, most: int) -> Tensor:
+    """Maps (B, C, H, W) of at most so many cells, of about the same aspect."""
+    height, width = maps.shape[-2:]
+    if height * width <= most:
+        return maps
+    factor = (most / (height * width)) ** 0.5
+    rows = min(max(1, int(height * factor)), most)
+    return F.adaptive_avg_pool2d(maps, (rows, min(width, most // rows)))
+
+
+class SoftAttention(nn.Module):
+    """Gaussian attention with a depthwise branch on the values; queries are the keys.
+
+    Args:
+        dim: channels.
+        num_heads: number of heads.
+        ratio: of the landmarks.
+        local_size: of the local branch's kernel, one a head.
+        symmetric: SOFT++.
+        inverse: see [visionkit.ops.gaussian.gaussian_attention].
+        landmark, max_landmarks: see [Landmarks].
+        attention: another attention in place of the Gaussian one, called with q for its keys.
+        attention_options: of it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ratio: int,
+        local_size: int,
+        symmetric: bool = False,
+        inverse: str = "newton",
+        landmark: str = "conv",
+        max_landmarks: int | None = None,
+        attention: str | None = None,
+        attention_options: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.symmetric, self.inverse = symmetric, inverse
+        self.q, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.core = (
+            AttentionCore(attention, num_heads, self.head_dim, **(attention_options or {})) if attention else None
+        )
+        self.landmarks = None if attention else Landmarks(self.head_dim, ratio, landmark, max_landmarks)
+        self.local = nn.Conv2d(num_heads, num_heads, local_size, padding=local_size // 2, groups=num_heads, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        v = self.v(x)
+        attended = self.attend(x, self.split(v)).transpose(1, 2).reshape(x.shape)
+        return self.proj(attended + self.local_branch(v))
+
+    def attend(self, x: Tensor, v: Tensor) -> Tensor:
+        """A map and its values -> (B, heads, H * W, head_dim)."""
+        if self.core is not None:
+            q = self.split(self.q(x))
+            return self.core(q, q, v)
+        scale = self.head_dim**-0.25  # in the weights, which are smaller than the map
+        q = self.split(F.linear(x, self.q.weight * scale, self.q.bias * scale))
+        landmarks = self.landmarks(q, x.shape[1:3])
+        options = dict(scale=1.0, symmetric=self.symmetric, inverse=self.inverse)
+        return gaussian_attention(q, None, v, landmarks=landmarks, **options)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, heads, H * W, head_dim)."""
+        return x.flatten(1, 2).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2).contiguous()
+
+    def local_branch(self, v: Tensor) -> Tensor:
+        """One kernel a head, shared by its channels."""
+        weight = self.local.weight.repeat_interleave(self.head_dim, dim=0)
+        return channels_last(F.conv2d(channels_first(v), weight, padding=self.local.padding, groups=weight.shape[0]))
+
+
+class SoftBlock(nn.Module):
+    """Attention and feed-forward part, each followed by a norm. ``drop`` is plain dropout, as released."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float, **attention: Any) -> None:  # noqa: ANN401
+        super().__init__()
+        self.attn = SoftAttention(dim, num_heads, **attention)
+        self.norm1 = nn.LayerNorm(dim)
+        self.ff1 = nn.Linear(dim, 4 * dim)
+        self.ff2 = nn.Linear(4 * dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = self.norm1(x + self.drop(self.attn(x)))
+        return self.norm2(x + self.drop(self.ff2(F.gelu(self.ff1(x), approximate="tanh"))))
+
+
+class TokenAttention(nn.Module):
+    """Attention of the last stage's tokens, softmax unless another is named."""
+
+    def __init__(self, dim: int, num_heads: int, attention: str, attention_options: dict | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.core = AttentionCore(attention, num_heads, dim // num_heads, **(attention_options or {}))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
+
+
+class TokenBlock(nn.Module):
+    """A plain transformer block: norm, attention; norm, feed-forward part; both residual."""
+
+    def __init__(
+        self, dim: int, num_heads: int, drop: float, attention: str = "softmax", attention_options: dict | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = TokenAttention(dim, num_heads, attention, attention_options)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.ModuleDict(dict(fc1=nn.Linear(dim, 4 * dim), fc2=nn.Linear(4 * dim, dim)))
+        self.drop_path = DropPath(drop) if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x)))))
+
+
+class PositionedStage(Stage):
+    """A stage that adds learned positions to its map, resized to it."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], dim: int, grid: int, extra: int = 0) -> None:
+        super().__init__(downsample, blocks)
+        self.grid = grid
+        self.pos_embed = nn.Parameter(torch.zeros(1, extra + grid * grid, dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Halve the map, but for the first stage, and add the positions."""
+        x = self.downsample(x)
+        return x + self.positions(x.shape[1:3])
+
+    def positions(self, grid: Sequence[int]) -> Tensor:
+        """The table of the cells, (1, H, W, C)."""
+        table = self.pos_embed[:, -(self.grid**2) :].unflatten(1, (self.grid, self.grid))
+        if tuple(grid) == (self.grid, self.grid):
+            return table
+        return channels_last(F.interpolate(channels_first(table), size=tuple(grid), mode="bilinear"))
+
+
+class TokenStage(PositionedStage):
+    """The last stage: a class token before the cells', all as a sequence (B, 1 + H * W, C)."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], dim: int, grid: int) -> None:
+        super().__init__(downsample, blocks, dim, grid, extra=1)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, 1 + H / 2 * W / 2, C)."""
+        cells = super().enter(x).flatten(1, 2)
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        return torch.cat([token, cells], dim=1)
+
+
+class SOFT(HierarchicalBackbone):
+    """SOFT, or with ``symmetric`` SOFT++.
+
+    Like timm's vision transformers ``forward_features`` gives the normalised tokens (B, 1 + N, C), class token first.
+
+    Args:
+        dims, depths, num_heads: of the four stages.
+        symmetric: normalise the kernel of the landmarks by its row sums (SOFT++).
+        inverse: ``"newton"``, as released, or ``"solve"``, see [visionkit.ops.gaussian.gaussian_attention].
+        landmark: ``"conv"`` or ``"pool"``, see [Landmarks].
+        max_landmarks: limit of their number, so that the cost stays linear in the image; None for none.
+        last_stage: ``"softmax"``, as released, or ``"gaussian"``: the last stage is like the others, there is no class
+            token, and the head takes the mean of the cells.
+        attention: another attention for all stages, or one name for each.
+        attention_options: of ``attention``.
+        in_chans, num_classes: of image and classifier.
+        global_pool: ``"token"``, ``"avg"`` or ``""``; default ``"token"``, or ``"avg"`` without a class token.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: dropout (in the last stage stochastic depth) of the last block; it grows linearly from 0.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int] = ARCHS["tiny"]["dims"],
+        depths: Sequence[int] = ARCHS["tiny"]["depths"],
+        num_heads: Sequence[int] = ARCHS["tiny"]["num_heads"],
+        symmetric: bool = False,
+        inverse: str = "newton",
+        landmark: str = "conv",
+        max_landmarks: int | None = None,
+        last_stage: str = "softmax",
+        attention: str | Sequence[str] | None = None,
+        attention_options: dict | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dims, num_classes, dims[-1])
+        if last_stage not in ("softmax", "gaussian"):
+            raise VisionKitError(f"last_stage={last_stage!r}: expected 'softmax' or 'gaussian'")
+        names = [attention] * 4 if attention is None or isinstance(attention, str) else list(attention)
+        if len(names) != 4:
+            raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(names)}")
+        self.has_token = last_stage == "softmax"
+        self.global_pool = global_pool if global_pool is not None else "token" if self.has_token else "avg"
+        self.drop_rate = drop_rate
+        relu = partial(F.relu, inplace=False)
+        self.stem = nn.Sequential(
+            ConvNorm(in_chans, 32, 2, relu), ConvNorm(32, 32, 1, relu), ConvNorm(32, dims[0], 2, relu)
+        )
+        rates = drop_path_rates(drop_path_rate, depths)
+        gaussian = dict(symmetric=symmetric, inverse=inverse, landmark=landmark, max_landmarks=max_landmarks)
+        stages = []
+        for i, dim in enumerate(dims):
+            downsample = ConvNorm(dims[i - 1], dim, 2, relu) if i else nn.Identity()
+            if i == 3 and self.has_token:
+                other = (names[i] or "softmax", attention_options if names[i] else None)
+                blocks = [TokenBlock(dim, num_heads[i], rate, *other) for rate in rates[i]]
+                stages.append(TokenStage(downsample, blocks, dim, GRIDS[i]))
+                continue
+            options = dict(gaussian, ratio=RATIOS[i], local_size=LOCAL_SIZES[i], attention=names[i])
+            options["attention_options"] = attention_options
+            blocks = [SoftBlock(dim, num_heads[i], rate, **options) for rate in rates[i]]
+            stages.append(PositionedStage(downsample, blocks, dim, GRIDS[i]))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(init_weights)
+        self.to(device=device, dtype=dtype)
+
+    def to_features(self, x: Tensor) -> Tensor:
+        """The last stage's tokens (B, 1 + N, C), or cells (B, H, W, C) as (B, N, C); normalised."""
+        return self.norm(x if self.has_token else x.flatten(1, 2))
+
+    def to_map(self, x: Tensor, stage: int, image_size: Sequence[int], norm: bool) -> Tensor:
+        """What a stage gave -> (B, C, H, W), without the class token."""
+        if stage == 3 and norm:
+            x = self.norm(x)
+        if stage == 3 and self.has_token:
+            x = x[:, 1:].unflatten(1, [-(-side // 32) for side in image_size])
+        return channels_first(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, C) -> logits (B, num_classes), or what comes before the classifier."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, 1:].mean(dim=1) if self.has_token else x.mean(dim=1)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.head(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier; 0 for none."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+        parameter = self.stages[0].pos_embed
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(device=parameter.device, dtype=parameter.dtype)
+        init_weights(self.head)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last chosen one, the norm and the head."""
+        wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_norm:
+            self.norm = nn.Identity()
+        return wanted
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The class token alone, as released."""
+        return {"stages.3.cls_token"}
+
+
+RENAMES = (
+    (r"^patch_embed1\.proj\.(0|3|6)\.", lambda m: f"stem.{int(m[1]) // 3}.conv."),
+    (r"^patch_embed1\.proj\.(1|4|7)\.", lambda m: f"stem.{int(m[1]) // 3}.norm."),
+    (r"^patch_embed([234])\.proj\.0\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.conv."),
+    (r"^patch_embed([234])\.proj\.1\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.norm."),
+    (r"^pos_embed([1234])$", lambda m: f"stages.{int(m[1]) - 1}.pos_embed"),
+    (r"^cls_token$", "stages.3.cls_token"),
+    (r"^block([1234])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"\.att\.mha\.W_([qv])\.", r".attn.\1."),
+    (r"\.att\.mha\.attn\.Qlandmark_op\.", ".attn.landmarks.conv."),
+    (r"\.att\.mha\.attn\.Qnorm_act\.0\.", ".attn.landmarks.norm."),
+    (r"\.att\.mha\.attn\.conv\.", ".attn.local."),
+    (r"\.att\.mha\.ff\.", ".attn.proj."),
+    (r"\.att\.", "."),
+)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Published weights (or our own) -> weights of ``model``.
+
+    Raises:
+        VisionKitError: they are not of this architecture.
+    """
+    state = unwrap(state_dict)
+    if "stem.0.conv.weight" not in state:
+        state = {rename(key): value for key, value in state.items()}
+    may_differ = ("stem.0.conv.weight", "head.weight", "head.bias")
+    return complete(state, model, head=("norm.", "head."), may_differ=may_differ)
+
+
+def rename(key: str) -> str:
+    """A published name -> ours."""
+    for pattern, name in RENAMES:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def options_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The depths of a checkpoint, from its names: the released ``soft_small`` is deeper than the paper's."""
+    names = [rename(key) for key in unwrap(state_dict)]
+    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in names]
+    depths = [1 + max((int(m[2]) for m in found if m and int(m[1]) == i), default=-1) for i in range(4)]
+    return dict(depths=tuple(depths)) if all(depths) else {}
+
+
+def _create(variant: str, pretrained: bool = False, **options: Any) -> SOFT:  # noqa: ANN401
+    file = (options.get("pretrained_cfg_overlay") or {}).get("file")
+    if pretrained and file and "depths" not in options:
+        from visionkit.engine.checkpoints import load_checkpoint
+
+        options |= options_of(load_checkpoint(file))
+    arch = dict(ARCHS[variant.rsplit("_", 1)[1]], symmetric=variant.startswith("soft_norm"))
+    return build_model_with_cfg(
+        SOFT,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+        **dict(arch, **options),
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{family}_{arch}.untrained": default_cfg(pool_size=None, crop_pct=0.9, first_conv="stem.0.conv")
+        for family in ("soft", "soft_norm")
+        for arch in ARCHS
+    }
+)
+
+
+@register_model
+def soft_tiny(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT, 13.1 M parameters; published top-1 on ImageNet-1k 79.3."""
+    return _create("soft_tiny", pretrained, **kwargs)
+
+
+@register_model
+def soft_small(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT, 24.1 M parameters; published top-1 on ImageNet-1k 82.2; a released file of 38.9 M is built as such."""
+    return _create("soft_small", pretrained, **kwargs)
+
+
+@register_model
+def soft_medium(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT, 45.8 M parameters; published top-1 on ImageNet-1k 82.9."""
+    return _create("soft_medium", pretrained, **kwargs)
+
+
+@register_model
+def soft_large(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT, 64.7 M parameters; published top-1 on ImageNet-1k 83.1."""
+    return _create("soft_large", pretrained, **kwargs)
+
+
+@register_model
+def soft_huge(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT, 87.1 M parameters; published top-1 on ImageNet-1k 83.3."""
+    return _create("soft_huge", pretrained, **kwargs)
+
+
+@register_model
+def soft_norm_tiny(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT++, 13.1 M parameters; published top-1 on ImageNet-1k 79.4."""
+    return _create("soft_norm_tiny", pretrained, **kwargs)
+
+
+@register_model
+def soft_norm_small(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT++, 24.1 M parameters; published top-1 on ImageNet-1k 82.4; a released file of 38.9 M is built as such."""
+    return _create("soft_norm_small", pretrained, **kwargs)
+
+
+@register_model
+def soft_norm_medium(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT++, 45.8 M parameters; published top-1 on ImageNet-1k 83.1."""
+    return _create("soft_norm_medium", pretrained, **kwargs)
+
+
+@register_model
+def soft_norm_large(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT++, 64.7 M parameters; published top-1 on ImageNet-1k 83.3."""
+    return _create("soft_norm_large", pretrained, **kwargs)
+
+
+@register_model
+def soft_norm_huge(pretrained: bool = False, **kwargs: Any) -> SOFT:  # noqa: ANN401
+    """SOFT++, 87.1 M parameters; published top-1 on ImageNet-1k 83.4."""
+    return _create("soft_norm_huge", pretrained, **kwargs)

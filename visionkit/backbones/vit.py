@@ -1,0 +1,44 @@
+"""Plain vision transformers with any attention: timm's, with its attention layers exchanged."""
+
+from typing import Any
+
+import timm
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+from visionkit.backbones.attention import set_attention
+from visionkit.backbones.base import default_cfg
+
+SIZES = ("tiny", "small", "base")
+default_cfgs = generate_default_cfgs(
+    {f"vit_{size}_attention.untrained": default_cfg(crop_pct=0.9, first_conv="patch_embed.proj") for size in SIZES}
+)
+
+
+def _create(
+    size: str,
+    pretrained: bool = False,
+    attention: str = "softmax",
+    attention_options: dict | None = None,
+    **options: Any,  # noqa: ANN401
+) -> nn.Module:
+    model = timm.create_model(f"vit_{size}_patch16_224", pretrained=pretrained, **options)
+    return set_attention(model, attention, **(attention_options or {}))
+
+
+@register_model
+def vit_tiny_attention(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """timm's ``vit_tiny_patch16_224`` with ``attention=`` (a name) and ``attention_options=``."""
+    return _create("tiny", pretrained, **kwargs)
+
+
+@register_model
+def vit_small_attention(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """timm's ``vit_small_patch16_224`` with ``attention=`` and ``attention_options=``."""
+    return _create("small", pretrained, **kwargs)
+
+
+@register_model
+def vit_base_attention(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """timm's ``vit_base_patch16_224`` with ``attention=`` and ``attention_options=``."""
+    return _create("base", pretrained, **kwargs)
