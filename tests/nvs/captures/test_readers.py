@@ -1,0 +1,176 @@
+"""Readers on whole and on damaged captures."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from nvs.captures.trees import arc, write_colmap, write_transforms
+from PIL import Image
+
+from visionkit.errors import VisionKitError
+from visionkit.nvs.captures import focal_from_exif, is_capture, photos_in, read_capture, read_photo
+
+
+@pytest.mark.parametrize("write", [write_colmap, lambda folder: write_colmap(folder, text=True), write_transforms])
+def test_poses_and_lenses_come_back(tmp_path, write):
+    folder = write(tmp_path / "a")
+    scene = read_capture(folder)
+    assert is_capture(folder) and scene.skipped == () and len(scene) == 6
+    for row, camera in enumerate(arc()):
+        assert scene.paths[row].name == f"{row:03d}.png"
+        found = scene.camera(row)
+        assert np.allclose(found.c2w, camera.c2w, atol=1e-6) and found.focal == camera.focal
+        assert found.size == camera.size
+
+
+def test_points_are_where_they_were_and_seen_by_whom_they_were(tmp_path):
+    scene = read_capture(write_colmap(tmp_path / "a"))
+    xyz = np.random.default_rng(0).uniform(-0.5, 0.5, (60, 3))
+    assert np.allclose(scene.points, xyz, atol=1e-6)
+    assert all(np.array_equal(rows, np.arange(60)) for rows in scene.visible)
+
+
+def test_images_and_poses_are_joined_by_name(tmp_path):
+    folder = write_colmap(tmp_path / "a")
+    (folder / "images" / "001.png").rename(folder / "images" / "aaa.png")
+    scene = read_capture(folder)
+    assert scene.names == ("000.png", "002.png", "003.png", "004.png", "005.png")
+    assert dict(scene.skipped) == {"aaa.png": "has no pose", "001.png": "is not in the folder"}
+    assert np.allclose(scene.c2w[1], arc()[2].c2w, atol=1e-6)
+
+
+def test_no_image_with_a_pose(tmp_path):
+    folder = write_colmap(tmp_path / "a")
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        path.rename(path.with_name(f"IMG_{number}.png"))
+    with pytest.raises(VisionKitError, match="no photo in images/ has a pose"):
+        read_capture(folder)
+
+
+def test_photo_of_another_shape_than_its_camera_is_left_out(tmp_path):
+    folder = write_colmap(tmp_path / "a")
+    Image.new("RGB", (40, 30)).save(folder / "images" / "002.png")
+    (folder / "images" / "003.png").write_bytes(b"no image")
+    scene = read_capture(folder)
+    assert dict(scene.skipped) == {
+        "002.png": "is 40x30, but its camera 30x40",
+        "003.png": "cannot be read as an image",
+    }
+
+
+@pytest.mark.parametrize("keep", [0, 5, 500, -1])
+def test_truncated_points_are_done_without(tmp_path, keep):
+    folder = write_colmap(tmp_path / "a")
+    file = folder / "sparse" / "0" / "points3D.bin"
+    file.write_bytes(file.read_bytes()[:keep])
+    scene = read_capture(folder)
+    assert len(scene) == 6 and scene.points.shape == (0, 3) and scene.normalised().near > 0
+    assert scene.skipped == (("points3D.bin", "cannot be read; the capture is used without its points"),)
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin"])
+def test_truncated_poses_are_refused(tmp_path, name):
+    folder = write_colmap(tmp_path / "a")
+    file = folder / "sparse" / "0" / name
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(VisionKitError, match=f"{name}: is truncated"):
+        read_capture(folder)
+
+
+def test_empty_sparse_and_folders_that_are_no_captures(tmp_path):
+    folder = write_colmap(tmp_path / "a")
+    shutil.rmtree(folder / "sparse" / "0")
+    with pytest.raises(VisionKitError, match="sparse: is empty"):
+        read_capture(folder)
+    with pytest.raises(VisionKitError, match="no sparse/0"):
+        read_capture(folder / "images")
+    with pytest.raises(VisionKitError, match="no such capture"):
+        read_capture(tmp_path / "b")
+    assert not is_capture(folder / "images")
+
+
+def test_transforms_with_a_lens_per_frame_and_an_angle(tmp_path):
+    folder = write_transforms(tmp_path / "a")
+    content = json.loads((folder / "transforms.json").read_text())
+    del content["fl_x"], content["fl_y"], content["w"], content["h"]
+    content["camera_angle_x"] = 2 * np.arctan(30 / 72)
+    content["frames"][1].update(fl_x=50, fl_y=51, cx=15, cy=20)
+    content["frames"][2]["file_path"] = "images/002"
+    (folder / "transforms.json").write_text(json.dumps(content))
+    scene = read_capture(folder)
+    assert scene.camera(0).focal == pytest.approx((36, 36)) and scene.camera(1).focal == (50, 51)
+    assert len(scene) == 6
+
+
+def test_wrong_frames_of_transforms_are_named(tmp_path):
+    folder = write_transforms(tmp_path / "a")
+    content = json.loads((folder / "transforms.json").read_text())
+    content["frames"][0]["transform_matrix"] = [[1, 2], [3, 4]]
+    content["frames"][1]["file_path"] = "images/gone.png"
+    content["frames"][2]["transform_matrix"][0] = [0, 0, 0, 0]
+    content["frames"][3]["fl_x"] = "wide"
+    content["frames"][4]["camera_model"] = "OPENCV_FISHEYE"
+    (folder / "transforms.json").write_text(json.dumps(content))
+    scene = read_capture(folder)
+    assert scene.names == ("images/005.png",) and len(scene.skipped) == 5
+    reasons = dict(scene.skipped)
+    assert "4 rows" in reasons["images/000.png"] and "missing" in reasons["images/gone.png"]
+    assert "rotation" in reasons["images/002.png"] and "fisheye" in reasons["images/004.png"]
+
+
+@pytest.mark.parametrize("text, words", [("{", "valid JSON"), ("[]", "object"), ("{}", "frames")])
+def test_files_that_are_no_transforms(tmp_path, text, words):
+    (tmp_path / "transforms.json").write_text(text)
+    with pytest.raises(VisionKitError, match=words):
+        read_capture(tmp_path)
+
+
+def photo(path, size=(40, 30), focal=None, orientation=None, mode="RGB"):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    if focal is not None:
+        exif.get_ifd(0x8769)[0xA405] = focal
+    Image.new(mode, size, 7000 if mode == "I;16" else None).save(path, exif=exif)
+    return path
+
+
+def test_focal_length_of_a_photo(tmp_path):
+    assert read_photo(photo(tmp_path / "a.jpg", focal=27)).focal == pytest.approx(27 / 36 * 40)
+    assert read_photo(photo(tmp_path / "a.jpg", focal=27)).note == ""
+    assert read_photo(photo(tmp_path / "a.jpg", focal=27), focal_ratio=2).focal == 80
+    none = read_photo(photo(tmp_path / "a.jpg"))
+    assert none.focal == pytest.approx(0.78 * 40) and "no focal length" in none.note
+    for absurd in (0, 3, 5000):
+        wrong = read_photo(photo(tmp_path / "a.jpg", focal=absurd))
+        assert wrong.focal == none.focal and f"{absurd} mm" in wrong.note
+
+
+def test_rotated_deep_transparent_and_heic_photos(tmp_path):
+    turned = read_photo(photo(tmp_path / "a.jpg", focal=36, orientation=6))
+    assert turned.image.shape == (40, 30, 3) and turned.focal == 40
+    deep = read_photo(photo(tmp_path / "b.png", mode="I;16"))
+    assert deep.image.dtype == np.uint8 and (deep.image == round(7000 * 255 / 65535)).all()
+    assert read_photo(photo(tmp_path / "c.png", mode="RGBA")).image.shape == (30, 40, 3)
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    assert read_photo(photo(tmp_path / "d.heic", (64, 48), focal=36)).focal == 64
+
+
+def test_photos_that_show_nothing(tmp_path):
+    with pytest.raises(VisionKitError, match="1x1 pixels"):
+        read_photo(photo(tmp_path / "a.png", (1, 1)))
+    with pytest.raises(VisionKitError, match="no photos"):
+        photos_in((tmp_path / "empty").mkdir() or tmp_path / "empty")
+    (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff")
+    assert focal_from_exif(tmp_path / "b.jpg")[0] is None
+    assert [path.name for path in photos_in(tmp_path)] == ["a.png", "b.jpg"]
+
+
+def test_a_subset_keeps_rows_together(tmp_path):
+    scene = read_capture(write_colmap(tmp_path / "a"))
+    part = scene.subset([4, 1])
+    assert part.names == ("004.png", "001.png") and np.array_equal(part.c2w, scene.c2w[[4, 1]])
+    assert dataclasses.replace(part, names=()).skipped == ()

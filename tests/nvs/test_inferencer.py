@@ -1,0 +1,191 @@
+"""New views from Python and from the command line, by a model of a few tokens."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionkit import apis
+from visionkit.cli import main
+from visionkit.engine.checkpoints import save_checkpoint
+from visionkit.errors import VisionKitError
+from visionkit.nvs.inferencer import NVSInferencer, crop
+from visionkit.nvs.model import NViST
+
+TINY = dict(
+    img_size=(20, 10),
+    encoder_embed_dim=16,
+    encoder_depth=2,
+    encoder_num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=2,
+    decoder_num_heads=2,
+    decoder_output_dim=8,
+    sigma_dim=2,
+    rgb_dim=6,
+    resolution=6,
+    rgb_feature_dim=8,
+    num_samples=6,
+    lpips_weight=0,
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return NViST(**TINY)
+
+
+@pytest.fixture
+def weights(tmp_path, model):
+    meta = dict(model=json.dumps(dict(type="visionkit.NViST", **TINY)), distance=0.7, near_far=[0.1, 2.0])
+    save_checkpoint(dict(meta=meta, state_dict=model.state_dict()), tmp_path / "w" / "tiny.pth")
+    return str(tmp_path / "w" / "tiny.pth")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "cat.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_views_follow_the_path_and_come_one_by_one(model, photo):
+    assert apis.NVSInferencer is NVSInferencer
+    nvs = NVSInferencer(model)
+    calls, look = [], nvs.look
+    nvs.look = lambda grids, camera: calls.append(camera) or look(grids, camera)
+    views = nvs.render(photo, frames=4, long_side=40)
+    first = next(views)
+    assert len(calls) == 1  # the first view does not wait for the others
+    assert first.rgb.shape == (40, 20, 3) and first.rgb.dtype == np.uint8 and first.depth.shape == (40, 20)
+    assert len(list(views)) == 3
+    assert calls[0].focal == pytest.approx((0.78 * 40 * 40 / 40,) * 2)
+    assert np.allclose(calls[0].c2w[:, 3], [0, 0, -nvs.distance])
+
+
+def test_the_lens_and_the_distance_reach_the_model(model, photo, monkeypatch):
+    nvs, seen = NVSInferencer(model), []
+    represent = model.represent
+    monkeypatch.setattr(model, "represent", lambda image, camera: seen.append(camera) or represent(image, camera))
+    next(nvs.render(photo, frames=1, fov=60, distance=0.9))
+    distance, focal = seen[0][0].tolist()
+    # 40 rows fill the 20 of the model: the focal length over the height is that over the long side.
+    assert distance == pytest.approx(0.9) and focal == pytest.approx(1 / (2 * np.tan(np.radians(30))), rel=1e-5)
+
+
+def test_cropping_keeps_the_middle_and_the_angle():
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 30:50] = 255
+    small, focal = crop(image, 60.0, (20, 10))
+    assert small.shape == (20, 10, 3) and small.min() == 255 and focal == 30
+
+
+def test_a_checkpoint_brings_its_scale(weights, model):
+    nvs = NVSInferencer(weights)
+    assert nvs.distance == 0.7 and nvs.near_far == (0.1, 2.0)
+    for key, value in model.state_dict().items():
+        assert torch.equal(nvs.model.state_dict()[key], value)
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path, model):
+    config = dict(type="visionkit.NViST", **{**TINY, "rgb_feature_dim": 16})
+    save_checkpoint(dict(meta=dict(model=json.dumps(config)), state_dict=model.state_dict()), tmp_path / "x.pth")
+    with pytest.raises(VisionKitError, match="x.pth.*another size"):
+        NVSInferencer(tmp_path / "x.pth")
+    save_checkpoint(dict(meta={}, state_dict=model.state_dict()), tmp_path / "y.pth")
+    with pytest.raises(VisionKitError, match="y.pth: does not say"):
+        NVSInferencer(tmp_path / "y.pth")
+
+
+def test_small_weights_and_their_absence(tmp_path, model, monkeypatch):
+    from visionkit.nvs import weights as files
+
+    files.save_small(tmp_path / "s.safetensors", model, TINY, dict(distance=0.6, near_far=[0.2, 1.5]))
+    assert NVSInferencer(tmp_path / "s.safetensors").distance == 0.6
+    monkeypatch.setattr(files, "SHIPPED", tmp_path / "s.safetensors")
+    assert NVSInferencer().near_far == (0.2, 1.5)
+    monkeypatch.setattr(files, "SHIPPED", tmp_path / "none.safetensors")
+    with pytest.raises(VisionKitError, match="no model for single photos is shipped"):
+        NVSInferencer()
+
+
+def test_one_command_renders_a_photo(weights, photo, tmp_path, capsys):
+    out = tmp_path / "out" / "cat.mp4"
+    assert main(["render", str(photo), "-o", str(out), "--weights", weights, "--frames", "3", "--size", "32"]) == 0
+    assert out.stat().st_size > 500 and Image.open(out.with_suffix(".jpg")).width > 100
+    assert "no focal length" in capsys.readouterr().out
+
+
+def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, photo, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.open(photo).save(folder / "a.png")
+    Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "b.png")
+    Image.new("RGB", (1, 1)).save(folder / "c.png")
+    out = tmp_path / "views"
+    assert main(["render", str(folder), "-o", str(out), "--weights", weights, "--frames", "2"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a.jpg", "a.mp4", "b.jpg", "b.mp4"]
+    assert "skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["--trajectory", "obrit"], "did you mean 'orbit'"),
+        (["--fov", "400"], "--fov 400"),
+        (["--distance", "-1"], "--distance -1"),
+        (["--size", "3"], "--size"),
+        (["--frames", "0"], "--frames"),
+        (["--weights", "none.pth"], "none.pth: no such checkpoint"),
+        (["-o", "x.gif"], "ends in .mp4"),
+        (["--fit"], "--fit needs a capture"),
+    ],
+)
+def test_wrong_options_end_in_one_line(weights, photo, change, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["render", str(photo), "--weights", weights, "--frames", "2", *change]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+@pytest.mark.parametrize("mode, size", [("1x1", (1, 1)), ("gone", None)])
+def test_wrong_photos_end_in_one_line(weights, tmp_path, mode, size, capsys):
+    path = tmp_path / f"{mode}.png"
+    if size:
+        Image.new("RGB", size).save(path)
+    assert main(["render", str(path), "-o", str(tmp_path / "x.mp4"), "--weights", weights]) == 2
+    assert f"{mode}.png" in capsys.readouterr().err
+
+
+def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys):
+    pytest.importorskip("pycolmap")
+    from nvs.captures.trees import write_colmap
+
+    capture = write_colmap(tmp_path / "balls")
+    out = tmp_path / "balls.mp4"
+    assert main(["render", str(capture), "-o", str(out), "--weights", weights, "--size", "32"]) == 0
+    assert "mean of 5 other photos: PSNR" in capsys.readouterr().out
+    assert out.is_file() and out.with_suffix(".jpg").is_file()
+    path = tmp_path / "path.mp4"
+    options = ["--trajectory", "dolly", "--frames", "2"]
+    assert main(["render", str(capture), "-o", str(path), "--weights", weights, *options]) == 0
+
+
+def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("pycolmap")
+    from nvs.captures.trees import arc, points_on_balls, write_colmap
+
+    from visionkit.nvs import fit
+
+    small = fit.Settings(40, 2, 2, 128, 32, 16, density=16, colour=16, width=8)
+    monkeypatch.setattr(fit, "Settings", lambda: small)
+    capture = write_colmap(tmp_path / "balls", arc(9), xyz=points_on_balls())
+    out = tmp_path / "fit.mp4"
+    assert main(["render", str(capture), "-o", str(out), "--fit", "--frames", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "fitting 7 photos, 2 held out" in told and "mean of 2 held-out photos: PSNR" in told
+    assert {path.name for path in tmp_path.glob("fit*")} == {"fit.mp4", "fit.jpg", "fit_held_out.png"}

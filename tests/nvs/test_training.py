@@ -1,0 +1,380 @@
+"""NViST's data, scores, stages and small weights, on trees of a few tiny scenes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from visionkit.engine.checkpoints import load_checkpoint
+from visionkit.engine.config import check_types, load_config
+from visionkit.engine.pipeline import Context, build_stage, run_pipeline
+from visionkit.errors import VisionKitError
+from visionkit.nvs.cameras import pixel_rays
+from visionkit.nvs.captures.scene import Scene
+from visionkit.nvs.data import MVImgNet, ShapeNetSRN, fitted_view
+from visionkit.nvs.metrics import ViewMetric, psnr, ssim
+from visionkit.nvs.model import NViST
+from visionkit.nvs.weights import SHIPPED, load_shipped, load_small, save_small
+
+pytest.importorskip("pycolmap")
+ROOT = Path(__file__).parents[2]
+SIZE = (40, 20)
+MODEL = dict(
+    encoder_patch_size=10,
+    encoder_embed_dim=16,
+    encoder_depth=1,
+    encoder_num_heads=2,
+    decoder_embed_dim=16,
+    decoder_depth=2,
+    decoder_num_heads=2,
+    decoder_output_dim=8,
+    sigma_dim=2,
+    rgb_dim=6,
+    resolution=6,
+    rgb_feature_dim=8,
+    num_samples=6,
+    extra_rays=40,
+    whole_view=False,
+    lpips_weight=0,
+)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    sys.path.insert(0, str(ROOT / "datasets"))
+    import synthesize_views
+
+    out = tmp_path_factory.mktemp("nvist") / "views"
+    synthesize_views.synthesize(out, synthesize_views.Settings(3, 1, 12, SIZE, seed=5))
+    return out
+
+
+@pytest.fixture
+def copy(tree, tmp_path):
+    for path in tree.glob("visionkit_*.npz"):
+        path.unlink()
+    return Path(shutil.copytree(tree, tmp_path / "views"))
+
+
+def test_a_sample_is_in_the_input_views_frame(tree):
+    data = MVImgNet(str(tree), img_size=SIZE, views=4)
+    item = data[1]
+    assert item["image"].shape == (4, 3, *SIZE) and 0 <= item["image"].min() and item["image"].max() <= 1
+    expected = torch.eye(3, 4)
+    expected[2, 3] = -item["camera_params"][0]
+    assert torch.allclose(item["c2w"][0], expected, atol=1e-5)
+    assert item["camera_params"][1] == pytest.approx(float(item["focal"][0, 1]) / SIZE[0])
+    assert 0 < item["near_far"][0] < item["camera_params"][0] < item["near_far"][1] < 2
+
+
+def test_a_point_seen_twice_has_one_place(tree):
+    """Depth of two views, in the sample's frame: rays of both end on the same surface."""
+    data = MVImgNet(str(tree), split="test", img_size=SIZE)
+    item, scene = data[0], data.scenes[0].scene
+    depth = np.load(tree / scene.name / "depth.npy")
+    raw = np.load(tree / "visionkit_test.npz")
+    # The scale of the unit cube, from two cameras.
+    poses = _colmap_poses(tree / scene.name)
+    scale = np.linalg.norm(raw["c2w"][0, :, 3] - raw["c2w"][5, :, 3]) / np.linalg.norm(poses[0] - poses[5])
+    origins, directions = pixel_rays(item["c2w"][None], item["focal"][None], SIZE)
+    order = [6, *(row for row in range(12) if row != 6)]
+    forward = item["c2w"][:, :, 2]
+    cosine = torch.einsum("vhwc,vc->vhw", directions[0], forward)
+    points = origins[0] + directions[0] * (torch.from_numpy(depth[order]) * scale / cosine)[..., None]
+    first, second = points[0].reshape(-1, 3), points[6].reshape(-1, 3)  # views 7 and 6, neighbours
+    nearest = torch.cdist(first, second).min(dim=1).values
+    assert nearest.quantile(0.6) < 0.02
+
+
+def _colmap_poses(folder):
+    import pycolmap
+
+    model = pycolmap.Reconstruction(folder / "sparse" / "0")
+    return [image.projection_center() for image in sorted(model.images.values(), key=lambda image: image.name)]
+
+
+def test_evaluation_starts_from_the_middle_view_and_leaves_it_out(tree):
+    data = MVImgNet(str(tree), split="test", img_size=SIZE)
+    assert data._choose(12) == [6, 0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert MVImgNet(str(tree), split="test", img_size=SIZE, include_input=True)._choose(3) == [1, 0, 1, 2]
+
+
+def test_near_and_far_never_come_from_the_test_split(copy):
+    before = MVImgNet(str(copy), split="test", img_size=SIZE).near_far
+    for name in json.loads((copy / "test_classes.json").read_text()):
+        shutil.rmtree(copy / name, ignore_errors=True)
+    assert MVImgNet(str(copy), img_size=SIZE).near_far == before
+    with pytest.raises(VisionKitError, match="no scene of the test split"):
+        MVImgNet(str(copy), split="test", img_size=SIZE)
+
+
+def test_scenes_are_read_once_and_bad_ones_are_named(copy, monkeypatch):
+    bad = sorted(path.parent for path in copy.glob("*/*/images") if not path.parts[-3].startswith(("arch", "spiral")))
+    (bad[0] / "sparse" / "0" / "images.bin").unlink()
+    (bad[0] / "sparse" / "0" / "cameras.bin").unlink()
+    messages = []
+    monkeypatch.setattr("visionkit.nvs.data.print_log", lambda text, *_: messages.append(text))
+    assert len(MVImgNet(str(copy), img_size=SIZE)) == 2
+    name = bad[0].relative_to(copy).as_posix()
+    assert any(name in text and "left out" in text for text in messages)
+    table = json.loads(np.load(copy / "visionkit_train.npz")["table"].tobytes())
+    assert table["skipped"][0][0] == name and table["skipped"][0][1]
+
+    monkeypatch.setattr("visionkit.nvs.data.read_colmap", lambda *_: pytest.fail("read twice"))
+    first = MVImgNet(str(copy), img_size=SIZE)
+    monkeypatch.undo()
+    (copy / "visionkit_train.npz").write_bytes(b"damaged")
+    second = MVImgNet(str(copy), img_size=SIZE)
+    for a, b in zip(first.scenes, second.scenes):
+        assert a.near == b.near and np.array_equal(a.scene.c2w, b.scene.c2w) and a.scene.paths == b.scene.paths
+
+
+def test_without_a_list_every_hundredth_scene_of_a_class_is_a_test_scene(copy):
+    (copy / "test_classes.json").unlink()
+    for i, folder in enumerate(sorted(path.parent for path in copy.glob("*/*/images"))):
+        shutil.move(folder, copy / "one" / f"{i:02d}")
+    test = MVImgNet(str(copy), split="test", img_size=SIZE)
+    assert [each.scene.name for each in test.scenes] == ["one/00"]
+    train = MVImgNet(str(copy), img_size=SIZE)
+    assert [each.scene.name for each in train.scenes] == ["one/01", "one/02", "one/03"]
+    assert len(MVImgNet(str(copy), split="test", img_size=SIZE, test_every=2)) == 2
+    with pytest.raises(VisionKitError, match="no such folder"):
+        MVImgNet(str(copy / "nowhere"))
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (50, 50)])
+def test_turned_and_cropped_views_keep_their_rays(tmp_path, shape):
+    """Each pixel's colour codes its place in the file; the same ray must be found behind it afterwards."""
+    height, width = shape
+    rows, columns = np.mgrid[:height, :width]
+    code = np.stack([rows * 4, columns * 4, 0 * rows], axis=-1).astype(np.uint8)
+    Image.fromarray(code).save(tmp_path / "a.png")
+    K = np.array([[33.0, 0, width / 2], [0, 33.0, height / 2], [0, 0, 1]])
+    pose = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    pose *= np.sign(np.linalg.det(pose))
+    empty = np.zeros((0, 3))
+    one = (np.zeros(0, int),)
+    c2w = np.concatenate([pose, np.ones((3, 1))], axis=1)[None]
+    scene = Scene("a", ("a.png",), (tmp_path / "a.png",), K[None], np.array([shape]), c2w, np.zeros((1, 8)), empty, one)
+    image, camera = fitted_view(scene, 0, (40, 20))
+    assert image.shape == (40, 20, 3) and camera.size == (40, 20)
+    _, fitted = camera.rays()
+    _, original = scene.camera(0).rays()
+    for row, column in ((20, 10), (8, 5), (31, 14)):
+        i, j = image[row, column, :2] / 4
+        direction = fitted.view(40, 20, 3)[row, column]
+        nearest = (original @ direction).argmax()
+        assert abs(int(nearest) // width - i) <= 1.2 and abs(int(nearest) % width - j) <= 1.2
+
+
+def test_shapenet_srn_is_read_and_its_white_car_left_out(tmp_path, monkeypatch):
+    for name in ("aa", "bb", "876d92ce6a0e4bf399588eee976baae"):
+        folder = tmp_path / "cars_test" / name
+        for part in ("rgb", "pose"):
+            (folder / part).mkdir(parents=True)
+        (folder / "intrinsics.txt").write_text("131.25 64. 64. 0.\n0. 0. 0.\n1.\n128 128\n")
+        for view in range(3):
+            Image.new("RGB", (128, 128), (255, 255, 40 * view)).save(folder / "rgb" / f"{view:06d}.png")
+            c2w = np.eye(4)
+            c2w[2, 3] = -1.3 - view
+            (folder / "pose" / f"{view:06d}.txt").write_text(" ".join(map(str, c2w.flatten())))
+    (tmp_path / "cars_test" / "bb" / "pose" / "000001.txt").write_text("1 2 3")
+    messages = []
+    monkeypatch.setattr("visionkit.nvs.data.print_log", lambda text, *_: messages.append(text))
+    data = ShapeNetSRN(str(tmp_path), "cars", "test", (32, 32), input_view=1)
+    assert len(data) == 1 and any("white" in text for text in messages) and any("bb" in text for text in messages)
+    item = data[0]
+    assert item["image"].shape == (3, 3, 32, 32) and item["camera_params"][0] == pytest.approx(2.3)
+    assert item["camera_params"][1] == pytest.approx(131.25 / 128) and item["near_far"].tolist() == pytest.approx(
+        [0.8, 1.8]
+    )
+    assert item["c2w"][:, 2, 3].tolist() == pytest.approx([-2.3, -1.3, -3.3])
+    assert item["image"][0, 2, 0, 0] == pytest.approx(40 / 255, abs=0.01)
+    with pytest.raises(VisionKitError, match="chairs_test"):
+        ShapeNetSRN(str(tmp_path), "chairs", "test")
+
+
+def test_psnr_and_ssim_equal_their_formulas():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 3, 14, 13, generator=generator, dtype=torch.float64)
+    b = (a + 0.1 * torch.rand(a.shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
+    for i in range(2):
+        assert psnr(a, b)[i] == pytest.approx(10 * np.log10(1 / ((a[i] - b[i]) ** 2).mean().item()))
+    offset = np.arange(11) - 5
+    window = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+    window /= window.sum()
+    for i in range(2):
+        values = []
+        for c in range(3):
+            for y in range(14 - 10):
+                for x in range(13 - 10):
+                    p, q = (image[i, c, y : y + 11, x : x + 11].numpy() for image in (a, b))
+                    mp, mq = (window * p).sum(), (window * q).sum()
+                    vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+                    cov = (window * (p - mp) * (q - mq)).sum()
+                    top = (2 * mp * mq + 0.01**2) * (2 * cov + 0.03**2)
+                    values.append(top / ((mp**2 + mq**2 + 0.01**2) * (vp + vq + 0.03**2)))
+        assert ssim(a, b)[i] == pytest.approx(np.mean(values), abs=1e-9)
+    assert ssim(a, a).tolist() == pytest.approx([1, 1])
+
+
+def test_the_metric_leaves_the_input_view_out_and_averages_scenes():
+    metric = ViewMetric(lpips=None)
+    target = torch.full((2, 3, 3, 12, 12), 0.5)
+    predicted = target.clone()
+    predicted[:, 0] = 0  # a wrong input view does not count
+    predicted[0, 1:] += 0.1
+    predicted[1, 1:] += 0.01
+    metric.process(dict(image=target), predicted)
+    assert metric.compute_metrics(metric.results)["PSNR"] == pytest.approx((20 + 40) / 2, abs=1e-3)
+
+
+def config(tree, **changes):
+    stages = dict(
+        mae=dict(
+            type="visionkit.MAEStage",
+            model=dict(
+                patch_size=10, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1, bf16=True
+            ),
+            batch_size=2,
+            epochs=1,
+            iters_per_epoch=2,
+            warmup_iters=1,
+            ema=None,
+        ),
+        nvist=dict(
+            type="visionkit.NViSTStage",
+            init_from="mae",
+            model=MODEL,
+            views=3,
+            batch_size=2,
+            epochs=2,
+            iters_per_epoch=4,
+            warmup_iters=2,
+            ema=0.5,
+            metric=dict(lpips=None),
+            report="tiny",
+        ),
+    )
+    stages["nvist"].update(changes)
+    source = dict(type="visionkit.MVImgNet", root=str(tree))
+    return Config(dict(source=source, image_size=SIZE, stages=stages))
+
+
+@pytest.fixture(scope="module")
+def trained(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run_pipeline(config(tree), folder)
+
+
+def test_both_stages_train_and_report(trained):
+    folder, rows = trained
+    assert [row["model"] for row in rows] == ["tiny"] and rows[0]["PSNR"] > 3 and -1 < rows[0]["SSIM"] < 1
+    assert Image.open(folder / "nvist" / "views.jpg").size[1] >= SIZE[0]
+    meta = load_checkpoint(folder / "nvist" / "epoch_2.pth")["meta"]
+    assert 0 < meta["near_far"][0] < meta["distance"] < meta["near_far"][1]
+
+
+def test_the_mean_weights_are_saved_and_tested(trained, tree, tmp_path):
+    folder, rows = trained
+    averaged = load_checkpoint(folder / "nvist" / "epoch_2.pth")
+    plain_rows = run_pipeline(config(tree, ema=None), tmp_path)
+    plain = load_checkpoint(tmp_path / "nvist" / "epoch_2.pth")["state_dict"]
+    key = "decoder.output_token"
+    assert torch.equal(averaged["ema_state_dict"][f"module.{key}"], plain[key])  # the running weights, put aside
+    assert not torch.equal(averaged["state_dict"][key], plain[key])
+    assert plain_rows[0]["PSNR"] != rows[0]["PSNR"]
+
+
+def test_a_stopped_training_ends_in_the_same_weights(trained, tree, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder, tmp_path / "again")
+    for path in (tmp_path / "again" / "nvist").iterdir():
+        if path.name.startswith(("epoch_2", "done", "results", "views")):
+            path.unlink()
+    run_pipeline(config(tree), tmp_path / "again")
+    first, second = (load_checkpoint(place / "nvist" / "epoch_2.pth") for place in (folder, tmp_path / "again"))
+    for part in ("state_dict", "ema_state_dict"):
+        assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(model=dict(MODEL, resolutoin=6)), "resolution"),
+        (dict(lr=dict(encodr=1e-3)), "encoder"),
+        (dict(ema=1.5), "ema=1.5"),
+        (dict(warmup_iters=8), "warmup_iters"),
+        (dict(model=dict(MODEL, lpips_weight=0.1)), "whole_view"),
+    ],
+)
+def test_wrong_settings_are_one_line(tree, tmp_path, changes, words):
+    with pytest.raises(VisionKitError, match=words) as error:
+        run_pipeline(config(tree, init_from=None, **changes), tmp_path, only=None)
+    assert "\n" not in str(error.value)
+
+
+def test_each_part_has_its_rate_and_schedule(tree, tmp_path):
+    cfg = config(tree, init_from=None, lr=dict(encoder=1e-4, decoder=2e-4, renderer=4e-4))
+    stage = build_stage("nvist", cfg["stages"]["nvist"], cfg)
+    built = stage.runner_cfg(Context(cfg, tmp_path, 1, "none", {}))
+    from mmengine.optim import build_optim_wrapper
+
+    model = NViST(img_size=SIZE, **MODEL)
+    wrapper = build_optim_wrapper(model, built["optim_wrapper"])
+    rates = {id(group["params"][0]): group["lr"] for group in wrapper.optimizer.param_groups}
+    for part, rate in dict(encoder=1e-4, decoder=2e-4, renderer=4e-4).items():
+        assert {round(rates[id(p)], 9) for p in getattr(model, part).parameters()} == {rate}
+    assert [each["end"] for each in built["param_scheduler"]] == [2, 8]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("nvist_*.py")))
+def test_configs_name_what_exists(name, tmp_path):
+    cfg = load_config(ROOT / "configs" / name)
+    outputs = {}
+    for stage_name, options in cfg["stages"].items():
+        stage = build_stage(stage_name, options, cfg)
+        check_types(stage.runner_cfg(Context(cfg, tmp_path, 1, "none", outputs)))
+    if "synthetic" in name and "gpu" not in name:
+        model = NViST(**dict(cfg["stages"]["nvist"]["model"], img_size=tuple(cfg["image_size"])))
+        assert sum(p.numel() for p in model.parameters()) * 2 < 20e6
+
+
+def test_small_weights_come_back_and_damaged_ones_are_refused(tmp_path):
+    torch.manual_seed(0)
+    model = NViST(img_size=SIZE, **MODEL).eval()
+    options = dict(MODEL, img_size=SIZE)
+    save_small(tmp_path / "a.safetensors", model, options, dict(near_far=[0.1, 1.2], distance=0.6))
+    state = torch.random.get_rng_state()
+    again, scale = load_small(tmp_path / "a.safetensors")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert scale == dict(near_far=[0.1, 1.2], distance=0.6) and not again.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value.half().float())
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "b.safetensors").write_bytes(data[: len(data) // 2])
+    for name in ("b.safetensors", "c.safetensors"):
+        with pytest.raises(VisionKitError, match=name):
+            load_small(tmp_path / name)
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="no weights in this checkout")
+def test_the_shipped_model_renders_what_it_sees(tree):
+    assert SHIPPED.stat().st_size < 20e6
+    model, scale = load_shipped()
+    data = MVImgNet(str(tree), split="test", img_size=model.img_size)
+    item = data[0]
+    with torch.inference_mode():
+        grids = model.represent(item["image"][:1], item["camera_params"][None])
+        seen = model.render_views(
+            grids, item["c2w"][None, :1], item["focal"][None, :1], torch.tensor([scale["near_far"]])
+        )
+    rendered = seen.rgb[0, 0].movedim(-1, 0)
+    grey = item["image"][0].mean(dim=(1, 2), keepdim=True).expand_as(rendered)
+    assert psnr(rendered[None], item["image"][:1]) > psnr(grey[None], item["image"][:1])

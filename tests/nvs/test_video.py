@@ -1,0 +1,68 @@
+"""Videos in and out."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionkit.errors import VisionKitError
+from visionkit.nvs.video import VideoWriter, contact_sheet, depth_picture, save_picture, sharp_frames, side_by_side
+
+pytest.importorskip("av")
+
+
+def texture(shift, blur=False):
+    grey = np.random.default_rng(0).integers(0, 255, (60, 200), dtype=np.uint8)
+    import cv2
+
+    grey = cv2.resize(grey, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)[:, shift : shift + 160]
+    grey = cv2.GaussianBlur(grey, (0, 0), 5) if blur else grey
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def write(path, frames):
+    with VideoWriter(path) as video:
+        for frame in frames:
+            video.add(frame)
+    return path
+
+
+def test_the_sharp_frame_of_each_stretch_is_taken_and_stills_are_dropped(tmp_path):
+    moving = [texture(10 * (number // 3), blur=number % 3 != 1) for number in range(12)]
+    path = write(tmp_path / "a.mp4", moving)
+    frames = dict(sharp_frames(path, 4))
+    assert list(frames) == [1, 4, 7, 10]
+    assert np.abs(frames[4].astype(float) - texture(10)).mean() < 8
+    still = write(tmp_path / "b.mp4", [texture(0)] * 12)
+    assert len(list(sharp_frames(still, 4))) == 1
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(VisionKitError, match="a.mp4: no frame"):
+        list(sharp_frames(tmp_path / "a.mp4", 4))
+
+
+def test_a_video_that_fails_half_way_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4") as video:
+        video.add(texture(0))
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colours_and_odd_sizes_survive(tmp_path):
+    frame = np.zeros((31, 45, 3), np.uint8)
+    frame[:, :22] = (200, 40, 40)
+    ((_, seen),) = sharp_frames(write(tmp_path / "a.mp4", [frame] * 3), 1)
+    assert seen.shape == (30, 44, 3)
+    assert np.abs(seen[15, 8].astype(int) - (200, 40, 40)).max() < 25 and seen[15, 35].max() < 25
+
+
+def test_pictures(tmp_path):
+    depth = depth_picture(np.array([[1.0, 2.0, 50.0]]), 1, 10).astype(int).sum(-1)
+    assert depth[0, 0] > depth[0, 1] > depth[0, 2]
+    row = side_by_side([np.zeros((5, 4, 3), np.uint8)] * 2)
+    assert row.shape == (5, 12, 3)
+    sheet = contact_sheet([row] * 5, columns=4)
+    assert sheet.size == (4 * 16 + 4, 2 * 9 + 4)
+    save_picture(sheet, tmp_path / "x" / "a.jpg")
+    assert Image.open(tmp_path / "x" / "a.jpg").size == sheet.size

@@ -1,0 +1,6 @@
+"""``visionkit prepare_capture`` as a script."""
+
+from visionkit.cli import run_tool
+
+if __name__ == "__main__":
+    run_tool("prepare_capture")

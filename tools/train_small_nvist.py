@@ -1,0 +1,254 @@
+"""Train the small NViST that comes with visionkit, with scenes and model on one GPU.
+
+  python tools/train_small_nvist.py scenes --pool pool --seconds 120     # as many scenes as fit in that time
+  python tools/train_small_nvist.py train --pool pool --minutes 5 --out nvist_small.safetensors
+
+The scenes are those of datasets/synthesize_views.py, read and normalised as visionkit.MVImgNet reads them; they stay in
+the GPU's memory. Rates follow the clock, so that the run ends annealed when its time is over. ``--init`` goes on from
+weights that an earlier run wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from visionkit.cli import run_command  # noqa: E402
+from visionkit.errors import VisionKitError  # noqa: E402
+from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
+from visionkit.nvs.metrics import psnr  # noqa: E402
+from visionkit.nvs.model import NViST  # noqa: E402
+from visionkit.nvs.weights import load_small, save_small  # noqa: E402
+
+SIZE = (160, 90)
+MODEL = dict(
+    img_size=SIZE, encoder_patch_size=5, encoder_embed_dim=224, encoder_depth=6, encoder_num_heads=7,
+    decoder_embed_dim=224, decoder_depth=6, decoder_num_heads=7, decoder_output_dim=32, resolution=48,
+    decoder_patch_size=4, true_positions=True, sigma_dim=8, rgb_dim=24, rgb_feature_dim=64, background="learned",
+    num_samples=48, whole_view=False, extra_rays=1024, lpips_weight=0, bf16=True,
+)  # fmt: skip
+ARRAYS = ("images", "c2w", "focal", "near_far")
+REPORT_SECONDS = 30
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    scenes = commands.add_parser("scenes", help="make scenes until the time is over")
+    scenes.add_argument("--pool", type=Path, required=True, help="folder for the scenes")
+    scenes.add_argument("--seconds", type=float, default=120)
+    scenes.add_argument("--scenes", type=int, default=20000, help="stop at so many")
+    scenes.add_argument("--test-scenes", type=int, default=32, help="of layouts that training never shows")
+    scenes.add_argument("--views", type=int, default=10)
+    scenes.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    scenes.add_argument("--seed", type=int, default=0)
+    train = commands.add_parser("train", help="train on them")
+    train.add_argument("--pool", type=Path, required=True)
+    train.add_argument("--out", type=Path, default=Path("nvist_small.safetensors"))
+    train.add_argument("--init", type=Path, help="weights to start from")
+    train.add_argument("--minutes", type=float, default=5)
+    train.add_argument("--batch", type=int, default=32, help="scenes in a step")
+    train.add_argument("--views", type=int, default=4, help="views of a scene in a step, the input view among them")
+    train.add_argument("--rays", type=int, default=1024, help="rays of a scene in a step")
+    train.add_argument("--lr", type=float, default=6e-4)
+    train.add_argument("--ema", type=float, default=0.998)
+    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    train.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    return run_command(make_scenes if options.command == "scenes" else run_training, options)
+
+
+def make_scenes(options: argparse.Namespace) -> int:
+    """Fills the pool: arrays of all scenes, the test scenes first."""
+    from synthesize_views import Settings, plan
+
+    started = time.perf_counter()
+    settings = Settings(options.scenes, options.test_scenes, options.views, SIZE, options.seed)
+    jobs = plan(settings)  # training scenes first; turned round, for the test scenes must not be missing
+    jobs = [(*job, settings) for job in jobs[options.scenes :] + jobs[: options.scenes]]
+    done, together = [], 4 * options.workers
+    with multiprocessing.get_context("spawn").Pool(options.workers, _one_thread) as pool:
+        for start in range(0, len(jobs), together):
+            done += pool.map(_scene, jobs[start : start + together], chunksize=1)
+            seconds = time.perf_counter() - started
+            print(f"{len(done)} scenes, {seconds:.0f} s", flush=True)
+            if seconds > options.seconds and len(done) > options.test_scenes:
+                break
+    options.pool.mkdir(parents=True, exist_ok=True)
+    for name, values in zip(ARRAYS, zip(*done)):
+        np.save(options.pool / f"{name}.npy", np.stack(values))
+    (options.pool / "test_scenes.txt").write_text(f"{options.test_scenes}\n")
+    print(f"{len(done)} scenes of {options.views} views in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _scene(job: tuple) -> tuple[np.ndarray, ...]:
+    """One scene as the data set reads it: written as files, read back, normalised."""
+    from synthesize_views import scene_folder, write_scene
+
+    from visionkit.nvs.captures.colmap import read_colmap
+
+    category, number, settings = job
+    with tempfile.TemporaryDirectory() as out:
+        write_scene((Path(out), category, number, settings, "cpu"))
+        normal = read_colmap(scene_folder(Path(out), category, number), "images").normalised()
+        images, cameras = zip(*(fitted_view(normal.scene, row, SIZE) for row in range(len(normal.scene))))
+    c2w = np.stack([camera.c2w for camera in cameras]).astype(np.float32)
+    focal = np.array([camera.focal for camera in cameras], np.float32)
+    return np.stack(images).transpose(0, 3, 1, 2), c2w, focal, np.array([normal.near, normal.far], np.float32)
+
+
+class Pool:
+    """All scenes on a device. See [sample_batch]."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        try:
+            arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ARRAYS}
+            self.tests = int((folder / "test_scenes.txt").read_text())
+        except (OSError, ValueError) as error:
+            raise VisionKitError(
+                f"--pool {folder}: no pool of scenes ({error}); make one: scenes --pool {folder}"
+            ) from error
+        near, far = arrays["near_far"][self.tests :].T
+        self.near_far = [float(near.quantile(NEAR_QUANTILE)), float(far.quantile(FAR_QUANTILE))]
+        centres = arrays["c2w"][self.tests :, :, :, 3].flatten(0, 1)
+        self.distance = float(centres.norm(dim=-1).median())
+        self.images, self.c2w, self.focal = (arrays[name].to(device) for name in ARRAYS[:3])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, scenes: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """What NViST reads of scenes (B,) and their views (B, V), the input view first; see visionkit.nvs.data."""
+        rows = scenes[:, None], views
+        c2w, focal = self.c2w[rows], self.focal[rows]
+        turn = c2w[:, :1, :, :3].mT
+        distance = c2w[:, 0, :, 3].norm(dim=-1)
+        place = turn @ (c2w[..., 3:] - c2w[:, :1, :, 3:])
+        place[:, :, 2, 0] -= distance[:, None]
+        near_far = torch.tensor(self.near_far, device=c2w.device).expand(len(scenes), 2)
+        return dict(
+            image=self.images[rows].float() / 255,
+            c2w=torch.cat([turn @ c2w[..., :3], place], dim=-1),
+            focal=focal,
+            camera_params=torch.stack([distance, focal[:, 0, 1] / SIZE[0]], dim=-1),
+            near_far=near_far,
+        )
+
+
+def run_training(options: argparse.Namespace) -> int:
+    """Trains for so many minutes and writes the mean of the weights."""
+    torch.manual_seed(options.seed)
+    pool = Pool(options.pool, options.device)
+    config = dict(MODEL, extra_rays=options.rays)
+    model = NViST(**config) if options.init is None else load_small(options.init)[0]
+    model.extra_rays = options.rays
+    model = model.to(options.device).train()
+    mean = [each.detach().clone() for each in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=options.device == "cuda", betas=(0.9, 0.98))
+    millions = sum(each.numel() for each in mean) / 1e6
+    print(
+        f"{len(pool) - pool.tests} training scenes, {millions:.1f} M parameters, near and far {pool.near_far}",
+        flush=True,
+    )
+
+    started = told = time.perf_counter()
+    step, passed = 0, 0.0
+    while passed < 1:
+        rate = options.lr * min(1, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * passed)) + 1e-6
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = train_step(model, pool, optimizer, options)
+        decay = min(options.ema, 1 - 1 / (step + 1))
+        torch._foreach_lerp_(mean, list(model.parameters()), 1 - decay)
+        step += 1
+        now = time.perf_counter()
+        passed = (now - started) / (60 * options.minutes)
+        if now - told > REPORT_SECONDS or passed >= 1:
+            told = now
+            with swapped(model, mean):
+                score = evaluate(model, pool)
+            seconds = time.perf_counter() - started
+            print(
+                f"{seconds:6.0f} s  step {step:6d}  psnr of a batch {float(losses['psnr']):.2f}  "
+                f"of unseen layouts {score:.2f}",
+                flush=True,
+            )
+    with torch.no_grad():
+        for own, value in zip(model.parameters(), mean):
+            own.copy_(value)
+    scale = dict(near_far=pool.near_far, distance=pool.distance)
+    save_small(options.out, model.cpu(), dict(config, bf16=False), scale)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB after {step} steps")
+    return 0
+
+
+def train_step(model: NViST, pool: Pool, optimizer: torch.optim.Optimizer, options: argparse.Namespace) -> dict:
+    """One step on random scenes, input views and targets."""
+    device = options.device
+    scenes = torch.randint(pool.tests, len(pool), (options.batch,), device=device)
+    views = torch.rand(options.batch, pool.images.shape[1], device=device).argsort(dim=1)[:, : options.views]
+    losses = model(**pool.batch(scenes, views), mode="loss")
+    optimizer.zero_grad(set_to_none=True)
+    sum(value for name, value in losses.items() if name.startswith("loss")).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+    optimizer.step()
+    return losses
+
+
+class swapped:  # noqa: N801  (a context)
+    """Inside, the model has other weights."""
+
+    def __init__(self, model: NViST, weights: list[Tensor]) -> None:
+        self.model, self.weights = model, weights
+
+    def __enter__(self) -> None:
+        self.kept = [each.detach().clone() for each in self.model.parameters()]
+        self._set(self.weights)
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.kept)
+        self.model.train()
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for own, value in zip(self.model.parameters(), values):
+            own.copy_(value)
+
+
+@torch.inference_mode()
+def evaluate(model: NViST, pool: Pool) -> float:
+    """Mean PSNR of the test scenes: the middle view is the input, all others are targets."""
+    count = pool.images.shape[1]
+    middle = count // 2
+    order = torch.tensor([middle, *(i for i in range(count) if i != middle)], device=pool.images.device)
+    scores = []
+    for number in range(pool.tests):
+        batch = pool.batch(torch.tensor([number], device=order.device), order[None])
+        seen = model(**batch, mode="predict")[0, 1:]
+        scores.append(psnr(seen, batch["image"][0, 1:]).mean())
+    return float(torch.stack(scores).mean())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Single photographs: upright pixels and a believable focal length."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from visionkit.datasets.images import IMAGE_SUFFIXES, read_image
+from visionkit.errors import VisionKitError
+
+PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
+DEFAULT_FOCAL = 0.78  # of the long side: a phone's 28 mm lens
+# Equivalent focal lengths, in mm, of the widest and longest lenses that people hold in hand.
+SHORTEST, LONGEST = 8.0, 400.0
+SMALLEST = 16  # pixels
+_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405
+
+
+class Photo(NamedTuple):
+    """A photograph ready to use.
+
+    image: (H, W, 3) uint8, upright. focal: in pixels of this image. note: where the focal length is from, or "" where
+    EXIF told it.
+    """
+
+    image: np.ndarray
+    focal: float
+    note: str
+
+
+def read_photo_file(path: str | os.PathLike) -> Image.Image:
+    """Any image file, HEIC included, as an upright RGB picture.
+
+    Raises:
+        VisionKitError: it cannot be read; the message names it.
+    """
+    if str(path).lower().endswith((".heic", ".heif")):
+        _register_heif(path)
+    return read_image(os.fspath(path))
+
+
+def read_photo(path: str | os.PathLike, focal_ratio: float | None = None) -> Photo:
+    """A photograph with its focal length: given, from EXIF, or the usual one of a phone.
+
+    Args:
+        path: image file.
+        focal_ratio: focal length / long side, instead of what EXIF says.
+
+    Raises:
+        VisionKitError: the file cannot be read, or is smaller than 16 pixels.
+    """
+    picture = read_photo_file(path)
+    if min(picture.size) < SMALLEST:
+        raise VisionKitError(
+            f"{path}: {picture.width}x{picture.height} pixels show no scene; expected at least {SMALLEST}x{SMALLEST}"
+        )
+    note = ""
+    if focal_ratio is None:
+        focal_ratio, note = focal_from_exif(path)
+    if focal_ratio is None:
+        focal_ratio, note = DEFAULT_FOCAL, f"{note}; a phone's 28 mm lens is assumed (--fov tells another)"
+    return Photo(np.asarray(picture), focal_ratio * max(picture.size), note)
+
+
+def focal_from_exif(path: str | os.PathLike) -> tuple[float | None, str]:
+    """Focal length / long side by the 35 mm equivalent in EXIF, or None and the reason in words.
+
+    The long side of a 35 mm film is 36 mm. Cameras write zeros and worse, so that only lenses of 8 to 400 mm are
+    believed.
+    """
+    if str(path).lower().endswith((".heic", ".heif")):
+        _register_heif(path)
+    try:
+        with Image.open(path) as image:
+            value = image.getexif().get_ifd(_EXIF).get(_FOCAL_35MM)
+        millimetres = None if value is None else float(value)
+    except Exception:  # a damaged EXIF block is no reason to refuse its picture
+        return None, "its EXIF cannot be read"
+    if millimetres is None:
+        return None, "it tells no focal length"
+    if not SHORTEST <= millimetres <= LONGEST:
+        return None, f"its EXIF says a {millimetres:g} mm lens, which is not believed"
+    return millimetres / 36, ""
+
+
+def photos_in(folder: str | os.PathLike) -> list[Path]:
+    """The photographs of a folder, hidden files left out, sorted by name.
+
+    Raises:
+        VisionKitError: there is none.
+    """
+    found = [
+        path
+        for path in sorted(Path(folder).iterdir())
+        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    if not found:
+        raise VisionKitError(f"{folder}: holds no photos ({', '.join(PHOTO_SUFFIXES)}); check the folder")
+    return found
+
+
+def _register_heif(path: str | os.PathLike) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise VisionKitError(f"{path}: HEIC needs pillow-heif (pip install 'visionkit[nvs]')") from error
+    pillow_heif.register_heif_opener()

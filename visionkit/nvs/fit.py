@@ -1,0 +1,415 @@
+"""Fits a radiance field to one capture by gradient descent: no weights, no other scene.
+
+The field is NViST's vector-matrix, grown from coarse to fine. Space is warped axis by axis, so that what the cameras
+look at gets most of the grid and the rest of the world the remainder. The points that structure from motion found give
+distances to begin with; few photographs alone would leave fog in front of the cameras.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionkit.errors import VisionKitError
+from visionkit.nvs.cameras import Camera, look_at
+from visionkit.nvs.captures.scene import Scene
+from visionkit.nvs.field import FieldRenderer
+from visionkit.nvs.trajectories import curve, poses, through
+from visionkit.ops.render import (
+    Field,
+    composite_weights,
+    density_volume,
+    distortion_loss,
+    lookup_volume,
+    vector_matrix_features,
+)
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from visionkit.nvs.warm_start import WarmStart
+
+EVERY = 8  # photographs 0, 8, 16, ... by name are held out
+FEWEST_VIEWS = 3
+INNER = 0.7  # share of each axis of the grid for the subject's box
+NEAR_SHARE = 0.75  # share of a ray's samples up to the subject's far end
+DENSITY_SCALE = 25.0
+START = -0.15  # density's value before training, see SceneField.density
+
+
+class Settings(NamedTuple):
+    """How a field is fitted.
+
+    long_side: pixels of the photographs' long side. steps: of gradient descent. density_steps: before them, on the
+    points' distances alone. rays, point_rays: per step, of pixels and of points. samples: along a ray. coloured:
+    samples of a ray, the heaviest, that get a colour. density, colour: cells along an axis of the finest grids.
+    channels: of density and of colour. growth: shares of the steps at which the grids double.
+    """
+
+    long_side: int = 160
+    steps: int = 250
+    density_steps: int = 60
+    rays: int = 1536
+    point_rays: int = 512
+    samples: int = 56
+    coloured: int = 12
+    density: int = 64
+    colour: int = 128
+    channels: tuple[int, int] = (8, 12)
+    width: int = 32
+    growth: tuple[float, ...] = (0.15, 0.4)
+    grid_rate: float = 0.03
+    net_rate: float = 0.015
+    exposure_rate: float = 2e-3
+    last_rate: float = 0.05
+    depth_weight: float = 0.1
+    density_smooth: float = 0.02
+    colour_smooth: float = 0.003
+    distortion_weight: float = 0.003
+    seed: int = 0
+
+
+class Rays(NamedTuple):
+    """origins, directions (unit), rgb: (R, 3); view: (R,) number of the photograph; distance: (R,) or None."""
+
+    origins: Tensor
+    directions: Tensor
+    rgb: Tensor
+    view: Tensor
+    distance: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> "Rays":
+        return Rays(*(None if part is None else part[rows] for part in self))
+
+
+class Bounds(NamedTuple):
+    """Where a capture's content lies: the subject's box (centre and half sides, (3,)), and distances along rays."""
+
+    centre: Tensor
+    half: Tensor
+    near: float
+    middle: float
+    far: float
+
+    def warp(self, points: Tensor) -> Tensor:
+        """World coordinates (..., 3) to the grid's [-1, 1]: linear in the box, as 1 / distance beyond it."""
+        local = (points - self.centre) / self.half
+        beyond = local.sign() * (1 - (1 - INNER) / local.abs().clamp_min(1))
+        return torch.where(local.abs() <= 1, INNER * local, beyond)
+
+    def edges(self, rays: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Sampling intervals (rays, samples + 1): even up to ``middle``, then even in 1 / distance up to ``far``.
+
+        With a generator, inner edges are moved at random by up to half an interval, each ray's on their own.
+        """
+        step = torch.linspace(0, 1, samples + 1).expand(rays, -1)
+        if generator is not None:
+            noise = torch.rand(rays, samples - 1, generator=generator) - 0.5
+            step = step + F.pad(noise, (1, 1)) / samples
+        close = self.near + (self.middle - self.near) * step / NEAR_SHARE
+        share = ((step - NEAR_SHARE) / (1 - NEAR_SHARE)).clamp(0, 1)
+        distant = 1 / ((1 - share) / self.middle + share / self.far)
+        return torch.where(step < NEAR_SHARE, close, distant)
+
+
+def find_bounds(scene: Scene, points: Rays) -> Bounds:
+    """Bounds by the points that many photographs agree on, or by the cameras where there are none."""
+    trusted = scene.points[scene.trusted_points()]
+    normal = scene.normalised()
+    if len(trusted) < 20 or points.distance is None or len(points.distance) < 20:
+        near, far = normal.near / normal.scale, normal.far / normal.scale
+        centre = torch.tensor(scene.centres.mean(axis=0)).float()
+        half = torch.full((3,), 0.5 * (near + far))
+        return Bounds(centre, half, 0.5 * near, far, 10 * far)
+    centre = np.median(trusted, axis=0)
+    half = 1.15 * np.quantile(np.abs(trusted - centre), 0.9, axis=0)
+    distance = points.distance.numpy()
+    middle = 1.1 * float(np.quantile(distance, 0.93))
+    return Bounds(
+        torch.tensor(centre).float(),
+        torch.tensor(np.maximum(half, 0.05 * half.max())).float(),
+        0.7 * float(np.quantile(distance, 0.001)),
+        middle,
+        max(10 * middle, 1.5 * float(np.quantile(distance, 0.999))),
+    )
+
+
+def pixel_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Rays:
+    """All pixels of some photographs (H, W, 3) uint8."""
+    parts = []
+    for number, (row, image) in enumerate(zip(rows, images)):
+        origins, directions = scene.camera(row, image.shape[:2]).rays()
+        rgb = torch.from_numpy(image.copy()).float().view(-1, 3) / 255
+        parts.append(Rays(origins, directions, rgb, torch.full((len(origins),), number)))
+    return Rays(*(torch.cat(part) for part in list(zip(*parts))[:4]))
+
+
+def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Rays:
+    """From photographs (H, W, 3) to the points that they were matched to, with colours and distances."""
+    parts = []
+    for number, (row, picture) in enumerate(zip(rows, images)):
+        size = picture.shape[:2]
+        camera = scene.camera(row, size)
+        towards = scene.points[scene.visible[row]] - camera.centre
+        local = towards @ camera.c2w[:, :3]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            place = local[:, :2] / local[:, 2:] * camera.focal / (np.array(size[::-1]) / 2)  # [-1, 1] across the image
+        inside = (np.abs(place) < 1).all(axis=1) & (local[:, 2] > 0)
+        towards, place = towards[inside], torch.tensor(place[inside]).float()
+        image = torch.from_numpy(picture.copy()).float().movedim(-1, 0) / 255
+        rgb = F.grid_sample(image[None], place[None, None], padding_mode="border", align_corners=False)[0, :, 0].T
+        distance = np.linalg.norm(towards, axis=1)
+        directions = torch.tensor(towards / distance[:, None]).float()
+        origins = torch.tensor(camera.centre).float().expand_as(directions)
+        view = torch.full((len(directions),), number)
+        parts.append(Rays(origins, directions, rgb, view, torch.tensor(distance).float()))
+    return Rays(*(torch.cat(part) for part in zip(*parts)))
+
+
+class Grid(nn.Module):
+    """Planes (3, 1, C, R, R) and vectors (3, 1, C, R, 1), see [visionkit.ops.render]."""
+
+    def __init__(self, side: int, channels: int, spread: float) -> None:
+        super().__init__()
+        self.planes = nn.Parameter(spread * torch.randn(3, 1, channels, side, side))
+        self.vectors = nn.Parameter(spread * torch.randn(3, 1, channels, side, 1))
+
+    def grow(self, side: int) -> None:
+        """The same function on a finer grid."""
+        for name, shape in (("planes", (side, side)), ("vectors", (side, 1))):
+            fine = F.interpolate(getattr(self, name).data[:, 0], shape, mode="bilinear")
+            setattr(self, name, nn.Parameter(fine[:, None]))
+
+    def roughness(self) -> Tensor:
+        """Mean squared difference of neighbours."""
+        planes = self.planes.diff(dim=-1).square().mean() + self.planes.diff(dim=-2).square().mean()
+        return planes + self.vectors.diff(dim=-2).square().mean()
+
+
+class SceneField(nn.Module):
+    """A capture's radiance field: density and colour in grids of their own, and NViST's small colour network.
+
+    Args:
+        settings: sizes.
+        bounds: of the capture.
+        views: photographs to fit; each gets an exposure of its own.
+    """
+
+    def __init__(self, settings: Settings, bounds: Bounds, views: int) -> None:
+        super().__init__()
+        self.settings, self.bounds = settings, bounds
+        shrink = 2 ** len(settings.growth)
+        self.density_grid = Grid(settings.density // shrink, settings.channels[0], 0.1)
+        self.colour_grid = Grid(settings.colour // shrink, settings.channels[1], 0.3)
+        self.net = FieldRenderer("vector_matrix", *settings.channels, settings.width, 0, "learned")
+        self.exposure = nn.Parameter(torch.zeros(views, 2, 3))
+        self.offset, self.directional = START, False
+
+    def grow(self, stage: int) -> None:
+        """Doubles the grids for the ``stage``-th time."""
+        shrink = 2 ** (len(self.settings.growth) - stage)
+        self.density_grid.grow(self.settings.density // shrink)
+        self.colour_grid.grow(self.settings.colour // shrink)
+
+    def field(self) -> Field:
+        """The field in the grid's coordinates.
+
+        Colour does not depend on the direction, which few views cannot tell, unless ``directional``.
+        """
+        volume = density_volume(self.density_grid.planes, self.density_grid.vectors)
+
+        def density(points: Tensor) -> Tensor:
+            # Softplus, nearly a ReLU, keeps a gradient where nothing is yet.
+            return DENSITY_SCALE * F.softplus(lookup_volume(volume, points) + self.offset, beta=10)
+
+        def colour(points: Tensor, directions: Tensor) -> Tensor:
+            features = vector_matrix_features(self.colour_grid.planes, self.colour_grid.vectors, points)
+            return self.net.network(
+                features.flatten(2), directions if self.directional else torch.zeros_like(directions)
+            )
+
+        return Field(density, colour)
+
+    def weights(self, field: Field, rays: Rays, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points in the grid (R, N, 3), distances (R, N) and weights (R, N) along rays."""
+        middle = (edges[:, 1:] + edges[:, :-1]) / 2
+        points = self.bounds.warp(rays.origins[:, None] + rays.directions[:, None] * middle[..., None])
+        sigma = field.density(points.view(1, -1, 3)).view(middle.shape)
+        return points, middle, composite_weights(sigma, edges)
+
+    def shade(self, field: Field, rays: Rays, points: Tensor, weights: Tensor) -> Tensor:
+        """Colours (R, 3): the heaviest samples stand for all, a colour of the world's end for what is missing."""
+        opacity = weights.sum(dim=1, keepdim=True)
+        heavy, sample = weights.topk(min(self.settings.coloured, weights.shape[1]), dim=1)
+        chosen = points.gather(1, sample[..., None].expand(-1, -1, 3))
+        seen = heavy.detach() > 1e-3
+        ray = seen.nonzero()[:, 0]
+        colour = field.colour(chosen[seen][None], rays.directions[ray][None])[0]
+        rgb = torch.zeros_like(rays.rgb).index_add(0, ray, colour * heavy[seen][:, None])
+        share = opacity / (heavy * seen).sum(dim=1, keepdim=True).clamp_min(1e-3)
+        return rgb * share + (1 - opacity) * self.net.background
+
+    @torch.no_grad()
+    def render(self, camera: Camera, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+        """A view: (H, W, 3) in [0, 1] and distances (H, W) in world units."""
+        field, rgb, depth = self.field(), [], []
+        origins, directions = camera.rays()
+        for start in range(0, len(origins), chunk):
+            part = slice(start, start + chunk)
+            rays = Rays(origins[part], directions[part], torch.zeros_like(origins[part]), None)
+            edges = self.bounds.edges(len(rays.origins), 2 * self.settings.samples)
+            points, middle, weights = self.weights(field, rays, edges)
+            rgb.append(self.shade(field, rays, points, weights).clamp(0, 1))
+            depth.append((weights * middle).sum(1) + (1 - weights.sum(1)) * self.bounds.far)
+        return torch.cat(rgb).view(*camera.size, 3).numpy(), torch.cat(depth).view(camera.size).numpy()
+
+
+def distance_error(weights: Tensor, middle: Tensor, distance: Tensor) -> Tensor:
+    """How far from the known distances rays end, relative to them; a ray that ends nowhere counts 1."""
+    off = (weights * (middle - distance[:, None]).abs()).sum(dim=1) / distance
+    return (off + 1 - weights.sum(dim=1)).mean()
+
+
+def split(scene: Scene) -> tuple[list[int], list[int]]:
+    """Photographs to fit and those held out: every eighth by name.
+
+    Raises:
+        VisionKitError: too few photographs.
+    """
+    held_out = list(range(0, len(scene), EVERY))
+    fitted = [row for row in range(len(scene)) if row % EVERY]
+    if len(fitted) < FEWEST_VIEWS:
+        raise VisionKitError(f"{scene.name}: {len(scene)} photos with a camera; --fit needs at least 5, better 20")
+    return fitted, held_out
+
+
+def fit(
+    scene: Scene,
+    rows: list[int],
+    settings: Settings,
+    watch: Callable[[int, SceneField], None] = lambda step, model: None,
+    start: "WarmStart | None" = None,
+) -> SceneField:
+    """Fits a field to some photographs of a capture. The same seed gives the same field.
+
+    Args:
+        scene: the capture.
+        rows: photographs to use.
+        settings: see there.
+        watch: called after every step with its number and the field.
+        start: a prediction to start at; ``scene`` and ``settings`` are then the ones that it gives.
+    """
+    torch.manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    images = [scene.image(row, scene.target_size(row, settings.long_side)) for row in rows]
+    pixels = pixel_rays_of(scene, rows, images)
+    points = point_rays_of(scene, rows, images)
+    bounds = find_bounds(scene, points)
+    use_points = len(points.origins) > 0
+    if start is not None:
+        bounds = bounds._replace(centre=torch.zeros(3), half=torch.full((3,), start.box))
+        model = SceneField(settings, bounds, len(rows))
+        start(model)
+    else:
+        model = SceneField(settings, bounds, len(rows))
+        mean = pixels.rgb.mean(dim=0).clamp(0.02, 0.98).logit()
+        model.net.background_logit.data, model.net.rgb_mlp[-1].bias.data = mean, mean.clone()
+        if use_points:
+            _fit_density(model, points, generator)
+    optimiser, stage = _optimiser(model), 0
+    for step in range(settings.steps):
+        progress = step / settings.steps
+        if stage < len(settings.growth) and progress >= settings.growth[stage]:
+            stage += 1
+            model.grow(stage)
+            optimiser = _optimiser(model)
+        for group in optimiser.param_groups:
+            group["lr"] = group["first"] * settings.last_rate**progress
+        loss = _loss(model, pixels, points if use_points else None, progress, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        watch(step + 1, model)
+    return model
+
+
+def _fit_density(model: SceneField, points: Rays, generator: torch.Generator) -> None:
+    """Surfaces where the points are, at the coarsest grid, so that colours are asked for in few places only."""
+    settings = model.settings
+    optimiser = torch.optim.Adam(model.density_grid.parameters(), settings.grid_rate, (0.9, 0.99))
+    for _ in range(settings.density_steps):
+        rays = points[torch.randint(len(points.origins), (settings.rays,), generator=generator)]
+        edges = model.bounds.edges(len(rays.origins), settings.samples, generator)
+        _, middle, weights = model.weights(model.field(), rays, edges)
+        loss = distance_error(weights, middle, rays.distance)
+        loss = loss + settings.density_smooth * model.density_grid.roughness()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+def _loss(model: SceneField, pixels: Rays, points: Rays | None, progress: float, generator: torch.Generator) -> Tensor:
+    settings = model.settings
+    rays = pixels[torch.randint(len(pixels.origins), (settings.rays,), generator=generator)]
+    if points is not None:
+        chosen = points[torch.randint(len(points.origins), (settings.point_rays,), generator=generator)]
+        rays = Rays(*(torch.cat(pair) for pair in list(zip(rays, chosen))[:4]))
+    edges = model.bounds.edges(len(rays.origins), settings.samples, generator)
+    field = model.field()
+    places, middle, weights = model.weights(field, rays, edges)
+    rgb = model.shade(field, rays, places, weights)
+    exposure = (model.exposure - model.exposure.mean(dim=0))[rays.view]
+    rgb = rgb * exposure[:, 0].exp() + exposure[:, 1]
+    loss = F.mse_loss(rgb, rays.rgb)
+    loss = loss + settings.density_smooth * model.density_grid.roughness()
+    loss = loss + settings.colour_smooth * model.colour_grid.roughness()
+    # In 1 / distance a foreground and a background are as far apart as they look.
+    loss = loss + settings.distortion_weight * distortion_loss(weights, -model.bounds.near / edges).mean()
+    if points is not None:
+        off = distance_error(weights[settings.rays :], middle[settings.rays :], chosen.distance)
+        loss = loss + settings.depth_weight * 0.2**progress * off
+    return loss
+
+
+def _optimiser(model: SceneField) -> torch.optim.Optimizer:
+    settings = model.settings
+    groups = [
+        dict(params=[*model.density_grid.parameters(), *model.colour_grid.parameters()], first=settings.grid_rate),
+        dict(params=[model.net.background_logit], first=settings.grid_rate),
+        dict(params=[*model.net.rgb_matrix.parameters(), *model.net.rgb_mlp.parameters()], first=settings.net_rate),
+        dict(params=[model.exposure], first=settings.exposure_rate),
+    ]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
+
+
+def check(settings: Settings) -> None:
+    """Raises VisionKitError for sizes that cannot be."""
+    if not 32 <= settings.long_side <= 1600:
+        raise VisionKitError(f"--size: expected 32 to 1600 pixels on the long side, got {settings.long_side}")
+    if settings.steps < 1:
+        raise VisionKitError(f"--steps: expected at least 1, got {settings.steps}")
+
+
+def path(
+    scene: Scene,
+    rows: list[int],
+    bounds: Bounds,
+    long_side: int,
+    trajectory: str | None,
+    frames: int,
+    degrees: float | None = None,
+) -> list[Camera]:
+    """Cameras of a video: along the photographs, or on a trajectory around the subject from the middle photograph."""
+    target = bounds.centre.double().numpy()
+    middle = rows[len(rows) // 2]
+    lens = scene.camera(middle, scene.target_size(middle, long_side))
+    if trajectory is None:
+        return [lens.moved(c2w) for c2w in through(scene.c2w[rows], target, frames)]
+    towards = look_at(lens.centre, target, -scene.c2w[rows, :, 1].mean(axis=0))
+    base = np.concatenate([towards[:, :3], target[:, None]], axis=1)
+    distance = float(np.linalg.norm(target - lens.centre))
+    return [lens.moved(c2w) for c2w in poses(curve(trajectory, frames, degrees), distance, base)]

@@ -1,0 +1,202 @@
+"""New views of a photograph by a trained NViST, from Python."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visionkit.errors import VisionKitError
+from visionkit.nvs.cameras import Camera, focal_from_field_of_view, relative_to
+from visionkit.nvs.captures import Photo, Scene, read_photo
+from visionkit.nvs.captures.photos import DEFAULT_FOCAL
+from visionkit.nvs.model import Grids, NViST
+from visionkit.nvs.trajectories import curve, poses
+from visionkit.nvs.weights import load_shipped, load_small
+
+# Used where a checkpoint does not tell: a camera half-way out of the unit cube that a capture is scaled to.
+DISTANCE, NEAR_FAR = 0.5, (0.05, 1.5)
+
+
+class View(NamedTuple):
+    """A rendered view: rgb (H, W, 3) uint8; depth (H, W) float32 in the scene's units, far where nothing is."""
+
+    rgb: np.ndarray
+    depth: np.ndarray
+
+
+class InputView(NamedTuple):
+    """What the model reads: image (H, W, 3) uint8 of its size, focal length in pixels, distance of the camera."""
+
+    image: np.ndarray
+    focal: float
+    distance: float
+
+
+class NVSInferencer:
+    """New views of photographs.
+
+    >>> nvs = NVSInferencer()
+    >>> for view in nvs.render("photo.jpg", trajectory="swing", frames=24):
+    ...     show(view.rgb, view.depth)
+
+    Args:
+        weights: a checkpoint of `visionkit train`, a .safetensors file like the shipped one, or a model; by default the
+            small model that is shipped.
+        device: ``"auto"`` takes a GPU if there is one.
+
+    Raises:
+        VisionKitError: the checkpoint is missing, damaged or of another model.
+    """
+
+    def __init__(self, weights: "str | os.PathLike | NViST | None" = None, device: str = "auto") -> None:
+        model, scale = _load(weights)
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.model = model.to(self.device).eval()
+        self.distance = float(scale.get("distance", DISTANCE))
+        self.near_far = tuple(float(each) for each in scale.get("near_far", NEAR_FAR))
+
+    def read(
+        self, photo: "str | os.PathLike | Image.Image", fov: float | None = None, distance: float | None = None
+    ) -> tuple[InputView, str]:
+        """A photograph as the model takes it, cropped in its middle, and a note on where its lens is from.
+
+        Args:
+            photo: a file or a PIL image.
+            fov: degrees across the long side, instead of what EXIF says.
+            distance: of the camera from the scene's centre, in units of the scene; by default the usual one of the
+                model's training scenes. It mostly scales the result.
+        """
+        ratio = None if fov is None else focal_from_field_of_view(fov, 1)
+        if distance is not None and not 0.05 <= distance <= 5:
+            raise VisionKitError(f"--distance {distance:g}: expected 0.05 to 5, in units of the scene's size")
+        if isinstance(photo, Image.Image):
+            focal = (ratio or DEFAULT_FOCAL) * max(photo.size)
+            found = Photo(np.asarray(photo.convert("RGB")), focal, "" if ratio else "a phone's 28 mm lens is assumed")
+        else:
+            found = read_photo(photo, ratio)
+        image, focal = crop(found.image, found.focal, self.model.img_size)
+        return InputView(image, focal, distance or self.distance), found.note
+
+    @torch.no_grad()
+    def represent(self, view: InputView) -> Grids:
+        """The radiance field of an input view: the slow part, once per photograph."""
+        image = torch.from_numpy(view.image.copy()).to(self.device).movedim(-1, 0)[None].float() / 255
+        camera = torch.tensor([[view.distance, view.focal / view.image.shape[0]]], device=self.device)
+        return self.model.represent(image, camera.float())
+
+    @torch.inference_mode()
+    def look(self, grids: Grids, camera: Camera) -> View:
+        """Renders one camera, given in the input view's frame."""
+        origins, directions = (rays[None].to(self.device) for rays in camera.rays())
+        near_far = torch.tensor([self.near_far], device=self.device)
+        seen = self.model.render(grids, origins, directions, near_far, min_weight=1e-4)
+        rgb = (seen.rgb[0].clamp(0, 1) * 255).round().byte().view(*camera.size, 3)
+        depth = seen.depth[0] + (1 - seen.opacity[0]) * self.near_far[1]
+        return View(rgb.cpu().numpy(), depth.view(camera.size).cpu().numpy())
+
+    def render(
+        self,
+        photo: "str | os.PathLike | Image.Image | InputView",
+        trajectory: str = "swing",
+        frames: int = 48,
+        long_side: int | None = None,
+        fov: float | None = None,
+        distance: float | None = None,
+        degrees: float | None = None,
+    ) -> Iterator[View]:
+        """Views along a path, one after the other.
+
+        Args:
+            photo: a file, a PIL image or what [read] gives.
+            trajectory, frames, degrees: see [visionkit.nvs.trajectories.curve].
+            long_side: pixels of the long side of the views; by default the model's own.
+            fov, distance: see [read].
+        """
+        path = curve(trajectory, frames, degrees)
+        view = photo if isinstance(photo, InputView) else self.read(photo, fov, distance)[0]
+        lens = Camera(np.eye(3, 4), (view.focal, view.focal), view.image.shape[:2])
+        lens = lens.resized(_scaled(lens.size, long_side))
+        grids = self.represent(view)
+        for c2w in poses(path, view.distance):
+            yield self.look(grids, lens.moved(c2w))
+
+    def views_of(
+        self, scene: Scene, row: int | None = None, long_side: int | None = None
+    ) -> Iterator[tuple[str, np.ndarray, View]]:
+        """The other photographs of a capture, seen from one of them.
+
+        Args:
+            scene: the capture.
+            row: number of the input view; by default the middle one.
+            long_side: see [render].
+
+        Yields:
+            name, the true photograph (H, W, 3) uint8, the rendered view.
+        """
+        row = len(scene) // 2 if row is None else row
+        scene = scene.normalised().scene
+        size = _scaled(self.model.img_size, long_side)
+        distance = float(np.linalg.norm(scene.centres[row]))
+        image, focal = crop(scene.image(row), scene.camera(row).focal[0], self.model.img_size)
+        grids = self.represent(InputView(image, focal, distance))
+        for other, c2w in enumerate(relative_to(scene.c2w, scene.c2w[row], distance)):
+            truth, focal = crop(scene.image(other), scene.camera(other).focal[0], size)
+            yield scene.names[other], truth, self.look(grids, Camera(c2w, (focal, focal), size))
+
+
+def crop(image: np.ndarray, focal: float, size: Sequence[int]) -> tuple[np.ndarray, float]:
+    """The middle of an image with the shape of ``size``, resized to it, and the focal length in its pixels.
+
+    Args:
+        image: (H, W, 3) uint8.
+        focal: in pixels of ``image``.
+        size: (height, width).
+    """
+    height, width = image.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    high, wide = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+    top, left = (height - high) // 2, (width - wide) // 2
+    part = Image.fromarray(image[top : top + high, left : left + wide])
+    return np.asarray(part.resize((size[1], size[0]), Image.Resampling.LANCZOS)), focal / scale
+
+
+def _scaled(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
+    if long_side is None:
+        return size
+    if not 16 <= long_side <= 4096:
+        raise VisionKitError(f"--size: expected 16 to 4096 pixels on the long side, got {long_side}")
+    return tuple(max(1, round(side * long_side / max(size))) for side in size)
+
+
+def _load(weights: "str | os.PathLike | NViST | None") -> tuple[NViST, dict]:
+    """A model and what is known of its training scenes: ``distance``, ``near_far``."""
+    if isinstance(weights, torch.nn.Module):
+        return weights, {}
+    if weights is None:
+        return load_shipped()
+    return load_small(weights) if str(weights).endswith(".safetensors") else _from_checkpoint(Path(weights))
+
+
+def _from_checkpoint(path: Path) -> tuple[NViST, dict]:
+    from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
+    from visionkit.engine.config import build
+    from visionkit.nvs.published import load_weights
+    from visionkit.registry import MODELS
+
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.get("meta") or {}
+    try:
+        config = json.loads(meta["model"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise VisionKitError(f"{path}: does not say which model it belongs to; use one of `visionkit train`") from error
+    config.update(lpips_weight=0, mae_checkpoint=None)  # for training only
+    model = build(MODELS, config, str(path))
+    if not isinstance(model, NViST):
+        raise VisionKitError(f"{path}: holds a {type(model).__name__}; expected an NViST")
+    load_weights(model, state_dict_of(checkpoint), str(path))
+    return model, {key: meta[key] for key in ("distance", "near_far") if key in meta}

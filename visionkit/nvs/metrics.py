@@ -1,0 +1,79 @@
+"""How close rendered views come to photographs: PSNR, SSIM, LPIPS."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.evaluator import BaseMetric
+from torch import Tensor
+from torch.nn import functional as F
+
+from visionkit.nvs.losses import PerceptualLoss
+from visionkit.registry import METRICS
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+
+
+def psnr(image: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB: (B, 3, H, W) twice, in [0, 1] -> (B,)."""
+    return -10 * (image - target).square().flatten(1).mean(dim=1).log10()
+
+
+def ssim(image: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity (Wang et al., 2004), with its 11 x 11 Gaussian window of deviation 1.5.
+
+    The mean is over all windows that lie wholly inside the image, and over colours.
+
+    Args:
+        image, target: (B, 3, H, W) in [0, 1], at least 11 pixels high and wide.
+
+    Returns:
+        (B,).
+    """
+    offset = torch.arange(SSIM_WINDOW, dtype=image.dtype, device=image.device) - SSIM_WINDOW // 2
+    window = (-offset.square() / (2 * SSIM_SIGMA**2)).exp()
+    window = (window / window.sum())[None, None]
+
+    def blur(x: Tensor) -> Tensor:
+        x = x.flatten(0, 1)[:, None]
+        return F.conv2d(F.conv2d(x, window[..., None]), window[..., None, :]).unflatten(0, image.shape[:2])[:, :, 0]
+
+    mean, other = blur(image), blur(target)
+    variance, other_variance = blur(image * image) - mean**2, blur(target * target) - other**2
+    covariance = blur(image * target) - mean * other
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean * other + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean**2 + other**2 + c1) * (variance + other_variance + c2))
+    return similarity.flatten(1).mean(dim=1)
+
+
+@METRICS.register_module()
+class ViewMetric(BaseMetric):
+    """PSNR, SSIM and, where its weights are at hand, LPIPS of target views: means over views, then over scenes.
+
+    The first view of a sample is the input view and does not count. The data set decides whether it comes again as a
+    target (``include_input``, as the released evaluation has it).
+
+    Args:
+        lpips: ``vgg``, ``alex`` or None to leave it out.
+        lpips_scaling: see [PerceptualLoss].
+    """
+
+    default_prefix = None
+
+    def __init__(self, lpips: str | None = "vgg", lpips_scaling: str = "right") -> None:
+        super().__init__()
+        network = PerceptualLoss(lpips, lpips_scaling) if lpips else None
+        self.lpips = network if network is not None and network.available else None
+
+    def process(self, data_batch: dict[str, Tensor], data_samples: Sequence[Tensor]) -> None:
+        """Scores a batch of scenes: ``image`` (B, V, 3, H, W) against predictions (B, V, 3, H, W)."""
+        for image, predicted in zip(data_batch["image"], data_samples):
+            target, predicted = image[1:].cpu(), predicted[1:].cpu()
+            scores = dict(PSNR=psnr(predicted, target), SSIM=ssim(predicted, target))
+            if self.lpips is not None:
+                scores["LPIPS"] = self.lpips(predicted, target)
+            self.results.append({name: float(values.mean()) for name, values in scores.items()})
+
+    def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
+        """Means over scenes."""
+        return {name: sum(row[name] for row in results) / len(results) for name in results[0]}

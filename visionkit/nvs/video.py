@@ -1,0 +1,141 @@
+"""Videos in and out: sharp frames of a recording; MP4 files and contact sheets of what was rendered."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from visionkit.errors import VisionKitError
+
+STILL = 1.5  # mean difference of two thumbnails, of 255, below which a camera has not moved
+GAP = 4
+
+
+def sharp_frames(path: str | os.PathLike, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The sharpest frame of each of ``count`` equal stretches of a video, without repetitions.
+
+    Yields:
+        (number, (H, W, 3) uint8).
+
+    Raises:
+        VisionKitError: no frame can be decoded.
+    """
+    import cv2
+
+    sharpness = []
+    for frame in _frames(path):
+        grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+        grey = cv2.resize(grey, (320, max(1, round(320 * grey.shape[0] / grey.shape[1]))), interpolation=cv2.INTER_AREA)
+        sharpness.append(cv2.Laplacian(grey, cv2.CV_64F).var())
+    if not sharpness:
+        raise VisionKitError(f"{path}: no frame can be decoded; convert the video to MP4 (H.264)")
+    stretches = np.array_split(np.arange(len(sharpness)), min(count, len(sharpness)))
+    chosen = {int(stretch[np.argmax(np.take(sharpness, stretch))]) for stretch in stretches}
+    last = None
+    for number, frame in enumerate(_frames(path)):
+        if number in chosen:
+            small = cv2.resize(frame, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+            if last is None or np.abs(small - last).mean() > STILL:
+                last = small
+                yield number, frame[..., ::-1]
+
+
+def _frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """All frames, BGR, upright."""
+    import cv2
+
+    video = cv2.VideoCapture(os.fspath(path))
+    try:
+        while True:
+            good, frame = video.read()
+            if not good:
+                return
+            yield frame
+    finally:
+        video.release()
+
+
+class VideoWriter:
+    """Writes an H.264 MP4 under a temporary name, and renames it when closed without an error.
+
+    >>> with VideoWriter("orbit.mp4", fps=24) as video:
+    ...     video.add(frame)  # (H, W, 3) uint8
+
+    Args:
+        path: file to write, ``*.mp4``.
+        fps: frames a second.
+    """
+
+    def __init__(self, path: str | os.PathLike, fps: int = 24) -> None:
+        self.path, self.fps = Path(path), fps
+        self.beside = self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        self.container = self.stream = None
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """Appends a frame; odd sides lose a pixel, which H.264 asks for."""
+        import av
+
+        frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+        if self.container is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.container = av.open(str(self.beside), "w", options={"movflags": "faststart"})
+            self.stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18"})
+            self.stream.height, self.stream.width = frame.shape[:2]
+            self.stream.pix_fmt = "yuv420p"
+        self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        if self.container is None:
+            return
+        try:
+            if kind is None:
+                self.container.mux(self.stream.encode())
+            self.container.close()
+            if kind is None:
+                os.replace(self.beside, self.path)
+        finally:
+            self.beside.unlink(missing_ok=True)
+
+
+def depth_picture(depth: np.ndarray, near: float, far: float) -> np.ndarray:
+    """Distances (H, W) as colours (H, W, 3) uint8: warm is near, dark is far; even steps in 1 / distance."""
+    import matplotlib
+
+    share = (1 / np.clip(depth, near, far) - 1 / far) / (1 / near - 1 / far)
+    return (matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) of one height in a row with gaps."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
+    row = [part for picture in pictures for part in (picture, gap)]
+    return np.concatenate(row[:-1], axis=1)
+
+
+def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> Image.Image:
+    """Frames (H, W, 3) uint8 in rows, first to last."""
+    height, width = frames[0].shape[:2]
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    for number, frame in enumerate(frames):
+        place = (GAP + number % columns * (width + GAP), GAP + number // columns * (height + GAP))
+        sheet.paste(Image.fromarray(frame), place)
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Writes beside, then renames; the name's ending gives the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        picture.save(beside, quality=92)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

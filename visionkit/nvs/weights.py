@@ -1,0 +1,77 @@
+"""The small NViST that comes with visionkit, and the files such models are kept in.
+
+A file is safetensors in half precision. Its metadata hold ``model``, the options of [visionkit.nvs.model.NViST] as
+JSON, and ``scale``, what is known of the training scenes: ``near_far`` and the usual ``distance`` of an input camera.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visionkit.errors import VisionKitError
+from visionkit.nvs.model import NViST
+from visionkit.nvs.published import load_weights
+
+SHIPPED = Path(__file__).with_name("weights") / "nvist_small.safetensors"
+
+
+def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], scale: dict[str, Any]) -> None:
+    """Writes a model that [load_small] reads.
+
+    Args:
+        path: the file; its folder must exist.
+        model: whose weights are written, as float16.
+        options: what it was built from.
+        scale: ``near_far`` (two numbers) and ``distance``.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    metadata = dict(model=json.dumps({key: value for key, value in options.items() if key != "type"}))
+    try:
+        save_file(tensors, beside, dict(metadata, scale=json.dumps(scale)))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
+    """Reads a model written by [save_small].
+
+    Returns:
+        The model in evaluation mode, and ``scale``.
+
+    Raises:
+        VisionKitError: the file is missing, damaged, or not one of these.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise VisionKitError(f"{path}: no such file; expected weights written by visionkit")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+        options, scale = json.loads(metadata["model"]), json.loads(metadata["scale"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise VisionKitError(f"{path}: is damaged or not an NViST of visionkit; get the file again") from error
+    with torch.random.fork_rng(devices=[]):  # the initial values are thrown away and shall not move the user's seed
+        model = NViST(**options)
+    load_weights(model, tensors, str(path))
+    return model.eval(), scale
+
+
+def load_shipped() -> tuple[NViST, dict[str, Any]]:
+    """The small model that comes with the package, in evaluation mode, and its ``scale``."""
+    if not SHIPPED.is_file():
+        raise VisionKitError(
+            "--weights: no model for single photos is shipped yet; train one (configs/nvist_synthetic.py) "
+            "and give its checkpoint, or fit a capture of several photos with --fit"
+        )
+    return load_small(SHIPPED)
