@@ -1,0 +1,51 @@
+"""Kind ``backbone``: an ImageNet classifier in eval mode: maps of the stages, logits, gradient of the input."""
+
+import copy
+import importlib
+
+import timm
+import torch
+from reference.common import Checks, fill_state_dict, tensor
+from torch import Tensor, nn
+
+import visionkit.backbones  # noqa: F401  (registers the models)
+
+FAMILIES = {"MALA": "mavit", "NaLaFormer": "nalaformer", "SOFT": "soft", "SOFT++": "soft"}
+
+
+def build(case: dict) -> nn.Module:
+    """The model of the case's name, freshly filled; its depths come from the keys where the family asks for that."""
+    family = importlib.import_module(f"visionkit.backbones.{FAMILIES[case['family']]}")
+    shapes = {key: shape for key, shape in case["state_dict"].items() if "RoPE.angle" not in key}
+    state = fill_state_dict(shapes)
+    options = family.options_of(state) if hasattr(family, "options_of") else {}
+    model = timm.create_model(case["model"], num_classes=case["state_dict"]["head.bias"][0], **options).eval()
+    model.load_state_dict(family.checkpoint_filter_fn(state, model))
+    return model
+
+
+def run(case: dict) -> Checks:
+    """Every size of the case, and the number of parameters."""
+    model, tolerance = build(case), case["tolerance"]
+    precise = copy.deepcopy(model)
+    trunk = [precise.stem, precise.stages] + ([precise.norm] if isinstance(precise.norm, nn.LayerNorm) else [])
+    for part in trunk:
+        part.double()
+    count = torch.tensor(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    yield "params", count, float(case["params"]), 0.0
+    for each in case["cases"]:
+        name, size = each["input"], each["hw"]
+        image = tensor(name, [1, 3, *size])
+        with torch.no_grad():
+            features, maps = model.forward_intermediates(image)
+        for i, digest in enumerate(each["stages"]):
+            yield f"{name} stage {i + 1}", maps[i], digest, tolerance
+        yield f"{name} logits", model.forward_head(features), each["logits"], tolerance
+        yield f"{name} grad_input", input_gradient(precise, image, f"{name}.cotangent"), each["grad_input"], tolerance
+
+
+def input_gradient(model: nn.Module, image: Tensor, cotangent: str) -> Tensor:
+    """Through stem and stages in float64: in float32 rounding alone, in whichever order, moves MAViT-B's by 2e-4."""
+    image = image.double().requires_grad_()
+    logits = model.forward_head(model.forward_features(image).float())
+    return torch.autograd.grad((logits * tensor(cotangent, list(logits.shape))).sum(), image)[0]
