@@ -1,0 +1,61 @@
+"""``tools/benchmark.py attention`` at the smallest sizes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import benchmark
+
+    yield benchmark
+    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmark", "benchmarks")]:
+        del sys.modules[name]
+
+
+def test_rows_table_and_plots(benchmark, tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    command = ["attention", "--ops", "softmax,aaren", "--masks", "full,causal", "--lengths", "64,128", "--dim", "8"]
+    assert benchmark.main([*command, "--json", str(out), "--plots", str(tmp_path / "plots")]) == 0
+    about, *rows = [row for row in json.loads(out.read_text()) if row["device"] == "cpu"]
+    assert about["job"] == "about" and "float32" in about["note"]
+    rows = {(row["op"], row["mask"], row.get("tokens")): row for row in rows}
+    assert rows["aaren", "full", None]["note"] == "not supported"
+    exact, other = rows["softmax", "causal", 128], rows["aaren", "causal", 128]
+    assert exact["error"] < 1e-5 < other["error"]
+    assert exact["peak_bytes"] >= 0 and other["reference_seconds"] == exact["seconds"] > 0
+    assert {file.name for file in (tmp_path / "plots").iterdir()} == {"time.png", "memory.png"}
+    assert "aaren causal 128" in capsys.readouterr().out
+
+
+def test_wrong_options_are_told(benchmark, capsys):
+    assert benchmark.main(["attention", "--masks", "fool"]) == 2
+    assert benchmark.main(["attention", "--lengths", "a..b"]) == 2
+    assert benchmark.main(["attention", "--ops", "softmux"]) == 2
+    if not torch.cuda.is_available():
+        assert benchmark.main(["attention", "--device", "cuda"]) == 2
+    assert "did you mean 'softmax'" in capsys.readouterr().err
+
+
+def test_a_spent_budget_leaves_lengths_out(benchmark, tmp_path):
+    out = tmp_path / "rows.json"
+    command = ["attention", "--ops", "softmax,diag", "--lengths", "64", "--masks", "full", "--device", "cpu"]
+    assert benchmark.main([*command, "--budget", "0", "--json", str(out)]) == 0
+    assert [row["note"] for row in json.loads(out.read_text())[1:]] == ["left out: the budget is spent"] * 2
+
+
+def test_exponent(benchmark):
+    from benchmarks.attention import exponent, parse_lengths
+
+    assert exponent([(n, 3 * n**1.5) for n in (1024, 4096, 8192, 16384)]) == pytest.approx(1.5)
+    assert exponent([(4096, 1.0), (8192, 2.0), (131072, 1e9)]) is None
+    assert parse_lengths("256..1024") == [256, 512, 1024]
+    assert math.prod(parse_lengths("3,2")) == 6

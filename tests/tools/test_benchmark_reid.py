@@ -1,0 +1,49 @@
+"""The benchmark's own jobs, at a size at which they and their references take no time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TOOLS = str(Path(__file__).resolve().parents[2] / "tools")
+
+
+@pytest.fixture
+def reid(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    from benchmarks import reid
+
+    return reid
+
+
+def test_jobs_agree_with_their_references(reid, tmp_path):
+    stem = str(tmp_path / "set")
+    reid.make(stem, (64, 300, 20), 16, 0)
+    ours, theirs = reid.our_scores(stem), reid.loop_scores(stem, 64)
+    np.testing.assert_allclose(ours.result, theirs.result, atol=1e-6)
+    np.testing.assert_allclose(reid.our_rerank(stem).result, reid.dense_rerank(stem).result, atol=1e-5)
+    assert 0 < reid.our_rerank_scores(stem).result <= 1
+    assert ours.seconds > 0 and theirs.cpu_seconds > 0
+
+
+def test_clusters_agree(reid, tmp_path, monkeypatch):
+    from visionkit.reid import rerank
+
+    monkeypatch.setattr(rerank, "self_neighbours", rerank.self_neighbours)  # the job replaces it to time it
+    stem = str(tmp_path / "set")
+    reid.make(stem, (300, 20), 16, 0)
+    search, labels = reid.our_clusters(stem, None).result
+    assert search > 0 and (labels == reid.dense_clusters(stem, 300).result).all() and labels.max() > 0
+
+
+def test_table_and_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    import benchmark
+
+    rows = [dict(job="a", seconds=1.5, peak_bytes=1 << 30, reference_seconds=None)]
+    assert benchmark.table(rows).splitlines()[1].split() == ["a", "1.5", "1024", "MiB", "-"]
+    benchmark.write_json(tmp_path / "out.json", rows)
+    assert json.loads((tmp_path / "out.json").read_text()) == rows and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(SystemExit):
+        benchmark.main(["reid", "--jobs", "nothing"])

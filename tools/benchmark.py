@@ -1,0 +1,72 @@
+"""Measure this machine: ``python tools/benchmark.py reid [--json OUT]``.
+
+Each subcommand is a file in ``tools/benchmarks/`` with ``add_arguments(parser)`` and ``run(options)``, which returns
+rows of ``job``, ``seconds``, ``peak_bytes``, ``reference_seconds`` and whatever else the job has to tell.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parent, HERE.parent / "kernels"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+COLUMNS = ("job", "seconds", "peak_bytes", "reference_seconds")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand, print its table and write its rows."""
+    from visionkit.errors import VisionKitError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
+    for file in sorted((HERE / "benchmarks").glob("[!_]*.py")):
+        command = commands.add_parser(file.stem)
+        command.add_argument("--json", metavar="OUT", help="write the rows to this file")
+        if arguments[:1] == [file.stem]:
+            module = importlib.import_module(f"benchmarks.{file.stem}")
+            command.description = module.__doc__
+            module.add_arguments(command)
+    options = parser.parse_args(arguments)
+    try:
+        rows = importlib.import_module(f"benchmarks.{options.command}").run(options)
+    except VisionKitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    if options.json:
+        write_json(Path(options.json), rows)
+    return 0
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as aligned text: the common columns, then a job's own."""
+    names = list(COLUMNS) + sorted({key for row in rows for key in row} - set(COLUMNS))
+    cells = [names, *[[_text(name, row.get(name)) for name in names] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_json(path: Path, rows: list[dict]) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps(rows, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
