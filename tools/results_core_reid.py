@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -57,8 +58,9 @@ def run(options: argparse.Namespace) -> int:
         rows += headline(options, seed)
         save(options.page, rows)
     for seed in options.ablation_seeds:
-        rows += ablation(options, seed)
-        save(options.page, rows)
+        for more in ablation(options, seed):
+            rows += more
+            save(options.page, rows)
     return 0
 
 
@@ -74,16 +76,15 @@ def headline(options: argparse.Namespace, seed: int) -> list[dict]:
     return rows + variant(options, seed, "released", SWITCHES["released"][1])
 
 
-def ablation(options: argparse.Namespace, seed: int) -> list[dict]:
+def ablation(options: argparse.Namespace, seed: int) -> Iterator[list[dict]]:
     """One row per switch, and the number of clusters at half and twice the number of identities."""
-    rows: list[dict] = []
     for name, (_, changes) in SWITCHES.items():
         if name != "released":
-            rows += variant(options, seed, name, changes)
+            yield variant(options, seed, name, changes)
     true_k = load_config(options.config)["stages"]["target"]["num_clusters"]
     for factor in (0.5, 2):
-        rows += variant(options, seed, f"K = {factor:g} x identities", dict(num_clusters=round(true_k * factor)))
-    return rows + without_camera_style(options, seed)
+        yield variant(options, seed, f"K = {factor:g} x identities", dict(num_clusters=round(true_k * factor)))
+    yield without_camera_style(options, seed)
 
 
 def without_camera_style(options: argparse.Namespace, seed: int) -> list[dict]:
