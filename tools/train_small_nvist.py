@@ -1,11 +1,11 @@
-"""Train the small NViST that comes with visionkit, with scenes and model on one GPU.
+"""Train the small NViST that comes with visionkit, on a GPU in minutes or on a CPU in hours.
 
-  python tools/train_small_nvist.py scenes --pool pool --seconds 120     # as many scenes as fit in that time
-  python tools/train_small_nvist.py train --pool pool --minutes 5 --out nvist_small.safetensors
+  python tools/train_small_nvist.py scenes --pool pool --seconds 540     # as many scenes as fit in that time
+  python tools/train_small_nvist.py train --pool pool --minutes 100 --out nvist_small.safetensors
 
 The scenes are those of datasets/synthesize_views.py, read and normalised as visionkit.MVImgNet reads them; they stay in
-the GPU's memory. Rates follow the clock, so that the run ends annealed when its time is over. ``--init`` goes on from
-weights that an earlier run wrote.
+memory, the GPU's where there is one. Rates follow the clock, so that the run ends annealed when its time is over. The
+weights so far are written ten times on the way; ``--init`` goes on from them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,28 @@ from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
 from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
+from visionkit.nvs.published import load_weights  # noqa: E402
 from visionkit.nvs.weights import load_small, save_small  # noqa: E402
 
 SIZE = (160, 90)
-MODEL = dict(
-    img_size=SIZE, encoder_patch_size=5, encoder_embed_dim=224, encoder_depth=6, encoder_num_heads=7,
-    decoder_embed_dim=224, decoder_depth=6, decoder_num_heads=7, decoder_output_dim=32, resolution=48,
-    decoder_patch_size=4, true_positions=True, sigma_dim=8, rgb_dim=24, rgb_feature_dim=64, background="learned",
-    num_samples=48, whole_view=False, extra_rays=1024, lpips_weight=0, bf16=True,
+COMMON = dict(
+    img_size=SIZE, decoder_patch_size=4, true_positions=True, background="learned", whole_view=False, lpips_weight=0,
+)  # fmt: skip
+SIZES = dict(
+    gpu=dict(
+        encoder_patch_size=5, encoder_embed_dim=224, encoder_depth=6, encoder_num_heads=7,
+        decoder_embed_dim=224, decoder_depth=6, decoder_num_heads=7, decoder_output_dim=32, resolution=48,
+        sigma_dim=8, rgb_dim=24, rgb_feature_dim=64, num_samples=48, bf16=True,
+    ),
+    cpu=dict(
+        encoder_patch_size=10, encoder_embed_dim=128, encoder_depth=4, encoder_num_heads=4,
+        decoder_embed_dim=128, decoder_depth=4, decoder_num_heads=4, decoder_output_dim=16, resolution=32,
+        sigma_dim=4, rgb_dim=12, rgb_feature_dim=32, num_samples=32,
+    ),
 )  # fmt: skip
 ARRAYS = ("images", "c2w", "focal", "near_far")
-REPORT_SECONDS = 30
+REPORTS = 10
+REPORT_SCENES = 8
 
 
 def main() -> int:
@@ -61,10 +72,11 @@ def main() -> int:
     train.add_argument("--pool", type=Path, required=True)
     train.add_argument("--out", type=Path, default=Path("nvist_small.safetensors"))
     train.add_argument("--init", type=Path, help="weights to start from")
+    train.add_argument("--size", choices=sorted(SIZES), help="of the model; by default what the device can train")
     train.add_argument("--minutes", type=float, default=5)
-    train.add_argument("--batch", type=int, default=32, help="scenes in a step")
+    train.add_argument("--batch", type=int, default=8, help="scenes in a step")
     train.add_argument("--views", type=int, default=4, help="views of a scene in a step, the input view among them")
-    train.add_argument("--rays", type=int, default=1024, help="rays of a scene in a step")
+    train.add_argument("--rays", type=int, default=384, help="rays of a scene in a step")
     train.add_argument("--lr", type=float, default=6e-4)
     train.add_argument("--ema", type=float, default=0.998)
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -159,9 +171,12 @@ def run_training(options: argparse.Namespace) -> int:
     """Trains for so many minutes and writes the mean of the weights."""
     torch.manual_seed(options.seed)
     pool = Pool(options.pool, options.device)
-    config = dict(MODEL, extra_rays=options.rays)
-    model = NViST(**config) if options.init is None else load_small(options.init)[0]
-    model.extra_rays = options.rays
+    size = SIZES[options.size or ("gpu" if options.device == "cuda" else "cpu")]
+    config = dict(COMMON, **size, extra_rays=options.rays)
+    model = NViST(**config)
+    if options.init is not None:
+        load_weights(model, load_small(options.init)[0].state_dict(), str(options.init))
+    scale = dict(near_far=pool.near_far, distance=pool.distance)
     model = model.to(options.device).train()
     mean = [each.detach().clone() for each in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=options.device == "cuda", betas=(0.9, 0.98))
@@ -183,21 +198,17 @@ def run_training(options: argparse.Namespace) -> int:
         step += 1
         now = time.perf_counter()
         passed = (now - started) / (60 * options.minutes)
-        if now - told > REPORT_SECONDS or passed >= 1:
+        if now - told > 60 * options.minutes / REPORTS or passed >= 1:
             told = now
             with swapped(model, mean):
                 score = evaluate(model, pool)
+                save_small(options.out, model, dict(config, bf16=False), scale)
             seconds = time.perf_counter() - started
             print(
                 f"{seconds:6.0f} s  step {step:6d}  psnr of a batch {float(losses['psnr']):.2f}  "
                 f"of unseen layouts {score:.2f}",
                 flush=True,
             )
-    with torch.no_grad():
-        for own, value in zip(model.parameters(), mean):
-            own.copy_(value)
-    scale = dict(near_far=pool.near_far, distance=pool.distance)
-    save_small(options.out, model.cpu(), dict(config, bf16=False), scale)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB after {step} steps")
     return 0
 
@@ -238,12 +249,12 @@ class swapped:  # noqa: N801  (a context)
 
 @torch.inference_mode()
 def evaluate(model: NViST, pool: Pool) -> float:
-    """Mean PSNR of the test scenes: the middle view is the input, all others are targets."""
+    """Mean PSNR of the first test scenes: the middle view is the input, all others are targets."""
     count = pool.images.shape[1]
     middle = count // 2
     order = torch.tensor([middle, *(i for i in range(count) if i != middle)], device=pool.images.device)
     scores = []
-    for number in range(pool.tests):
+    for number in range(min(pool.tests, REPORT_SCENES)):
         batch = pool.batch(torch.tensor([number], device=order.device), order[None])
         seen = model(**batch, mode="predict")[0, 1:]
         scores.append(psnr(seen, batch["image"][0, 1:]).mean())
