@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -103,3 +106,23 @@ def test_half_precision(dtype, symmetric):
 def test_unknown_inverse():
     with pytest.raises(VisionKitError, match="inverse='lu'"):
         gaussian_attention(*tokens()[:2], tokens()[1], inverse="lu")
+
+
+def test_solve_at_a_chosen_number_of_threads():
+    """Batched LU factors of MKL were wrong from 256 landmarks on once a program had chosen its number of threads."""
+    code = """
+import torch
+from visionkit.ops.gaussian import gaussian_attention
+torch.set_num_threads(2)
+torch.manual_seed(0)
+for symmetric in (False, True):
+    q, v = torch.randn(2, 4, 1024, 8), torch.randn(2, 4, 1024, 8)
+    options = dict(landmarks=q[:, :, ::4], symmetric=symmetric, inverse="solve")
+    half = gaussian_attention(q, None, v, **options)
+    full = gaussian_attention(*(x.double() if torch.is_tensor(x) else x for x in (q, None, v)),
+                              **dict(options, landmarks=options["landmarks"].double()))
+    worst = (half - full).abs().max() / full.std()
+    assert worst < 1e-2, (symmetric, worst)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -63,17 +63,20 @@ def gaussian_attention(
     with without_autocast(v):
         scale = q.shape[-1] ** -0.25 if scale is None else scale
         landmarks = even_means(q.to(dtype)) * scale if landmarks is None else landmarks.to(dtype)
-        a = gaussian_kernel(landmarks, landmarks)
+        # without SOFT's ridge the matrix of close landmarks is positive definite only in double precision
+        exact = symmetric and inverse == "solve" and v.device.type != "mps"
+        marks = landmarks.double() if exact else landmarks
+        a = gaussian_kernel(marks, marks)
         project, apply = (dispatch.kernel(f"gaussian_{name}", landmarks, q, v) for name in ("project", "apply"))
         if project:
             core = project(landmarks, q, v, scale)
         else:
             p = gaussian_kernel(landmarks, q.to(dtype) * scale)
             core = p @ v.to(dtype)
-        root = a.sum(dim=-1, keepdim=True).rsqrt() if symmetric else None
+        root = a.sum(dim=-1, keepdim=True).rsqrt().to(dtype) if symmetric else None
         core = core * root if symmetric else core
         if inverse == "solve":
-            core = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), core)
+            core = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), core.to(a.dtype)).to(dtype)
         else:
             core = (newton_inverse_shared(a) if symmetric else newton_inverse(a)) @ core
         core = core * root if symmetric else core
@@ -105,8 +108,22 @@ def add_ridge(a: Tensor, ridge: float) -> Tensor:
 
 
 def solve(a: Tensor, b: Tensor) -> Tensor:
-    """a^-1 b, without a check that would stop the device: (..., m, m), (..., m, d) -> (..., m, d)."""
-    return torch.linalg.solve_ex(a, b)[0]
+    """a^-1 b by Cholesky factors, with no check that would stop the device; the gradient is that of the solution.
+
+    Args:
+        a: (..., m, m), symmetric and positive definite.
+        b: (..., m, d).
+
+    Returns:
+        (..., m, d).
+    """
+    with torch.no_grad():
+        factor = torch.linalg.cholesky_ex(a)[0]
+    if a.requires_grad and torch.is_grad_enabled():
+        with torch.no_grad():
+            x = torch.cholesky_solve(b, factor)
+        b = b - (a - a.detach()) @ x  # the second term is zero and carries a's gradient
+    return torch.cholesky_solve(b, factor)
 
 
 def newton_inverse(a: Tensor, ridge: float = RIDGE, steps: int = NEWTON_STEPS) -> Tensor:
