@@ -29,13 +29,21 @@ def test_rotation_keeps_lengths_and_tells_only_differences():
     torch.testing.assert_close(products[0, 0, 2, 5], products[3, 0, 5, 5], atol=1e-5, rtol=0)
 
 
-def test_rotation_as_complex_numbers():
+@pytest.mark.parametrize("layout", ["contiguous", "odd", "transposed"])
+def test_rotation_against_the_formula(layout):
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 20, 8, dtype=torch.float64)
+    x = torch.randn(2, 20, 3, 11, dtype=torch.float64)[..., :8].transpose(1, 2)  # odd strides
+    x = dict(contiguous=x.contiguous(), odd=x, transposed=x.mT.contiguous().mT)[layout].requires_grad_()
     sin, cos = rotary_table_2d(4, 5, 8, dtype=torch.float64)
-    turn = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
-    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * turn).flatten(-2)
-    torch.testing.assert_close(rotary_2d(x, sin, cos), expected)
+    pairs = zip(x.unbind(-1)[::2], x.unbind(-1)[1::2], sin[:, ::2].unbind(-1), cos[:, ::2].unbind(-1))
+    expected = torch.stack([part for a, b, s, c in pairs for part in (a * c - b * s, b * c + a * s)], dim=-1)
+    rotated = rotary_2d(x, sin, cos)
+    torch.testing.assert_close(rotated, expected)
+    weight = torch.randn_like(expected)
+    ours, explicit = (torch.autograd.grad((each * weight).sum(), x)[0] for each in (rotated, expected))
+    torch.testing.assert_close(ours, explicit)
+    half = rotary_2d(x.detach().bfloat16(), sin.bfloat16(), cos.bfloat16())  # the other form
+    torch.testing.assert_close(half.double(), expected, atol=0.05, rtol=0.05)
 
 
 def test_dimension_must_divide():
