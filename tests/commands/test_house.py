@@ -27,6 +27,16 @@ def test_every_command_tells_what_it_does(command, capsys):
     assert end.value.code == 0 and len(capsys.readouterr().out) > 100
 
 
+@pytest.mark.parametrize("option", ['stages={"a": [1, 2], "b": 3}', "seed=(1,2", "seed"])
+@pytest.mark.parametrize("command", [["train", "config.py"], ["test", "config.py", "last.pth"]])
+def test_an_option_that_cannot_be_read(command, option, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--cfg-options", option])
+    assert end.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "--cfg-options" in message and option in message and "RecursionError" not in message
+
+
 def test_doctor_tells_device_and_kernels(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
+from visionkit.commands.cfg_options import add_cfg_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a checkpoint written by visionkit train")
     parser.add_argument("--stage", metavar="NAME", help="the checkpoint's stage (default: its folder's name)")
     parser.add_argument("--work-dir", help="where logs are written (default: work_dirs/<config's name>_test)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="change settings of the config, as in stages.target.metric.rerank=True",
-    )
+    add_cfg_options(parser, "stages.target.metric.rerank=True")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
+from visionkit.commands.cfg_options import add_cfg_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stage", metavar="NAME", help="run this stage alone; those before it must be finished")
     parser.add_argument("--seed", type=int, help="everything random follows from it (default: the config's, else 1)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="change settings of the config, as in stages.target.epochs=5",
-    )
+    add_cfg_options(parser, "stages.target.epochs=5")
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
