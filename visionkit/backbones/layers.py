@@ -2,6 +2,7 @@
 linear layers and layer norms need no copy, and convolutions see them as ``channels_last``.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,6 +32,8 @@ class ConvNorm(nn.Module):
     def __init__(self, in_dim: int, dim: int, stride: int = 1, activation: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1)
+        # as the maps are, or every call would turn the weights round
+        self.conv.weight.data = self.conv.weight.data.contiguous(memory_format=torch.channels_last)
         self.norm = nn.BatchNorm2d(dim)
         self.activation = activation
 
@@ -90,6 +93,19 @@ class ConvFFN(nn.Module):
     def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
         return scaled_linear(self.fc2, self.dwconv(F.gelu(self.fc1(x))), gamma)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation.
+
+    Where nothing is differentiated a CPU takes the same function as x * sigmoid(2 u), in place: nearly twice as fast.
+    """
+    full = x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+    if not full or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return F.gelu(x, approximate="tanh")
+    double_root = 2 * (2 / math.pi) ** 0.5
+    u = x.square().mul_(0.044715 * double_root).add_(double_root).mul_(x)
+    return u.sigmoid_().mul_(x)
 
 
 def scaled_linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, default_cfg
 from visionkit.backbones.hybrid import drop_path_rates, init_weights
-from visionkit.backbones.layers import ConvNorm, channels_first, channels_last
+from visionkit.backbones.layers import ConvNorm, channels_first, channels_last, gelu_tanh
 from visionkit.backbones.published import complete, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import gaussian_attention
@@ -159,7 +159,7 @@ class SoftBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.norm1(x + self.drop(self.attn(x)))
-        return self.norm2(x + self.drop(self.ff2(F.gelu(self.ff1(x), approximate="tanh"))))
+        return self.norm2(x + self.drop(self.ff2(gelu_tanh(self.ff1(x)))))
 
 
 class TokenAttention(nn.Module):
