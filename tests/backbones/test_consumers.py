@@ -3,29 +3,11 @@
 import pytest
 import timm
 import torch
-from torch import nn
 
-import visionkit.backbones  # noqa: F401
+from visionkit.backbones import backbone_with_fpn
 
 THIN = dict(dims=(32, 32, 64, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
 NAMES = ["mavit_tiny", "soft_tiny"]
-
-
-class WithFPN(nn.Module):
-    """A timm backbone as torchvision's detectors want one."""
-
-    def __init__(self, name):
-        super().__init__()
-        from torchvision.ops import FeaturePyramidNetwork
-        from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-
-        self.body = timm.create_model(name, features_only=True, **THIN)
-        self.out_channels = 32
-        channels = self.body.feature_info.channels()
-        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra_blocks=LastLevelMaxPool())
-
-    def forward(self, x):
-        return self.fpn({str(i): each for i, each in enumerate(self.body(x))})
 
 
 @pytest.mark.parametrize("detector", ["FasterRCNN", "MaskRCNN", "RetinaNet"])
@@ -38,7 +20,7 @@ def test_torchvision_detectors(detector, name):
     anchors = AnchorGenerator(tuple((size,) for size in (16, 32, 64, 128, 256)), ((0.5, 1.0, 2.0),) * 5)
     key = "anchor_generator" if detector == "RetinaNet" else "rpn_anchor_generator"
     options = {key: anchors, "min_size": 64, "max_size": 96}
-    model = getattr(detection, detector)(WithFPN(name), num_classes=3, **options)
+    model = getattr(detection, detector)(backbone_with_fpn(name, 32, **THIN), num_classes=3, **options)
     images = [torch.rand(3, 64, 80), torch.rand(3, 70, 64)]
     targets = [dict(boxes=torch.tensor([[4.0, 4, 40, 50]]), labels=torch.tensor([i + 1])) for i in range(2)]
     for image, target in zip(images, targets):
@@ -48,7 +30,7 @@ def test_torchvision_detectors(detector, name):
     loss = sum(model.train()(images, targets).values())
     loss.backward()
     optimizer.step()
-    assert loss.isfinite() and model.backbone.body.model.stem[0].conv.weight.grad.abs().sum() > 0
+    assert loss.isfinite() and model.backbone.body.net.model.stem[0].conv.weight.grad.abs().sum() > 0
     with torch.no_grad():
         found = model.eval()(images)
     assert len(found) == 2 and all(each["boxes"].shape[1] == 4 for each in found)
@@ -71,3 +53,15 @@ def test_hugging_face(name):
     with torch.no_grad():
         maps = model(torch.rand(1, 3, 64, 64)).feature_maps
     assert [tuple(each.shape[-2:]) for each in maps] == [(8, 8), (2, 2)]
+
+
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_tiny", "soft_tiny", "soft_norm_tiny"])
+def test_onnx_runtime(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **THIN).eval()
+    image, file = torch.rand(2, 3, 64, 96), str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (image,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(image), rtol=1e-3, atol=1e-4)

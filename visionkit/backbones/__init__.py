@@ -1,6 +1,7 @@
 """Backbones, one family a file, registered with timm and with ``MODELS``."""
 
 from visionkit.backbones.attention import AttentionLayer, attention_names, set_attention
+from visionkit.backbones.fpn import backbone_with_fpn
 from visionkit.backbones.mavit import MAViT
 from visionkit.backbones.mm import MMBackbone
 from visionkit.backbones.nalaformer import NaLaFormer
@@ -17,6 +18,7 @@ __all__ = [
     "ResNet",
     "TimmFeatures",
     "attention_names",
+    "backbone_with_fpn",
     "set_attention",
     "vit_base_attention",
     "vit_small_attention",

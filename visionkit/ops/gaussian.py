@@ -148,13 +148,13 @@ def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
 
     The scale is halved, at most ten times, until no column of I - A V_0 sums to more than 1.01.
     """
-    alpha = 2 / a.sum(dim=-1).amax().square()
+    alpha = 2 / a.sum(dim=-1).flatten().amax(dim=-1).square()
     with torch.no_grad():
         halvings = 0.5 ** torch.arange(11, dtype=a.dtype, device=a.device)
         square, eye = a @ a, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         # all candidates at once, so that no value has to come back from the device
         scales = (alpha * halvings).unbind()
-        excess = torch.stack([(eye - scale * square).abs().sum(dim=-2).amax() for scale in scales])
+        excess = torch.stack([(eye - scale * square).abs().sum(dim=-2).flatten().amax(dim=-1) for scale in scales])
         passed = excess <= 1.01
         halving = halvings.gather(0, torch.where(passed.any(), passed.int().argmax(), 10).view(1))
     return newton_steps(a, alpha * halving * a, steps)

@@ -54,7 +54,7 @@ def mala_attention(
     if normalise_rotated:
         q, k = rotated_q, rotated_k
     z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
-    safe_z = z + torch.copysign(torch.full_like(z, eps), z)
+    safe_z = torch.where(z < 0, z - eps, z + eps)
     scores_v = rotated_q @ scaled_kv(rotated_k, v, scale / k.shape[-2])
     return scores_v * (1 + 1 / safe_z) - z * v.mean(dim=-2, keepdim=True)
 
