@@ -15,7 +15,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPP
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-_MODEL_CODE = ["visionkit.backbones", "visionkit.reid", "visionkit.nvs"]
+_MODEL_CODE = ["visionkit.backbones", "visionkit.classification", "visionkit.reid", "visionkit.nvs"]
 _DATA_CODE = ["visionkit.datasets", "visionkit.nvs"]
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="visionkit", locations=_MODEL_CODE)
@@ -26,7 +26,12 @@ HOOKS = Registry(
     "hook", parent=MMENGINE_HOOKS, scope="visionkit", locations=["visionkit.engine", "visionkit.reid", "visionkit.nvs"]
 )
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope="visionkit", locations=["visionkit.engine"])
-METRICS = Registry("metric", parent=MMENGINE_METRICS, scope="visionkit", locations=["visionkit.reid", "visionkit.nvs"])
+METRICS = Registry(
+    "metric",
+    parent=MMENGINE_METRICS,
+    scope="visionkit",
+    locations=["visionkit.classification", "visionkit.reid", "visionkit.nvs"],
+)
 MODEL_WRAPPERS = Registry(
     "model wrapper", parent=MMENGINE_MODEL_WRAPPERS, scope="visionkit", locations=["visionkit.reid"]
 )
@@ -36,5 +41,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope="visionkit",
     locations=["visionkit.reid"],
 )
-STAGES = Registry("stage", scope="visionkit", locations=["visionkit.engine", "visionkit.reid", "visionkit.nvs"])
+STAGES = Registry(
+    "stage",
+    scope="visionkit",
+    locations=["visionkit.engine", "visionkit.classification", "visionkit.reid", "visionkit.nvs"],
+)
 CLUSTERERS = Registry("pseudo-label generator", scope="visionkit", locations=["visionkit.reid"])

@@ -66,3 +66,32 @@ class RandomMultipleGallerySampler(Sampler):
         else:
             chosen = torch.randint(len(others), (wanted,))
         return [anchor, *(others[i] for i in chosen.tolist())]
+
+
+@DATA_SAMPLERS.register_module()
+class RepeatedAugmentationSampler(Sampler):
+    """A random order in which every image comes ``repeats`` times on end (Berman et al., arXiv 1902.05509).
+
+    As in DeiT, a pass is as long as without repeats, so that with r repeats it shows a random 1/r of the images.
+    Under torch.distributed copies of an image fall to different ranks.
+
+    Args:
+        dataset: Any data set.
+        repeats: 1 gives a plain random order.
+        seed: Not used; mmengine's Runner passes its own to every sampler.
+    """
+
+    def __init__(self, dataset: Dataset, repeats: int = 1, seed: int | None = None) -> None:
+        if repeats < 1:
+            raise VisionKitError(f"repeats={repeats}: expected at least 1")
+        self.dataset, self.repeats = dataset, repeats
+
+    def __len__(self) -> int:
+        """Rows of a rank's pass."""
+        rank, world_size = get_dist_info()
+        return len(range(rank, len(self.dataset), world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world_size = get_dist_info()
+        order = torch.randperm(len(self.dataset)).repeat_interleave(self.repeats)[: len(self.dataset)]
+        return iter(order[rank::world_size].tolist())

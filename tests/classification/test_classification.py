@@ -1,0 +1,118 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from classification.trees import write_tree
+
+from visionkit.classification import ImageClassifier, TopK
+from visionkit.cli import main
+from visionkit.datasets import ImageClasses, RepeatedAugmentationSampler
+from visionkit.engine.config import load_config
+from visionkit.engine.pipeline import Context, build_stage
+from visionkit.errors import VisionKitError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*_imagenet1k.py"))
+THIN = dict(dims=(32, 32, 64, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write_tree(tmp_path / "images")
+
+
+def test_images_and_labels(tree):
+    data = ImageClasses(str(tree), "val", (32, 40))
+    assert data.classes == ["blue", "green", "red"] and len(data) == 12
+    sample = data[-1]
+    assert sample["image"].shape == (3, 32, 40) and sample["label"] == 2 and sample["path"].endswith("red/3.png")
+    assert sample["image"][0].mean() > sample["image"][2].mean()
+    train = ImageClasses(str(tree), "train", (32, 32))
+    assert not torch.equal(train[0]["image"], train[0]["image"])
+
+
+def test_augmentation_at_full_magnitude(tree, monkeypatch):
+    monkeypatch.setattr("random.gauss", lambda mean, deviation: 10.0)
+    data = ImageClasses(str(tree), "train", (32, 32))
+    for seed in range(60):  # each draws two of fifteen operations
+        np.random.seed(seed)
+        assert data[0]["image"].isfinite().all()
+
+
+@pytest.mark.parametrize("fault", ["no split", "empty class", "other classes"])
+def test_bad_trees(tree, fault):
+    if fault == "no split":
+        shutil.rmtree(tree / "val")
+    elif fault == "empty class":
+        for file in (tree / "val" / "red").iterdir():
+            file.unlink()
+    else:
+        (tree / "val" / "red").rename(tree / "val" / "rouge")
+    with pytest.raises(VisionKitError, match="no such folder|red"):
+        ImageClasses(str(tree), "val", (32, 32))
+
+
+def test_repeats_come_on_end():
+    torch.manual_seed(0)
+    order = list(RepeatedAugmentationSampler(range(10), repeats=3))
+    assert len(order) == 10 and order[0] == order[1] == order[2] != order[3]
+    assert sorted(RepeatedAugmentationSampler(range(10))) == list(range(10))
+
+
+def test_top_k():
+    logits = torch.arange(12.0).expand(3, 12)
+    metric = TopK()
+    metric.process(dict(label=torch.tensor([11, 8, 0])), logits)
+    assert metric.compute_metrics(metric.results) == {"top-1": 100 / 3, "top-5": 200 / 3}
+
+
+def test_loss_without_mixing_is_the_cross_entropy():
+    torch.manual_seed(0)
+    net = ImageClassifier("mavit_tiny", 3, THIN, mixup=0, cutmix=0, smoothing=0).eval()
+    image, label = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    logits = net(image=image, label=label, mode="predict")
+    loss = net(dict(image=image, label=label))["loss"]
+    torch.testing.assert_close(loss, -logits.log_softmax(1)[[0, 1], label].mean())
+
+
+def test_mixed_images_keep_their_labels_share():
+    np.random.seed(0)
+    net = ImageClassifier("mavit_tiny", 3, THIN, smoothing=0.1)
+    _, target = net.mix(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(target.sum(dim=1), torch.ones(4))
+    assert net(dict(image=torch.randn(4, 3, 32, 32), label=torch.tensor([0, 1, 2, 0])))["loss"].isfinite()
+
+
+def test_unknown_model():
+    with pytest.raises(VisionKitError, match="mavit_tinny"):
+        ImageClassifier("mavit_tinny", 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_recipes_build(name, tree, tmp_path):
+    cfg = load_config(CONFIGS / name, {"source.root": str(tree)})
+    context = Context(cfg, tmp_path, 1, "none", {})
+    runner = build_stage("train", cfg["stages"]["train"], cfg).runner_cfg(context)
+    optimizer = runner["optim_wrapper"]["optimizer"]
+    assert optimizer["lr"] == pytest.approx(1e-3 * 128 / 1024) and optimizer["weight_decay"] == 0.05
+    warmup, cosine = runner["param_scheduler"]
+    assert warmup["end"] == cosine["begin"] and cosine["end"] == 300  # the small tree is one step an epoch
+    assert runner["train_dataloader"]["images"]["sampler"]["repeats"] == (1 if name.startswith("soft") else 3)
+
+
+def test_trains_from_the_command_line(tree, tmp_path):
+    options = {
+        "source.root": tree, "image_size": "(32,32)", "workers": 0, "stages.train.epochs": 3,
+        "stages.train.warmup_epochs": 1, "stages.train.batch_size": 6, "stages.train.lr": 0.03, "stages.train.ema": 0.5,
+        "stages.train.model.num_classes": 3, "stages.train.model.bf16": False, "stages.train.repeats": 1,
+    }  # fmt: skip
+    options |= {f"stages.train.model.model_options.{key}": str(value).replace(" ", "") for key, value in THIN.items()}
+    given = [f"{key}={value}" for key, value in options.items()]
+    work = tmp_path / "work"
+    command = ["train", str(CONFIGS / "mavit_tiny_imagenet1k.py"), "--work-dir", str(work), "--cfg-options", *given]
+    assert main(command) == 0
+    rows = json.loads((work / "results.json").read_text())
+    assert {row["checkpoint"] for row in rows} >= {"last"} and all(0 <= row["top-1"] <= row["top-5"] for row in rows)
