@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import datetime
 import gc
+import importlib.util
 import json
 import os
 import subprocess
@@ -339,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints a line a case; with ``--json`` the rows are rewritten after each."""
     parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to this file")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to this file, and pictures beside")
     parser.add_argument("--seconds", type=float, default=600, help="start no case after so long (default: 600)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(arguments)
@@ -368,6 +369,10 @@ def main(arguments: list[str] | None = None) -> int:
             if options.json:
                 write(options.json, content)
             torch.cuda.empty_cache()
+    if options.json and importlib.util.find_spec("matplotlib"):
+        from visionkit_kernels.plot import draw
+
+        draw(options.json)
     return 0
 
 
