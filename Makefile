@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= work_dirs/demo
+BENCH ?= work_dirs/bench
 
 .PHONY: help demo test test-slow test-gpu lint wheel bench clean
 
@@ -11,7 +12,7 @@ help:
 	@echo "make demo       synthesise two small domains, adapt from one to the other, show table and pictures"
 	@echo "make test       the test suite, under 10 minutes on 2 cores"
 	@echo "make test-slow  the tests that take minutes each;  make test-gpu  those that need a CUDA device"
-	@echo "make lint       ruff;  make wheel  build and try the wheel;  make bench  the benchmarks of this machine"
+	@echo "make lint       ruff;  make wheel  build and try the wheel;  make bench  this machine's times, hours of them"
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("visionkit needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -43,7 +44,8 @@ wheel: $(INSTALLED)
 	$(BIN)/python tools/check_wheel.py dist/*.whl
 
 bench: $(INSTALLED)
-	$(BIN)/python tools/benchmark.py --help
+	mkdir -p $(BENCH)
+	for name in backbones reid render attention; do $(BIN)/python tools/benchmark.py $$name --json $(BENCH)/$$name.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist

@@ -17,6 +17,7 @@ COMMANDS = {
     "search": ("visionkit.commands.search", "find the images of an index that look like a query"),
     "prepare_capture": ("visionkit.commands.prepare_capture", "find the cameras of phone photos or of a video"),
     "render": ("visionkit.commands.render", "new views of a photo, of a folder of them, or of a capture"),
+    "view": ("visionkit.commands.view", "look at a capture's cameras and points in the browser"),
     "convert": ("visionkit.commands.convert", "turn a published backbone checkpoint into safetensors"),
     "doctor": ("visionkit.commands.doctor", "show what is installed and what will be used"),
 }

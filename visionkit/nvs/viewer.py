@@ -1,0 +1,75 @@
+"""A capture in the browser: its cameras with their photographs, and its points. Needs viser (``visionkit[viewer]``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from visionkit.errors import VisionKitError
+from visionkit.nvs.captures.scene import Scene
+
+if TYPE_CHECKING:
+    from viser import ViserServer
+
+THUMBNAIL = 160  # pixels on the long side
+GREY = 128
+
+
+def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServer:
+    """Starts a server that shows a capture; ``server.stop()`` ends it.
+
+    Args:
+        scene: the capture.
+        port: of the page; the next free one if it is taken.
+        host: the address that it listens at; by default this machine alone can see it.
+
+    Raises:
+        VisionKitError: viser is not installed, or a photograph cannot be read.
+    """
+    try:
+        import viser
+        from viser.transforms import SO3
+    except ImportError as error:
+        raise VisionKitError('the viewer needs viser: pip install "visionkit[viewer]"') from error
+
+    sizes = [scene.target_size(row, THUMBNAIL) for row in range(len(scene))]
+    images = [scene.image(row, size) for row, size in enumerate(sizes)]
+    reach = float(np.linalg.norm(scene.centres - scene.centres.mean(axis=0), axis=1).max()) or 1.0
+    server = viser.ViserServer(host=host, port=port, verbose=False)
+    server.scene.add_point_cloud(
+        "/points", scene.points, point_colours(scene, images), point_size=0.004 * reach, point_shape="circle"
+    )
+    for row, (name, image) in enumerate(zip(scene.names, images)):
+        camera = scene.camera(row, sizes[row])
+        height, width = camera.size
+        server.scene.add_camera_frustum(
+            f"/photographs/{name}",
+            fov=2 * float(np.arctan(height / 2 / camera.focal[1])),
+            aspect=width / height,
+            scale=0.08 * reach,
+            image=image,
+            wxyz=SO3.from_matrix(camera.c2w[:, :3]).wxyz,
+            position=camera.c2w[:, 3],
+        )
+    return server
+
+
+def point_colours(scene: Scene, images: list[np.ndarray]) -> np.ndarray:
+    """(P, 3) uint8: of each point in the last photograph that was matched to it; grey where none was.
+
+    Args:
+        scene: the capture.
+        images: its photographs, each (H, W, 3) uint8 of any size.
+    """
+    colours = np.full((len(scene.points), 3), GREY, np.uint8)
+    for row, image in enumerate(images):
+        camera = scene.camera(row, image.shape[:2])
+        seen = scene.visible[row]
+        local = (scene.points[seen] - camera.c2w[:, 3]) @ camera.c2w[:, :3]
+        seen, local = seen[local[:, 2] > 0], local[local[:, 2] > 0]
+        x = local[:, 0] / local[:, 2] * camera.focal[0] + image.shape[1] / 2
+        y = local[:, 1] / local[:, 2] * camera.focal[1] + image.shape[0] / 2
+        inside = (x >= 0) & (x < image.shape[1]) & (y >= 0) & (y < image.shape[0])
+        colours[seen[inside]] = image[y[inside].astype(int), x[inside].astype(int)]
+    return colours
