@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen at; 0.0.0.0 lets other machines look (default: 127.0.0.1)",
+        help="where to listen; 0.0.0.0 lets other machines look (default: 127.0.0.1)",
     )
 
 
