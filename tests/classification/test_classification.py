@@ -103,7 +103,7 @@ def test_published_recipes_build(name, tree, tmp_path):
     assert runner["train_dataloader"]["images"]["sampler"]["repeats"] == (1 if name.startswith("soft") else 3)
 
 
-def test_trains_from_the_command_line(tree, tmp_path):
+def test_trains_from_the_command_line(tree, tmp_path, capfd):
     options = {
         "source.root": tree, "image_size": "(32,32)", "workers": 0, "stages.train.epochs": 3,
         "stages.train.warmup_epochs": 1, "stages.train.batch_size": 6, "stages.train.lr": 0.03, "stages.train.ema": 0.5,
@@ -114,5 +114,7 @@ def test_trains_from_the_command_line(tree, tmp_path):
     work = tmp_path / "work"
     command = ["train", str(CONFIGS / "mavit_tiny_imagenet1k.py"), "--work-dir", str(work), "--cfg-options", *given]
     assert main(command) == 0
+    told = "".join(capfd.readouterr())
+    assert "Epoch(train)" in told and "paramwise" not in told
     rows = json.loads((work / "results.json").read_text())
     assert {row["checkpoint"] for row in rows} >= {"last"} and all(0 <= row["top-1"] <= row["top-5"] for row in rows)

@@ -68,9 +68,14 @@ class VisionKitRunner(Runner):
             return super().build_test_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """The optimiser."""
-        with building("optim_wrapper"):
-            return super().build_optim_wrapper(optim_wrapper)
+        """The optimiser, without mmengine's line for every parameter."""
+        level = self.logger.level
+        self.logger.setLevel("WARNING")
+        try:
+            with building("optim_wrapper"):
+                return super().build_optim_wrapper(optim_wrapper)
+        finally:
+            self.logger.setLevel(level)
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """The schedules of learning rates."""
