@@ -24,6 +24,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/python datasets/synthesize_reid.py --out $(DEMO)/data --scale tiny --seed 1
 	$(BIN)/visionkit train configs/core_reid_demo.py --work-dir $(DEMO)
+	$(BIN)/visionkit render docs/images/photo.jpg -o $(DEMO)/views.mp4 --frames 12
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

@@ -71,7 +71,6 @@ def load_shipped() -> tuple[NViST, dict[str, Any]]:
     """The small model that comes with the package, in evaluation mode, and its ``scale``."""
     if not SHIPPED.is_file():
         raise VisionKitError(
-            "--weights: no model for single photos is shipped yet; train one (configs/nvist_synthetic.py) "
-            "and give its checkpoint, or fit a capture of several photos with --fit"
+            f"{SHIPPED}: the model that comes with visionkit is missing; install visionkit again or give --weights"
         )
     return load_small(SHIPPED)
