@@ -1,15 +1,17 @@
 """Backbones in eval mode, float32, beside timm's ResNet-50 and Swin-T in the same run.
 
-Each job runs in a process of its own. ``seconds`` is the median of some forward passes after two that warm up;
-``reference_seconds`` is ResNet-50's at the same size. Peak memory is the process's largest resident size, libraries
-included. SOFT and SOFT++ are timed with Newton steps and with ``inverse="solve"``.
+Each job runs in a process of its own, in which model and ResNet-50 take turns, so that whatever else happens on the
+machine weighs on both. ``seconds`` is the median of some forward passes after two that warm up, ``reference_seconds``
+ResNet-50's, ``ratio`` the one by the other. Peak memory is the process's largest resident size before ResNet-50 is
+built, libraries included. SOFT and SOFT++ are timed with Newton steps and with ``inverse="solve"``.
 """
 
 import argparse
 import statistics
-import time
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks._measure import Timed, measure
+from benchmarks._measure import measure, peak_bytes, timed
 
 REFERENCES = ("resnet50", "swin_tiny_patch4_window7_224")
 MODELS = (
@@ -43,20 +45,18 @@ def run(options: argparse.Namespace) -> list[dict]:
     chosen = [(name, extra) for name, extra in MODELS if name in options.models]
     rows = []
     for size in options.sizes:
-        base = None
         for name, extra in [*((name, {}) for name in REFERENCES), *chosen]:
             job = " ".join([name, *(f"{key}={value}" for key, value in extra.items()), str(size)])
             print(f"{job} ...", flush=True)
-            done = measure(forward_seconds, name, extra, size, options.batch, options.repeats, threads=options.threads)
-            seconds = done.result
-            base = base or seconds
-            row = dict(job=job, seconds=seconds, peak_bytes=done.peak_bytes, reference_seconds=base)
+            passes = (size, options.batch, options.repeats)
+            seconds, base, peak = measure(forward_seconds, name, extra, *passes, threads=options.threads).result
+            row = dict(job=job, seconds=seconds, peak_bytes=peak, reference_seconds=base)
             rows.append(row | dict(images_per_second=options.batch / seconds, ratio=seconds / base))
     return rows
 
 
-def forward_seconds(name: str, extra: dict, size: int, batch: int, repeats: int) -> Timed:
-    """The median time of a forward pass."""
+def forward_seconds(name: str, extra: dict, size: int, batch: int, repeats: int) -> tuple[float, float, int]:
+    """Median times of a forward pass of a model and of ResNet-50, and the model's peak memory in bytes."""
     import timm
     import torch
 
@@ -65,10 +65,17 @@ def forward_seconds(name: str, extra: dict, size: int, batch: int, repeats: int)
     torch.manual_seed(0)
     extra = dict(extra, img_size=size) if name.startswith("swin") else extra
     model, image = timm.create_model(name, **extra).eval(), torch.randn(batch, 3, size, size)
-    spent = []
     with torch.inference_mode():
-        for _ in range(2 + repeats):
-            start = time.perf_counter()
-            model(image)
-            spent.append(time.perf_counter() - start)
-    return Timed(statistics.median(spent[2:]), sum(spent), 0.0)
+        warm_up(model, image)
+        peak = peak_bytes()
+        reference = timm.create_model(REFERENCES[0]).eval()
+        warm_up(reference, image)
+        spent = [[timed(lambda each=each: each(image)).seconds for each in (model, reference)] for _ in range(repeats)]
+    seconds, base = map(statistics.median, zip(*spent, strict=True))
+    return seconds, base, peak
+
+
+def warm_up(model: Callable, image: Any) -> None:  # noqa: ANN401
+    """Two passes."""
+    for _ in range(2):
+        model(image)
