@@ -223,7 +223,9 @@ ALLOWED_STACK = {
     "mala-bf16-128": 256,
     "linear-fp32-64": 512,
     "sigmoid-bf16-64": 64,
+    "sigmoid-fp32-64": 256,
     "gaussian-bf16-64": 1024,
+    "gaussian-fp32-32": 512,  # most of it in the Newton steps, which hold two matrices
     "nala-bf16-32": 1024,
     "march-bf16": 6144,  # the backward holds the gradients of a whole network; 2208 on sm_90
     "march-one-scene": 6144,

@@ -148,7 +148,7 @@ def sigmoid_backward_keys(
 def config(dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
     """Rows and keys of a tile, warps and stages, by the width of a head."""
     large, half = max(padded(dim), padded(dim_v)) > 64, dtype == torch.bfloat16
-    rows = 128 if half and not backward else 64 if half or not large else 32
+    rows = 128 if half and not backward else 64 if half or not (large or backward) else 32
     keys = 64 if half else 32
     warps = 8 if large or half and not backward else 4
     stages = 3 if half and not backward else 2
