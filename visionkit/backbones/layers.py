@@ -2,15 +2,17 @@
 linear layers and layer norms need no copy, and convolutions see them as ``channels_last``.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from visionkit.ops.mala import Rotary
 from visionkit.ops.rotary import rotary_table_2d
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -92,27 +94,45 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
-        return scaled_linear(self.fc2, self.dwconv(F.gelu(self.fc1(x))), gamma)
+        return linear(self.fc2, self.dwconv(linear(self.fc1, x, gelu="none")), gamma)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation.
+def linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None = None, gelu: str | None = None) -> Tensor:
+    """gamma * layer(x), or its GELU.
 
-    Where nothing is differentiated a CPU takes the same function as x * sigmoid(2 u), in place: nearly twice as fast.
+    Where nothing is differentiated a CPU leaves product and GELU to one call of oneDNN, by a tenth to a fifth faster
+    than two calls of PyTorch.
+
+    Args:
+        layer: with a bias.
+        x: (..., in_features).
+        gamma: a factor for each output; it goes into the weights, which are smaller than the map.
+        gelu: ``"none"`` for the exact GELU after it, ``"tanh"`` for its approximation, None for no GELU.
+
+    Returns:
+        (..., out_features).
     """
-    full = x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
-    if not full or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return F.gelu(x, approximate="tanh")
-    double_root = 2 * (2 / math.pi) ** 0.5
-    u = x.square().mul_(0.044715 * double_root).add_(double_root).mul_(x)
-    return u.sigmoid_().mul_(x)
+    fused = suits_onednn(layer, x)
+    if gamma is None and not fused:
+        y = layer(x)
+    else:
+        weight, bias = layer.weight, layer.bias
+        weight, bias = (weight, bias) if gamma is None else (weight * gamma[:, None], bias * gamma)
+        if fused:
+            name = "gelu" if gelu else "none"
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], gelu or "")
+        y = F.linear(x, weight, bias)
+    return F.gelu(y, approximate=gelu) if gelu else y
 
 
-def scaled_linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None) -> Tensor:
-    """gamma * layer(x); the factor goes into the weights, which are smaller than the map."""
-    if gamma is None:
-        return layer(x)
-    return F.linear(x, layer.weight * gamma[:, None], layer.bias * gamma)
+def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
+    """Whether nothing watches: no gradient, tracer, compiler, counter of operations or hook."""
+    plain = type(x) is Tensor and type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    full = plain and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
+    if not full or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
+    return HAS_ONEDNN and torch.backends.mkldnn.enabled and not watched
 
 
 class RotaryTable(nn.Module):

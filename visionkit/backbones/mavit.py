@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
-from visionkit.backbones.layers import ConvFFN, DepthwiseConv, scaled_linear
+from visionkit.backbones.layers import ConvFFN, DepthwiseConv, linear
 from visionkit.backbones.published import complete, unwrap
 from visionkit.ops.mala import Rotary
 
@@ -64,10 +64,10 @@ class GatedAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
-        q, k, v, o = self.qkvo(x).chunk(4, dim=-1)
+        q, k, v, o = linear(self.qkvo, x).chunk(4, dim=-1)
         heads = (each.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
         attended = self.core(*heads, rotary).transpose(1, 2).reshape(x.shape)
-        return scaled_linear(self.proj, (attended + self.lepe(v)) * o, gamma)
+        return linear(self.proj, (attended + self.lepe(v)) * o, gamma)
 
 
 class Block(nn.Module):

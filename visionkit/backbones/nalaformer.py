@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
-from visionkit.backbones.layers import ConvFFN, DepthwiseConv, scaled_linear
+from visionkit.backbones.layers import ConvFFN, DepthwiseConv, linear
 from visionkit.backbones.mavit import checkpoint_filter_fn as mavit_filter_fn
 from visionkit.ops.mala import Rotary
 
@@ -64,10 +64,10 @@ class GatedAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
-        q, k, v, g = self.qkvg(x).chunk(4, dim=-1)
+        q, k, v, g = linear(self.qkvg, x).chunk(4, dim=-1)
         heads = (each.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
         attended = self.core(*heads, rotary).transpose(1, 2).reshape(x.shape)
-        return scaled_linear(self.out_proj, self.ln(attended + self.lepe(v)) * F.silu(g), gamma)
+        return linear(self.out_proj, self.ln(attended + self.lepe(v)) * F.silu(g), gamma)
 
 
 class Block(nn.Module):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, default_cfg
 from visionkit.backbones.hybrid import drop_path_rates, init_weights
-from visionkit.backbones.layers import ConvNorm, channels_first, channels_last, gelu_tanh
+from visionkit.backbones.layers import ConvNorm, channels_first, channels_last, linear
 from visionkit.backbones.published import complete, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import gaussian_attention
@@ -119,9 +119,9 @@ class SoftAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        v = self.v(x)
+        v = linear(self.v, x)
         attended = self.attend(x, self.split(v)).transpose(1, 2).reshape(x.shape)
-        return self.proj(attended + self.local_branch(v))
+        return linear(self.proj, attended + self.local_branch(v))
 
     def attend(self, x: Tensor, v: Tensor) -> Tensor:
         """A map and its values -> (B, heads, H * W, head_dim)."""
@@ -159,7 +159,7 @@ class SoftBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.norm1(x + self.drop(self.attn(x)))
-        return self.norm2(x + self.drop(self.ff2(gelu_tanh(self.ff1(x)))))
+        return self.norm2(x + self.drop(linear(self.ff2, linear(self.ff1, x, gelu="tanh"))))
 
 
 class TokenAttention(nn.Module):
@@ -195,7 +195,7 @@ class TokenBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x)))))
+        return x + self.drop_path(linear(self.mlp.fc2, linear(self.mlp.fc1, self.norm2(x), gelu="none")))
 
 
 class PositionedStage(Stage):
