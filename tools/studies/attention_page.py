@@ -1,7 +1,7 @@
 """Write the tables of docs/attention.md from the measured results.
 
 python tools/studies/attention_page.py --benchmark docs/results/attention.json \
-    --accuracy docs/results/attention_accuracy.json --page docs/attention.md
+    --accuracy docs/results/studies.json --page docs/attention.md
 
 What stands between the lines ``<!-- table -->`` and ``<!-- end of table -->`` is written anew; the rest is kept.
 """
@@ -64,7 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     benchmark = json.loads(options.benchmark.read_text())
     rows = benchmark if isinstance(benchmark, list) else benchmark["rows"]
-    new = table(rows, json.loads(options.accuracy.read_text()))
+    accuracy = json.loads(options.accuracy.read_text())
+    new = table(rows, accuracy.get("compare_attention", accuracy))  # run_all.py's file, or that of the study alone
     page = options.page.read_text()
     before, rest = page.split(START)
     after = rest.split(END)[1]
