@@ -28,7 +28,9 @@ def table(benchmark: list[dict], accuracy: dict) -> str:
         known = mechanism(name)
         mask = known.masks[0]
         rows = {
-            row["tokens"]: row for row in benchmark if row["op"] == name and row["mask"] == mask and "tokens" in row
+            row["tokens"]: row
+            for row in benchmark
+            if row.get("op") == name and row["mask"] == mask and "tokens" in row  # the first row tells of the run alone
         }
         per_length = lambda key, scale, rows=rows: " / ".join(_number(rows.get(n, {}).get(key), scale) for n in LENGTHS)
         slope = next((row["exponent"] for row in rows.values() if "exponent" in row), None)
