@@ -126,10 +126,10 @@ class SoftAttention(nn.Module):
     def attend(self, x: Tensor, v: Tensor) -> Tensor:
         """A map and its values -> (B, heads, H * W, head_dim)."""
         if self.core is not None:
-            q = self.split(self.q(x))
+            q = self.split(linear(self.q, x))
             return self.core(q, q, v)
-        scale = self.head_dim**-0.25  # in the weights, which are smaller than the map
-        q = self.split(F.linear(x, self.q.weight * scale, self.q.bias * scale))
+        scale = self.q.bias.new_full(self.q.bias.shape, self.head_dim**-0.25)
+        q = self.split(linear(self.q, x, scale))
         landmarks = self.landmarks(q, x.shape[1:3])
         options = dict(scale=1.0, symmetric=self.symmetric, inverse=self.inverse)
         return gaussian_attention(q, None, v, landmarks=landmarks, **options)
@@ -174,9 +174,9 @@ class TokenAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
+        q = linear(self.q, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = linear(self.kv, x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return linear(self.proj, self.core(q, k, v).transpose(1, 2).flatten(2))
 
 
 class TokenBlock(nn.Module):
