@@ -38,17 +38,18 @@ from visionkit.nvs.weights import load_small, save_small  # noqa: E402
 SIZE = (160, 90)
 COMMON = dict(
     img_size=SIZE, decoder_patch_size=4, true_positions=True, background="learned", whole_view=False, lpips_weight=0,
+    frustum_depths=48, num_samples=48,
 )  # fmt: skip
 SIZES = dict(
     gpu=dict(
         encoder_patch_size=5, encoder_embed_dim=224, encoder_depth=6, encoder_num_heads=7,
         decoder_embed_dim=224, decoder_depth=6, decoder_num_heads=7, decoder_output_dim=32, resolution=48,
-        sigma_dim=8, rgb_dim=24, rgb_feature_dim=64, num_samples=48, bf16=True,
+        sigma_dim=8, rgb_dim=24, rgb_feature_dim=64, bf16=True,
     ),
     cpu=dict(
         encoder_patch_size=10, encoder_embed_dim=128, encoder_depth=4, encoder_num_heads=4,
         decoder_embed_dim=128, decoder_depth=4, decoder_num_heads=4, decoder_output_dim=16, resolution=32,
-        sigma_dim=4, rgb_dim=12, rgb_feature_dim=32, num_samples=32,
+        sigma_dim=4, rgb_dim=12, rgb_feature_dim=32,
     ),
 )  # fmt: skip
 ARRAYS = ("images", "c2w", "focal", "near_far")
@@ -71,7 +72,7 @@ def main() -> int:
     train = commands.add_parser("train", help="train on them")
     train.add_argument("--pool", type=Path, required=True)
     train.add_argument("--out", type=Path, default=Path("nvist_small.safetensors"))
-    train.add_argument("--init", type=Path, help="weights to start from")
+    train.add_argument("--init", type=Path, help="weights to start from; parts that they lack start anew")
     train.add_argument("--size", choices=sorted(SIZES), help="of the model; by default what the device can train")
     train.add_argument("--minutes", type=float, default=5)
     train.add_argument("--batch", type=int, default=8, help="scenes in a step")
@@ -175,7 +176,8 @@ def run_training(options: argparse.Namespace) -> int:
     config = dict(COMMON, **size, extra_rays=options.rays)
     model = NViST(**config)
     if options.init is not None:
-        load_weights(model, load_small(options.init)[0].state_dict(), str(options.init))
+        known = load_small(options.init)[0].state_dict()
+        load_weights(model, {**model.state_dict(), **known}, str(options.init))
     scale = dict(near_far=pool.near_far, distance=pool.distance)
     model = model.to(options.device).train()
     mean = [each.detach().clone() for each in model.parameters()]
@@ -217,13 +219,19 @@ def train_step(model: NViST, pool: Pool, optimizer: torch.optim.Optimizer, optio
     """One step on random scenes, input views and targets."""
     device = options.device
     scenes = torch.randint(pool.tests, len(pool), (options.batch,), device=device)
-    views = torch.rand(options.batch, pool.images.shape[1], device=device).argsort(dim=1)[:, : options.views]
-    losses = model(**pool.batch(scenes, views), mode="loss")
+    losses = model(**pool.batch(scenes, choose_views(pool.images.shape[1], options)), mode="loss")
     optimizer.zero_grad(set_to_none=True)
     sum(value for name, value in losses.items() if name.startswith("loss")).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
     optimizer.step()
     return losses
+
+
+def choose_views(count: int, options: argparse.Namespace) -> Tensor:
+    """Views (B, V) of walks of ``count``; the first, the input, is of a walk's middle half, as people use it."""
+    order = torch.rand(options.batch, count, device=options.device)
+    first = torch.randint(count // 4, count - count // 4, (options.batch, 1), device=options.device)
+    return order.scatter(1, first, -1).argsort(dim=1)[:, : options.views]
 
 
 class swapped:  # noqa: N801  (a context)

@@ -28,9 +28,6 @@ from visionkit.ops.render import (
 )
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from visionkit.nvs.warm_start import WarmStart
 
 EVERY = 8  # photographs 0, 8, 16, ... by name are held out
@@ -38,7 +35,7 @@ FEWEST_VIEWS = 3
 INNER = 0.7  # share of each axis of the grid for the subject's box
 NEAR_SHARE = 0.75  # share of a ray's samples up to the subject's far end
 DENSITY_SCALE = 25.0
-START = -0.15  # density's value before training, see SceneField.density
+START = -0.15  # density's value before training, see SceneField.field
 
 
 class Settings(NamedTuple):
@@ -207,7 +204,6 @@ class SceneField(nn.Module):
         self.colour_grid = Grid(settings.colour // shrink, settings.channels[1], 0.3)
         self.net = FieldRenderer("vector_matrix", *settings.channels, settings.width, 0, "learned")
         self.exposure = nn.Parameter(torch.zeros(views, 2, 3))
-        self.offset, self.directional = START, False
 
     def grow(self, stage: int) -> None:
         """Doubles the grids for the ``stage``-th time."""
@@ -216,21 +212,16 @@ class SceneField(nn.Module):
         self.colour_grid.grow(self.settings.colour // shrink)
 
     def field(self) -> Field:
-        """The field in the grid's coordinates.
-
-        Colour does not depend on the direction, which few views cannot tell, unless ``directional``.
-        """
+        """The field in the grid's coordinates, whose colour is the same from all sides: few views tell no more."""
         volume = density_volume(self.density_grid.planes, self.density_grid.vectors)
 
         def density(points: Tensor) -> Tensor:
             # Softplus, nearly a ReLU, keeps a gradient where nothing is yet.
-            return DENSITY_SCALE * F.softplus(lookup_volume(volume, points) + self.offset, beta=10)
+            return DENSITY_SCALE * F.softplus(lookup_volume(volume, points) + START, beta=10)
 
         def colour(points: Tensor, directions: Tensor) -> Tensor:
             features = vector_matrix_features(self.colour_grid.planes, self.colour_grid.vectors, points)
-            return self.net.network(
-                features.flatten(2), directions if self.directional else torch.zeros_like(directions)
-            )
+            return self.net.network(features.flatten(2), torch.zeros_like(directions))
 
         return Field(density, colour)
 

@@ -13,17 +13,22 @@ from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.decoder import Decoder
 from visionkit.nvs.encoder import MaskedAutoencoder, ViTEncoder
 from visionkit.nvs.field import FieldRenderer
+from visionkit.nvs.frustum import Frustum, FrustumHead
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.published import checkpoint_filter_fn, load_mae
-from visionkit.ops.render import Rendering, ray_edges, render_rays_in_chunks
+from visionkit.ops.render import Field, Rendering, ray_edges, render_rays_in_chunks
 from visionkit.registry import MODELS
 
 
 class Grids(NamedTuple):
-    """The 3D representation of B scenes: planes (3, B, C, R, R) and vectors (3, B, C, R, 1), None where unused."""
+    """The 3D representation of B scenes.
+
+    planes (3, B, C, R, R), vectors (3, B, C, R, 1) and the input view's frustum; None where unused.
+    """
 
     planes: Tensor | None
     vectors: Tensor | None
+    frustum: Frustum | None = None
 
 
 @MODELS.register_module()
@@ -51,6 +56,7 @@ class NViST(BaseModel):
         bf16: run encoder and decoder in bfloat16 when training, on a GPU the colour network too.
         chunk: rays of a scene rendered at a time.
         mae_checkpoint: MAE weights to start the encoder and part of the decoder from.
+        frustum_depths: steps of depth of the input view's own frustum, see [FrustumHead]; the paper's has none, 0.
         attention: of the decoder's self-attending blocks, see [set_self_attention].
     """
 
@@ -88,6 +94,7 @@ class NViST(BaseModel):
         chunk: int = 4096,
         mae_checkpoint: str | None = None,
         attention: str = "softmax",
+        frustum_depths: int = 0,
     ) -> None:
         super().__init__()
         if sigma_dim + rgb_dim != decoder_output_dim:
@@ -113,6 +120,10 @@ class NViST(BaseModel):
         if attention != "softmax":
             set_self_attention(self.decoder, attention)
         self.renderer = FieldRenderer(representation, sigma_dim, rgb_dim, rgb_feature_dim, viewdir_pe, background)
+        self.frustum_head = None
+        if frustum_depths:
+            self.frustum_head = FrustumHead(encoder_embed_dim, self.encoder.grid, frustum_depths)
+        self.box = box
         self.register_buffer("aabb", torch.tensor([[-box] * 3, [box] * 3]), persistent=False)
         self.num_samples, self.jitter, self.extra_rays, self.chunk = num_samples, jitter, extra_rays, chunk
         self.lpips_weight, self.distortion_weight, self.bf16 = lpips_weight, distortion_weight, bf16
@@ -141,8 +152,17 @@ class NViST(BaseModel):
         if tuple(image.shape[-2:]) != self.img_size:
             raise VisionKitError(f"image is {tuple(image.shape[-2:])}, expected {self.img_size} (height, width)")
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            planes, vectors = self.decoder(self.encoder(image), camera_params)
-        return Grids(*(None if grid is None else grid.float() for grid in (planes, vectors)))
+            tokens = self.encoder(image)
+            planes, vectors = (None if grid is None else grid.float() for grid in self.decoder(tokens, camera_params))
+            frustum = None
+            if self.frustum_head is not None:
+                frustum = self.frustum_head(image, tokens[:, 1:], camera_params, self.box)
+        return Grids(planes, vectors, frustum)
+
+    def field(self, grids: Grids) -> Field:
+        """The radiance field of what [represent] predicts, of points in [-1, 1]^3."""
+        field = self.renderer.field(grids.planes, grids.vectors, dense=True)
+        return self.frustum_head.complete(field, grids.frustum) if grids.frustum is not None else field
 
     def render(
         self,
@@ -166,17 +186,18 @@ class NViST(BaseModel):
         """
         near, far = near_far[:, :1], near_far[:, 1:]
         options = dict(chunk=self.chunk, min_weight=min_weight)
-        if jitter == "shared" or keep_weights:
+        if jitter == "shared" or keep_weights or grids.frustum is not None:
             edges = ray_edges(near, far, self.num_samples, origins, jitter)
             options.update(background=self.renderer.background, keep_weights=keep_weights)
-            field = self.renderer.field(*grids, dense=True)
-            return render_rays_in_chunks(field, origins, directions, edges, self.aabb, **options)
+            return render_rays_in_chunks(self.field(grids), origins, directions, edges, self.aabb, **options)
         seed = torch.randint(2**31, (), device=origins.device) if jitter == "ray" else None
         rays = origins, directions, near, far, self.aabb
         # on a GPU a kernel does it, whose sums stay in float32
         half = self.bf16 and self.training and origins.is_cuda
         with torch.autocast(origins.device.type, torch.bfloat16, enabled=half):
-            return self.renderer.render(*grids, *rays, seed=seed, num_samples=self.num_samples, **options)
+            return self.renderer.render(
+                grids.planes, grids.vectors, *rays, seed=seed, num_samples=self.num_samples, **options
+            )
 
     def render_views(self, grids: Grids, c2w: Tensor, focal: Tensor, near_far: Tensor) -> Rendering:
         """Renders V complete views of B scenes with ``img_size``; fields are (B, V, H, W, ...).

@@ -1,56 +1,77 @@
 """A fit that starts at what NViST predicts from one of the capture's photographs."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import compose, relative_to
 from visionkit.nvs.captures.scene import Scene
-from visionkit.nvs.fit import DENSITY_SCALE, INNER, SceneField, Settings
+from visionkit.nvs.fit import SceneField, Settings
 from visionkit.nvs.inferencer import InputView, NVSInferencer, crop
 
-if TYPE_CHECKING:
-    from visionkit.nvs.model import Grids
-
-# Softplus at zero is not zero: what NViST leaves empty is moved this far below.
-EMPTY = -0.2
+STEPS, POINTS, RATE = 200, 6000, 0.03
 CELLS = 96
+THICKNESS = 0.02  # of the slab through which densities are compared, in the scene's units: beyond opaque none matters
 
 
 class WarmStart:
     """NViST's prediction from one photograph of a capture, to be handed to [visionkit.nvs.fit.fit].
 
     Args:
-        nvs: a model with the vector-matrix representation.
+        nvs: a model.
         scene: the capture.
         row: number of the photograph.
     """
 
     def __init__(self, nvs: NVSInferencer, scene: Scene, row: int) -> None:
-        if nvs.model.renderer.representation != "vector_matrix":
-            raise VisionKitError(f"--start: expected a vector_matrix model, not {nvs.model.renderer.representation}")
-        self.scene, distance = in_frame_of(scene, row)
+        self.scene, self.distance = in_frame_of(scene, row)
         image, focal = crop(scene.image(row), scene.camera(row).focal[0], nvs.model.img_size)
-        self.grids = nvs.represent(InputView(image, focal, distance))
-        self.renderer, self.box = nvs.model.renderer, float(nvs.model.aabb[1, 0])
+        self.grids = nvs.represent(InputView(image, focal, self.distance))
+        self.model, self.box, self.device = nvs.model, nvs.model.box, nvs.device
 
     def settings(self, settings: Settings) -> Settings:
         """Sizes that hold the prediction; the grids do not grow."""
-        channels = self.grids.planes.shape[2]
-        density = self.renderer.sigma_dim
-        width = self.renderer.rgb_mlp[-1].in_features
-        return settings._replace(
-            channels=(density, channels - density), width=width, density=CELLS, colour=CELLS, growth=()
-        )
+        return settings._replace(density=CELLS, colour=CELLS, growth=())
 
     def __call__(self, model: SceneField) -> None:
-        """Sets a field to the prediction."""
-        set_field(model, self.grids, self.renderer)
+        """Brings a field to the prediction, by descent at random points of NViST's box."""
+        background = self.model.renderer.background
+        model.net.background_logit.data = (torch.zeros(3) if background is None else background.cpu()).logit(0.02)
+        optimiser = torch.optim.Adam([*model.density_grid.parameters(), *model.colour_grid.parameters()], RATE)
+        optimiser.add_param_group(dict(params=[*model.net.rgb_matrix.parameters(), *model.net.rgb_mlp.parameters()]))
+        for step in range(STEPS):
+            for group in optimiser.param_groups:
+                group["lr"] = RATE * (1 - step / STEPS)
+            points = torch.rand(1, POINTS, 3) * 2 - 1
+            loss = self._error(model, points)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+    def _error(self, model: SceneField, points: Tensor) -> Tensor:
+        """Squared errors of opacity and, where something is, of colour as the photograph's camera sees it."""
+        with torch.no_grad():
+            opacity, colour = self.predicted(points)
+        field, there = model.field(), model.bounds.warp(points * self.box)
+        own = field.colour(there, torch.zeros_like(points))
+        off = opacity * (own - colour).square().mean(dim=-1)
+        return (opaqueness(field.density(there)) - opacity).square().mean() + off.mean()
+
+    @torch.no_grad()
+    def predicted(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """NViST's opacity (1, P) and colour (1, P, 3) at points (1, P, 3) of its box."""
+        field, here = self.model.field(self.grids), points.to(self.device)
+        eye = here.new_tensor([0, 0, -self.distance])
+        colour = field.colour(here, F.normalize(here * self.box - eye, dim=-1))
+        return opaqueness(field.density(here)).cpu(), colour.cpu()
+
+
+def opaqueness(density: Tensor) -> Tensor:
+    """Share of light that a thin slab keeps."""
+    return 1 - torch.exp(-THICKNESS * density)
 
 
 def in_frame_of(scene: Scene, row: int) -> tuple[Scene, float]:
@@ -60,37 +81,3 @@ def in_frame_of(scene: Scene, row: int) -> tuple[Scene, float]:
     motion = relative_to(np.eye(3, 4)[None], scene.c2w[row], distance)[0]
     points = scene.points @ motion[:, :3].T + motion[:, 3]
     return dataclasses.replace(scene, c2w=compose(motion[None], scene.c2w), points=points), distance
-
-
-def set_field(model: SceneField, grids: "Grids", renderer: torch.nn.Module) -> None:
-    """Sets a field, whose box is NViST's, to predicted grids and their colour network.
-
-    The warp works on each axis for itself, so that a plane times a vector stays one.
-    """
-    density = renderer.sigma_dim
-    for grid, part in ((model.density_grid, slice(density)), (model.colour_grid, slice(density, None))):
-        planes, vectors = resample(grids.planes[:, :, part], grids.vectors[:, :, part], grid.planes.shape[-1])
-        scale = DENSITY_SCALE if grid is model.density_grid else 1.0
-        grid.planes.data, grid.vectors.data = planes.cpu(), vectors.cpu() / scale
-    model.offset, model.directional = EMPTY, True
-    background = renderer.background
-    net = type(renderer)(
-        "vector_matrix", *model.settings.channels, model.settings.width, renderer.viewdir_pe, "learned"
-    )
-    net.rgb_matrix.load_state_dict(renderer.rgb_matrix.state_dict())
-    net.rgb_mlp.load_state_dict(renderer.rgb_mlp.state_dict())
-    net.background_logit.data = (torch.zeros(3) if background is None else background.detach().cpu()).logit(0.02)
-    model.net = net.cpu()
-
-
-def resample(planes: Tensor, vectors: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Grids on a box -> grids of the warped world, see [visionkit.nvs.fit.Bounds.warp]; empty beyond the box."""
-    at = (torch.arange(cells, device=planes.device) + 0.5) / cells * 2 - 1
-    inside = at / INNER
-    at = torch.where(inside.abs() <= 1, inside, at.sign() * (1 - INNER) / (1 - at.abs()))
-    row, column = torch.meshgrid(at, at, indexing="ij")
-    look = dict(mode="bilinear", padding_mode="zeros", align_corners=False)
-    planes = [F.grid_sample(plane, torch.stack([column, row], -1)[None], **look) for plane in planes]
-    line = torch.stack([torch.zeros_like(at), at], -1)[None, :, None]
-    vectors = [F.grid_sample(vector, line, **look) for vector in vectors]
-    return torch.stack(planes), torch.stack(vectors)

@@ -329,9 +329,10 @@ def render_rays_in_chunks(
 ) -> Rendering:
     """[render_rays] over ``chunk`` rays of every scene at a time.
 
-    With gradients each chunk is recomputed in the backward pass, so that what is kept per ray does not grow with the
-    number of samples (unless ``keep_weights`` asks for it).
+    With gradients and several chunks each is recomputed in the backward pass, so that what is kept per ray does not
+    grow with the number of samples (unless ``keep_weights`` asks for it). A single one would be kept whole anyway.
     """
+    several = origins.shape[1] > chunk
     background = options.pop("background", None)
     parts = []
     for start in range(0, origins.shape[1], chunk):
@@ -339,7 +340,7 @@ def render_rays_in_chunks(
         behind = background[:, rays] if background is not None and background.dim() == 3 else background
         arguments = (field, origins[:, rays], directions[:, rays], edges[:, rays], aabb)
         options_here = dict(options, background=behind)
-        if torch.is_grad_enabled():
+        if several and torch.is_grad_enabled():
             parts.append(checkpoint(render_rays, *arguments, use_reentrant=False, **options_here))
         else:
             parts.append(render_rays(*arguments, **options_here))

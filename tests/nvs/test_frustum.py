@@ -1,0 +1,97 @@
+"""The photograph's own frustum against explicit formulas."""
+
+import pytest
+import torch
+from nvs.test_model import TINY, scenes
+
+from visionkit.nvs.cameras import pixel_rays
+from visionkit.nvs.frustum import FEATURES, MARGIN, Frustum, FrustumHead
+from visionkit.nvs.model import NViST
+from visionkit.ops.render import Field
+
+SIZE, DISTANCE, FOCAL, BOX, DEPTHS = (20, 10), 0.5, 18.0, 0.8, 16
+
+
+def frustum(density, dtype=torch.float64):
+    """Of one photograph with the densities (D,) of a stack of planes."""
+    torch.manual_seed(0)
+    density = torch.as_tensor(density, dtype=dtype)
+    light = torch.exp(-(density.cumsum(0) - density / 2) * 2 * BOX / DEPTHS)
+    volume = torch.stack([density, light])[None, :, :, None, None].expand(1, 2, DEPTHS, *SIZE)
+    pixels = torch.rand(1, 3 + FEATURES, *SIZE, dtype=dtype)
+    return Frustum(volume, pixels, torch.tensor([[DISTANCE, FOCAL / SIZE[0]]], dtype=dtype), BOX)
+
+
+def own_rays():
+    c2w = torch.eye(3, 4)[None, None].double()
+    c2w[..., 2, 3] = -DISTANCE
+    rays = pixel_rays(c2w, torch.full((1, 1, 2), FOCAL).double(), SIZE)
+    return [each.flatten(1, 3) for each in rays]
+
+
+def test_points_on_a_pixels_ray_are_placed_at_its_centre_and_depth():
+    origins, directions = own_rays()
+    place = frustum(torch.zeros(DEPTHS)).place((origins + 0.7 * directions) / BOX)[0]
+    row, column = torch.meshgrid(*(torch.arange(side) + 0.5 for side in SIZE), indexing="ij")
+    assert torch.allclose(place[:, 0], (column / SIZE[1] * 2 - 1).flatten().double())
+    assert torch.allclose(place[:, 1], (row / SIZE[0] * 2 - 1).flatten().double())
+    assert torch.allclose(place[:, 2], 0.7 * directions[0, :, 2] / (2 * BOX) * 2 - 1)
+
+
+def test_density_is_the_frustums_where_the_photograph_looks_and_the_fields_behind_it():
+    density = torch.zeros(DEPTHS)
+    density[5] = 300.0
+    seen = frustum(density)
+    depth = (torch.arange(DEPTHS, dtype=torch.float64) + 0.5) / DEPTHS * 2 * BOX
+    points = torch.stack([torch.zeros(DEPTHS), torch.zeros(DEPTHS), (depth - DISTANCE) / BOX], dim=-1)[None].double()
+    field = Field(lambda x: 7 * torch.ones_like(x[..., 0]), None)
+    actual = FrustumHead(8, (4, 2), DEPTHS).complete(field, seen).density(points)[0]
+    half = 300 * BOX / DEPTHS  # the optical depth of half the wall
+    light = [1.0] * 5 + [float(torch.tensor(-half).exp())] + [float(torch.tensor(-2 * half).exp())] * (DEPTHS - 6)
+    assert torch.allclose(actual, density.double() + (1 - torch.tensor(light).double()) * 7)
+
+
+@pytest.mark.parametrize(("beyond", "believed"), [(0.0, 1.0), (MARGIN / 2, 0.5), (2 * MARGIN, 0.0)])
+def test_the_frustum_fades_out_beyond_the_images_edge(beyond, believed):
+    seen = frustum(torch.full((DEPTHS,), 2.0))
+    density, light, trust = seen.look_up(torch.tensor([[[0.3, -1 - beyond, -1.0]]]).double())
+    first = 2 * BOX / DEPTHS  # of optical depth, over half a cell
+    assert float(density) == pytest.approx(2 * believed)
+    assert float(light) == pytest.approx(believed * float(torch.tensor(-first).exp()), rel=1e-5)
+    assert float(trust) == pytest.approx(believed)
+
+
+def test_colours_are_the_pixels_or_the_fields_as_the_mixture_says():
+    seen = frustum(torch.zeros(DEPTHS))
+    origins, directions = own_rays()
+    field = Field(None, lambda x, d: torch.full_like(x, 0.25))
+    head = FrustumHead(8, (4, 2), DEPTHS).double()
+    points = (origins + 0.4 * directions) / BOX
+    for bias, expected in ((60.0, seen.pixels[:, :3].flatten(2).mT), (-60.0, torch.full_like(points, 0.25))):
+        torch.nn.init.zeros_(head.mix[-1].weight)
+        torch.nn.init.constant_(head.mix[-1].bias, bias)
+        assert torch.allclose(head.complete(field, seen).colour(points, directions), expected)
+
+
+def test_a_head_fills_the_frustum_with_what_it_predicts():
+    torch.manual_seed(0)
+    head = FrustumHead(8, (4, 2), DEPTHS)
+    image = torch.rand(2, 3, *SIZE)
+    seen = head(image, torch.randn(2, 8, 8), torch.tensor([[0.5, 0.9]] * 2), BOX)
+    assert seen.volume.shape == (2, 2, DEPTHS, *SIZE) and seen.pixels.shape == (2, 3 + FEATURES, *SIZE)
+    density, light = seen.volume.unbind(1)
+    assert density.min() > 0 and torch.equal(seen.pixels[:, :3], image)
+    half = density * BOX / DEPTHS
+    assert torch.allclose(light[:, 3], torch.exp(-2 * half[:, :3].sum(1) - half[:, 3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("representation", ["vector_matrix", "triplanes", "CP"])
+def test_a_model_with_a_frustum_trains_every_part_and_draws(representation):
+    torch.manual_seed(0)
+    model = NViST(**TINY, representation=representation, frustum_depths=6)
+    losses = model(scenes=scenes(), mode="loss")
+    sum(value for key, value in losses.items() if "loss" in key).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without <= {"encoder.norm.weight", "encoder.norm.bias"}
+    views = model.eval()(**scenes(), mode="predict")
+    assert views.shape == (2, 3, 3, *SIZE) and 0 <= views.min() and views.max() <= 1
