@@ -50,6 +50,19 @@ def test_on_meta(name):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(MILLIONS[name], abs=6e-4)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_same_with_and_without_gradients(name):
+    """Inference goes other ways: linear layers by oneDNN, norms folded into convolutions."""
+    model = narrow(name).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(2, 3, 96, 64)
+    watched = model(image)
+    assert watched.requires_grad and watched.std() > 1e-3
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), watched.detach(), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", [name for name in MILLIONS if name not in SMALL])
 def test_large_ones_forward_once(name):
     with torch.device("meta"):
