@@ -202,6 +202,7 @@ def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch
 CASES = {
     "mala-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True),
     "mala-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True),
+    "mala-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True),
     "linear-fp32-64": lambda: linear_launches(torch.float32, 64, "relu", "sum", False),
     "sigmoid-bf16-64": lambda: sigmoid_launches(torch.bfloat16, 64),
     "sigmoid-bf16-128": lambda: sigmoid_launches(torch.bfloat16, 128),
@@ -221,6 +222,7 @@ CASES = {
 ALLOWED_STACK = {
     "mala-bf16-64": 512,  # 440 on sm_80, none on sm_90, where the tiles were chosen
     "mala-bf16-128": 256,
+    "mala-fp32-64": 1152,  # 1088 on sm_80, 560 on sm_90
     "linear-fp32-64": 512,
     "sigmoid-bf16-64": 64,
     "sigmoid-fp32-64": 256,

@@ -238,12 +238,16 @@ def backward_keys(
         store_tile(dk, dx * feature_slope(raw, MAP) / tokens, rows, columns, rn, rd, tokens, dim)
 
 
-def config(dim: int, dim_v: int, backward: bool = False) -> dict:
-    """Rows of a tile and warps of a program, by the size of the state that a program holds."""
+def config(dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
+    """Rows of a tile and warps of a program, by the size of the state that a program holds.
+
+    A third tile of rotated float32 heads under way is more than compute capability 8.0 has room for.
+    """
     sizes = dict(D=padded(dim), DV=padded(dim_v))
     if padded(dim) * padded(dim_v) > 64 * 64:
         return dict(sizes, ROWS=32 if backward else 64, num_warps=8, num_stages=2)
-    return dict(sizes, ROWS=32 if backward else 64, num_warps=4, num_stages=1 if backward else 3)
+    stages = 1 if backward else 2 if dtype == torch.float32 else 3
+    return dict(sizes, ROWS=32 if backward else 64, num_warps=4, num_stages=stages)
 
 
 def _switches(feature_map: str, rotary: bool, turn_z: bool, dtype: torch.dtype) -> dict:
@@ -271,7 +275,7 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, heads, Nq, dim_v) and the state of all heads, see [_split_state]."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v)
+    sizes = config(dim, dim_v, q.dtype)
     switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
@@ -306,7 +310,7 @@ def launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, backward=True)
+    sizes = config(dim, dim_v, q.dtype, backward=True)
     switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
     dq, dk = (tokens_first(q, batch, heads, n, dim) for n in (queries, keys))
     dv = tokens_first(v, batch, heads, keys, dim_v)
