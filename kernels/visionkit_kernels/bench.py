@@ -47,10 +47,10 @@ class Case(NamedTuple):
     training: bool = True
 
 
-def heads(batch: int, count: int, tokens: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> Callable:
-    """Makes q, k, v as a model has them: views of (B, N, heads, dim)."""
-    new = lambda: torch.randn(batch, tokens, count, dim, device="cuda", dtype=dtype).transpose(1, 2)
-    return lambda: [new().requires_grad_() for _ in range(3)]
+def heads(batch: int, count: int, tokens: int, dim: int, tensors: int = 3) -> Callable:
+    """Makes q, k, v, or more such, as a model has them: views of (B, N, heads, dim)."""
+    new = lambda: torch.randn(batch, tokens, count, dim, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+    return lambda: [new().requires_grad_() for _ in range(tensors)]
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -73,14 +73,24 @@ def linear_cases() -> Iterator[Case]:
         job = f"{batch} x {count} x {tokens} x {dim}"
         new, soft = heads(batch, count, tokens, dim), flash if tokens <= 16384 else None
         first = (batch, tokens) in ((64, 3136), (8, 16384))
-        run = lambda q, k, v, table=table: mala_attention(q, k, v, rotary=table)
+        run = lambda *x, table=table, **gating: mala_attention(*x, rotary=table, **gating)
         yield Case("mala", job, new, run, soft, moved, compiled=first)
+        if first:
+            yield from gated_cases(job, heads(batch, count, tokens, dim, 5), run, moved * 6 // 4)
         if first or tokens > 60_000:
             yield Case("linear", job, new, lambda *x: attend("linear", *x), soft, moved)
         if batch == 64:
             yield Case(
                 "nala", job, new, lambda q, k, v, table=table: nala_attention(q, k, v, rotary=table), soft, moved
             )
+
+
+def gated_cases(job: str, inputs: Callable, mala: Run, moved: int) -> Iterator[Case]:
+    """MALA, then a local branch added and a gate multiplied: in its last pass, and in passes of their own."""
+    together = lambda q, k, v, local, gate: mala(q, k, v, local=local, gate=gate)
+    apart = lambda q, k, v, local, gate: (mala(q, k, v) + local) * gate
+    yield Case("mala", f"{job}, gate fused", inputs, together, bytes=moved)
+    yield Case("mala", f"{job}, gate apart", inputs, apart, bytes=moved)
 
 
 def sigmoid_cases() -> Iterator[Case]:

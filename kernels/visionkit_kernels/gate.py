@@ -116,17 +116,20 @@ def _heads(dtype: torch.dtype, dim: int, count: int = 3, tokens: int = 3136) -> 
     return [torch.empty(64, tokens, 2, dim, dtype=dtype, device="meta").transpose(1, 2) for _ in range(count)]
 
 
-def linear_launches(dtype: torch.dtype, dim: int, feature_map: str, output: str, rotary: bool) -> list[Launch]:
+def linear_launches(
+    dtype: torch.dtype, dim: int, feature_map: str, output: str, rotary: bool, gated: bool = False
+) -> list[Launch]:
     """All four kernels, through the host code."""
     from visionkit_kernels import linear
 
-    q, k, v = _heads(dtype, dim)
+    q, k, v, *gating = _heads(dtype, dim, 5)
+    gating = gating if gated else [None] * 2
     table = [torch.empty(3136, dim, device="meta") if rotary else None] * 2
     options = (feature_map, output, False, 0.125, 1e-6)
 
     def host() -> None:
-        out, *state = linear.launch_forward(q, k, v, *table, *options)
-        linear.launch_backward(torch.empty_like(out), q, k, v, *table, *state, *options)
+        out, *state = linear.launch_forward(q, k, v, *table, *gating, *options)
+        linear.launch_backward(torch.empty_like(out), q, k, v, *table, *gating, *state, *options)
 
     return record(linear, host)
 
@@ -202,6 +205,10 @@ def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch
 CASES = {
     "mala-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True),
     "mala-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True),
+    "mala-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True),
+    "mala-gated-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True, gated=True),
+    "mala-gated-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True, gated=True),
+    "mala-gated-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True, gated=True),
     "linear-fp32-64": lambda: linear_launches(torch.float32, 64, "relu", "sum", False),
     "sigmoid-bf16-64": lambda: sigmoid_launches(torch.bfloat16, 64),
     "sigmoid-bf16-128": lambda: sigmoid_launches(torch.bfloat16, 128),
@@ -221,6 +228,10 @@ CASES = {
 ALLOWED_STACK = {
     "mala-bf16-64": 512,  # 440 on sm_80, none on sm_90, where the tiles were chosen
     "mala-bf16-128": 256,
+    "mala-fp32-64": 1152,  # 1088 on sm_80, 560 on sm_90
+    "mala-gated-bf16-64": 512,  # 424 on sm_80, none on sm_90
+    "mala-gated-bf16-128": 256,
+    "mala-gated-fp32-64": 1024,  # 816 on sm_80; 256 on sm_90
     "linear-fp32-64": 512,
     "sigmoid-bf16-64": 64,
     "sigmoid-fp32-64": 256,
@@ -232,7 +243,7 @@ ALLOWED_STACK = {
     "march-fp32": 12288,
     "march-planes-bf16": 6144,
 }
-HOPPER_ONLY = ("mala-bf16-128",)  # the host code refuses it elsewhere
+HOPPER_ONLY = ("mala-bf16-128", "mala-gated-bf16-128")  # the host code refuses them elsewhere
 
 
 def run(names: list[str], architectures: list[int]) -> Iterator[dict]:
@@ -253,13 +264,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one object a line")
     options = parser.parse_args(arguments)
     if not options.json:
-        print(f"{'case':16} {'kernel':20} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5}")
+        print(f"{'case':19} {'kernel':20} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5}")
     for row in run(options.case, options.architecture):
         if options.json:
             print(json.dumps(row), flush=True)
         else:
             print(
-                f"{row['case']:16} {row['kernel']:20} {row['architecture']:3} {row['registers']:9} {row['stack']:6} "
+                f"{row['case']:19} {row['kernel']:20} {row['architecture']:3} {row['registers']:9} {row['stack']:6} "
                 f"{row['shared']:7} {row['warps']:5}",
                 flush=True,
             )

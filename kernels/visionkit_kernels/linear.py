@@ -14,9 +14,16 @@ and a row of the output is, with a = s R phi(q) S and z = s phi(q) . m,
     none   a
     mala   a (1 + 1 / (z + eps sign z)) - z u
 
+MALA's row may also take a local branch l and a gate o along: y = (row + l) o.
+
 Forward: one pass over k and v reduces the state, by runs of tokens whose sums are added up afterwards, so that a single
 head fills the device and the result repeats bit for bit; one pass over q applies it. Backward: one pass over q gives dq
 and the gradients of the state, one over k and v gives dk and dv. No N x N and no feature ever reaches memory.
+
+Bytes moved then, in maps of N x dim_v: forward 6 (k, v; q, l, o, y) instead of 10, the attention's 4 and 3 each of an
+addition and of a product. Backward 11 (q, dy, l, o, dq, dl, do; k, v, dk, dv) instead of 13, the attention's 7 and 6 of
+the product's: only the pass over q reads dy, it has dl = dy o in registers, and do = dy (row + l) takes the row from
+products that it needs anyway.
 """
 
 import torch
@@ -110,22 +117,30 @@ def reduce_state(
 
 @triton.jit
 def apply_state(
-    q, sin, cos, state, key_mean, value_mean, out,
-    qb, qh, qn, qd, ob, oh, on, od, heads, tokens, dim, dim_v, tiles, splits, scale, eps,
+    q, sin, cos, state, key_mean, value_mean, local, gate, out,
+    qb, qh, qn, qd, lb, lh, ln, ld, tb, th, tn, td, ob, oh, on, od,
+    heads, tokens, dim, dim_v, tiles, splits, scale, eps,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
-    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, GATED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The output of one run of queries of one head."""
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
     q += head // heads * qb + head % heads * qh
     out += head // heads * ob + head % heads * oh
+    if GATED:
+        local += head // heads * lb + head % heads * lh
+        gate += head // heads * tb + head % heads * th
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
     s = load_tile(state + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
     u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        if GATED:  # asked for before the products, which take a while
+            branch = load_tile(local, rows, columns_v, ln, ld, tokens, dim_v)
+            factor = load_tile(gate, rows, columns_v, tn, td, tokens, dim_v)
         raw, plain, turned, _, _ = _features(q, sin, cos, rows, columns, qn, qd, tokens, dim, ROWS, D, MAP, ROTARY, ACC)
         a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) * scale
         if OUTPUT == "sum" or OUTPUT == "mala":
@@ -139,22 +154,32 @@ def apply_state(
             y = a * (tl.sqrt(dim_v.to(ACC)) / length)[:, None]
         else:
             y = a
+        if GATED:
+            y = (y + branch.to(ACC)) * factor.to(ACC)
         store_tile(out, y, rows, columns_v, on, od, tokens, dim_v)
 
 
 @triton.jit
 def backward_queries(
-    q, sin, cos, state, key_mean, value_mean, grad, dq, dstate, dkey_mean, dvalue_mean,
-    qb, qh, qn, qd, gb, gh, gn, gd, rb, rh, rn, rd, heads, tokens, dim, dim_v, tiles, splits, part, scale, eps,
+    q, sin, cos, state, key_mean, value_mean, local, gate, grad, dq, dlocal, dgate, dstate, dkey_mean, dvalue_mean,
+    qb, qh, qn, qd, lb, lh, ln, ld, tb, th, tn, td, gb, gh, gn, gd, rb, rh, rn, rd, wb, wh, wn, wd,
+    heads, tokens, dim, dim_v, tiles, splits, part, scale, eps,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
-    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, GATED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of one run of queries of one head, and that run's part of the gradients of the state."""
+    """dq, dlocal and dgate of one run of queries of one head, and that run's part of the gradients of the state."""
+    tl.static_assert(OUTPUT == "mala" or not GATED)
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
     q += head // heads * qb + head % heads * qh
     grad += head // heads * gb + head % heads * gh
     dq += head // heads * rb + head % heads * rh
+    if GATED:
+        local += head // heads * lb + head % heads * lh
+        gate += head // heads * tb + head % heads * th
+        dlocal += head // heads * wb + head % heads * wh
+        dgate += head // heads * wb + head % heads * wh
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
     s = load_tile(state + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
@@ -179,6 +204,12 @@ def backward_queries(
             dz = tl.where(rows < tokens, dz, 0.0)
         elif OUTPUT == "mala":
             share = 1 / (z + tl.where(z < 0, -eps, eps))
+            if GATED:
+                y = a * (1 + share)[:, None] - z[:, None] * u[None, :]
+                y += load_tile(local, rows, columns_v, ln, ld, tokens, dim_v).to(ACC)
+                store_tile(dgate, g * y, rows, columns_v, wn, wd, tokens, dim_v)
+                g *= load_tile(gate, rows, columns_v, tn, td, tokens, dim_v).to(ACC)
+                store_tile(dlocal, g, rows, columns_v, wn, wd, tokens, dim_v)
             da = g * (1 + share)[:, None]
             dz = -tl.sum(g * a, 1) * share * share - tl.sum(g * u[None, :], 1)
             dz = tl.where(rows < tokens, dz, 0.0)
@@ -238,12 +269,16 @@ def backward_keys(
         store_tile(dk, dx * feature_slope(raw, MAP) / tokens, rows, columns, rn, rd, tokens, dim)
 
 
-def config(dim: int, dim_v: int, backward: bool = False) -> dict:
-    """Rows of a tile and warps of a program, by the size of the state that a program holds."""
+def config(dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
+    """Rows of a tile and warps of a program, by the size of the state that a program holds.
+
+    A third tile of rotated float32 heads under way is more than compute capability 8.0 has room for.
+    """
     sizes = dict(D=padded(dim), DV=padded(dim_v))
     if padded(dim) * padded(dim_v) > 64 * 64:
         return dict(sizes, ROWS=32 if backward else 64, num_warps=8, num_stages=2)
-    return dict(sizes, ROWS=32 if backward else 64, num_warps=4, num_stages=1 if backward else 3)
+    stages = 1 if backward else 2 if dtype == torch.float32 else 3
+    return dict(sizes, ROWS=32 if backward else 64, num_warps=4, num_stages=stages)
 
 
 def _switches(feature_map: str, rotary: bool, turn_z: bool, dtype: torch.dtype) -> dict:
@@ -265,13 +300,18 @@ def _parts(like: Tensor, splits: int, heads: int, dim: int, dim_v: int) -> Tenso
     return like.new_empty(splits, _state_size(heads, dim, dim_v), dtype=sum_type(like.dtype))
 
 
+def _strides(x: Tensor | None) -> tuple:
+    """Of a (B, heads, N, dim) that may be left out: a kernel that never reads it takes none."""
+    return (None,) * 4 if x is None else x.stride()
+
+
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None, local: Tensor | None, gate: Tensor | None,
     feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, heads, Nq, dim_v) and the state of all heads, see [_split_state]."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v)
+    sizes = config(dim, dim_v, q.dtype)
     switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
@@ -284,8 +324,10 @@ def launch_forward(
         state = parts.sum(0) if splits > 1 else parts[0]
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
         apply_state[(batch * heads * splits,)](
-            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), out, *q.stride(), *out.stride(),
-            heads, queries, dim, dim_v, tiles, splits, scale, eps, OUTPUT=output, **sizes, **switches,
+            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), local, gate, out,
+            *q.stride(), *_strides(local), *_strides(gate), *out.stride(),
+            heads, queries, dim, dim_v, tiles, splits, scale, eps,
+            OUTPUT=output, GATED=gate is not None, **sizes, **switches,
         )  # fmt: skip
     return out, state
 
@@ -294,29 +336,32 @@ linear_forward = torch.library.custom_op("visionkit_kernels::linear_attention", 
 
 
 @linear_forward.register_fake
-def _(q, k, v, sin, cos, feature_map, output, turn_z, scale, eps):  # noqa: ANN001, ANN202
+def _(q, k, v, *options):  # noqa: ANN001, ANN002, ANN202
     (batch, heads, queries, dim), dim_v = q.shape, v.shape[-1]
     state = q.new_empty(_state_size(batch * heads, dim, dim_v), dtype=sum_type(q.dtype))
     return tokens_first(v, batch, heads, queries, dim_v), state
 
 
 def launch_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None, state: Tensor,
-    feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk, dv."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None, local: Tensor | None,
+    gate: Tensor | None, state: Tensor, feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
+) -> list[Tensor]:  # fmt: skip
+    """dq, dk, dv and, with a gate, dlocal and dgate."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, backward=True)
+    sizes = config(dim, dim_v, q.dtype, backward=True)
     switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
-    dq, dk = (tokens_first(q, batch, heads, n, dim) for n in (queries, keys))
-    dv = tokens_first(v, batch, heads, keys, dim_v)
+    dq, dk, dv, *gating = _gradients(q, k, v, gate)
+    dlocal, dgate = gating or (None, None)
     with on_device(q):
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
         parts = _parts(q, splits, batch * heads, dim, dim_v)
+        wide = {} if gate is None else dict(num_warps=8)  # four have no registers left for the gate's tiles
         backward_queries[(batch * heads * splits,)](
-            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), grad, dq,
-            *_split_state(parts, batch * heads, dim, dim_v), *q.stride(), *grad.stride(), *dq.stride(),
-            heads, queries, dim, dim_v, tiles, splits, parts.shape[1], scale, eps, OUTPUT=output, **sizes, **switches,
+            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), local, gate, grad, dq, dlocal, dgate,
+            *_split_state(parts, batch * heads, dim, dim_v), *q.stride(), *_strides(local), *_strides(gate),
+            *grad.stride(), *dq.stride(), *_strides(dgate),
+            heads, queries, dim, dim_v, tiles, splits, parts.shape[1], scale, eps,
+            OUTPUT=output, GATED=gate is not None, **switches, **{**sizes, **wide},
         )  # fmt: skip
         dstate = _split_state(parts.sum(0) if splits > 1 else parts[0], batch * heads, dim, dim_v)
         tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
@@ -324,7 +369,12 @@ def launch_backward(
             k, v, sin, cos, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
             heads, keys, dim, dim_v, tiles, splits, **sizes, **switches,
         )  # fmt: skip
-    return dq, dk, dv
+    return [dq, dk, dv, *gating]
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> list[Tensor]:
+    """Room for all gradients; those of the local branch and of the gate share their strides."""
+    return [tokens_first(x, *x.shape) for x in (q, k, v) + (() if gate is None else (gate, gate))]
 
 
 linear_backward = torch.library.custom_op(
@@ -333,19 +383,18 @@ linear_backward = torch.library.custom_op(
 
 
 @linear_backward.register_fake
-def _(grad, q, k, v, sin, cos, state, *options):  # noqa: ANN001, ANN002, ANN202
-    batch, heads = q.shape[:2]
-    return tuple(tokens_first(x, batch, heads, x.shape[2], x.shape[3]) for x in (q, k, v))
+def _(grad, q, k, v, sin, cos, local, gate, *options):  # noqa: ANN001, ANN002, ANN202
+    return _gradients(q, k, v, gate)
 
 
 def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
-    tensors, ctx.options = inputs[:5], inputs[5:]
+    tensors, ctx.options = inputs[:7], inputs[7:]
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN001, ANN002
-    grads = linear_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return *grads, *[None] * 7
+    dq, dk, dv, *gating = linear_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return dq, dk, dv, None, None, *(gating or [None] * 2), *[None] * len(ctx.options)
 
 
 linear_forward.register_autograd(_backward, setup_context=_setup)
@@ -390,7 +439,7 @@ def linear_attention(
     if feature_map not in FEATURES or output not in OUTPUTS:
         raise ValueError(f"feature_map={feature_map!r}, output={output!r}: expected one of {FEATURES}, {OUTPUTS}")
     q, k, v = one_type(q, k, v)
-    return linear_forward(q, k, v, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])[0]
+    return linear_forward(q, k, v, None, None, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])[0]
 
 
 def mala_attention(
@@ -402,9 +451,13 @@ def mala_attention(
     scale: float | None = None,
     eps: float = 1e-6,
     normalise_rotated: bool = False,
+    local: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """MALA; arguments and result are those of ``visionkit.ops.mala_attention``. No gradient flows to ``rotary``."""
+    if gate is not None:
+        local, gate, _ = one_type(local, gate, v)
     q, k, v = one_type(q, k, v)
     sin, cos = (x.contiguous() for x in rotary) if rotary else (None, None)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return linear_forward(q, k, v, sin, cos, "elu", "mala", normalise_rotated, scale, eps)[0]
+    return linear_forward(q, k, v, sin, cos, local, gate, "elu", "mala", normalise_rotated, scale, eps)[0]

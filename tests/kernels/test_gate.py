@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use
-QUICK = ["march-bf16", "mala-bf16-64", "sigmoid-bf16-64", "gaussian-bf16-64", "nala-bf16-32"]
+QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "sigmoid-bf16-64", "gaussian-bf16-64", "nala-bf16-32"]
 
 
 def compiled(*arguments):

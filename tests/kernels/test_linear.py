@@ -38,6 +38,48 @@ def test_mala(dtype, order, dim, normalise_rotated):
     assert_same(mala("triton", **options), mala("torch", **options), tensors)
 
 
+def gated(form, **options):
+    return lambda q, k, v, local, gate: mala(form, local=local, gate=gate, **options)(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "dtype, order, dim, normalise_rotated",
+    [
+        (torch.float64, "tokens", 8, False),
+        (torch.float64, "heads", 24, True),
+        (torch.float32, "channels", 24, True),
+        (torch.float16, "heads", 16, False),
+        (torch.bfloat16, "tokens", 16, False),
+    ],
+)
+def test_mala_with_a_local_branch_and_a_gate(dtype, order, dim, normalise_rotated):
+    tensors = inputs(*[(1, 1, 130, dim)] * 2, *[(1, 1, 130, 20)] * 3, dtype=dtype, order=order)
+    options = dict(rotary=table(10, 13, dim), normalise_rotated=normalise_rotated)
+    assert_same(gated("triton", **options), gated("torch", **options), tensors)
+
+
+def test_gate_and_branch_that_are_views_of_maps():
+    """As in a model, where all but the branch are cuts of one projection."""
+    tensors = inputs((1, 2, 5, 4 * 32), (1, 2, 5, 32), dtype=torch.float64)
+    in_heads = lambda x: x.unflatten(-1, (2, 16)).transpose(1, 2)
+
+    def run(form):
+        def module(qkvo, branch):
+            q, k, v, gate = (in_heads(x) for x in qkvo[0].chunk(4, dim=-1))
+            return gated(form)(q, k, v, in_heads(branch[0]), gate)
+
+        return module
+
+    assert_same(run("triton"), run("torch"), tensors)
+
+
+def test_gate_and_branch_that_repeat_themselves_in_memory():
+    shape = 2, 2, 5, 16
+    tensors = inputs(*[shape] * 3, (1, 2, 1, 1), (2, 1, 5, 1), dtype=torch.float64)
+    run = lambda form: lambda q, k, v, local, gate: gated(form)(q, k, v, local.expand(shape), gate.expand(shape))
+    assert_same(run("triton"), run("torch"), tensors)
+
+
 def test_mala_of_batches_and_heads_without_rotation():
     tensors = inputs(*[(2, 2, 5, 16)] * 3, dtype=torch.float64, order="tokens")
     assert_same(mala("triton", scale=0.3), mala("torch", scale=0.3), tensors)
@@ -78,9 +120,11 @@ def test_attention_by_name_uses_the_kernel(name):
 
 def test_operator_is_registered_as_torch_expects():
     q, k, v = inputs((1, 2, 5, 16), (1, 2, 5, 16), (1, 2, 5, 8), dtype=torch.float32)
-    arguments = (q, k, v, None, None, "elu", "mala", False, 0.25, 1e-6)
-    torch.library.opcheck(linear.linear_forward, arguments, test_utils=("test_schema", "test_autograd_registration"))
-    torch.library.opcheck(linear.linear_forward, arguments, test_utils="test_faketensor")
+    local, gate = inputs(*[(1, 2, 5, 8)] * 2, dtype=torch.float32, order="tokens")
+    for gating in ((None, None), (local, gate)):
+        arguments = (q, k, v, None, None, *gating, "elu", "mala", False, 0.25, 1e-6)
+        for check in ("test_schema", "test_autograd_registration", "test_faketensor"):
+            torch.library.opcheck(linear.linear_forward, arguments, test_utils=check)
 
 
 def test_torch_compile_sees_one_graph():
@@ -88,6 +132,15 @@ def test_torch_compile_sees_one_graph():
     with dispatch.use_kernels("triton"):
         compiled = torch.compile(mala_attention, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(*tensors), mala_attention(*tensors))
+
+
+def test_torch_compile_differentiates_through_the_gate():
+    tensors = inputs(*[(1, 1, 5, 8)] * 5, dtype=torch.float32)
+    run = lambda q, k, v, local, gate: mala_attention(q, k, v, local=local, gate=gate)
+    with dispatch.use_kernels("triton"):
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        for actual, expected in zip(*(torch.autograd.grad(f(*tensors).sum(), tensors) for f in (compiled, run))):
+            torch.testing.assert_close(actual, expected)
 
 
 def test_refuses_what_it_cannot_do():

@@ -3,6 +3,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from visionkit.errors import VisionKitError
 from visionkit.ops.mala import elu_plus_one, mala_attention
 from visionkit.ops.rotary import rotary_2d, rotary_table_2d
 
@@ -57,6 +58,25 @@ def test_gradients(normalise_rotated):
     q, k, v = (x[:, :, :6].clone().requires_grad_() for x in tokens(1, 2, dim=4))
     table = [x[:6] for x in rotary(4)]
     assert gradcheck(lambda *x: mala_attention(*x, rotary=table, normalise_rotated=normalise_rotated), (q, k, v))
+
+
+def test_local_branch_and_gate():
+    q, k, v = tokens(2, 3)
+    torch.manual_seed(1)
+    maps = torch.randn(2, 2, q.shape[-2], 3 * 8, dtype=torch.float64)
+    local, gate = (x.unflatten(-1, (3, 8)).transpose(1, 2) for x in maps)
+    out = mala_attention(q, k, v, rotary=rotary(), local=local, gate=gate)
+    torch.testing.assert_close(out, (explicit_weights(q, k, rotary()) @ v + local) * gate)
+
+
+def test_refuses_a_branch_without_a_gate_and_other_shapes():
+    q, k, v = tokens(2, 3)
+    with pytest.raises(VisionKitError, match="gate: is missing"):
+        mala_attention(q, k, v, local=v)
+    with pytest.raises(VisionKitError, match="local: is missing"):
+        mala_attention(q, k, v, gate=v)
+    with pytest.raises(VisionKitError, match=r"gate: expected the output's shape \(2, 3, 20, 8\), got \(2, 3, 20, 1\)"):
+        mala_attention(q, k, v, local=v, gate=v[..., :1])
 
 
 def test_feature_map_is_elu_plus_one():

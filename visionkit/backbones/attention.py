@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import attention as library
+from visionkit.ops import dispatch
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import Rotary, mala_attention
 from visionkit.ops.nala import nala_attention
@@ -51,23 +52,28 @@ class AttentionCore(nn.Module):
         self.function, parameters = find_attention(name, num_heads, head_dim)
         self.own = nn.ParameterDict({key: nn.Parameter(value) for key, value in parameters.items()})
         accepted = _accepted_options(self.function)
-        self.takes_rotary = "rotary" in accepted
+        self.takes_rotary, self.takes_gate = "rotary" in accepted, "gate" in accepted
         if wrong := sorted(set(options) - accepted):
             raise VisionKitError(
                 f"attention={name!r}: has no option {wrong[0]!r}; it takes {', '.join(sorted(accepted))}"
             )
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None = None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None = None, **gating: Tensor) -> Tensor:
         """q, k and v, each (B, heads, N, head_dim), and rotary tables -> (B, heads, N, head_dim).
 
-        A function that does not know of rotation gets q and k already turned.
+        A function that does not know of rotation gets q and k already turned. ``gating``: ``local`` and ``gate``, each
+        (B, heads, N, head_dim), of a function that takes them, see [fuses_gate].
         """
-        options = dict(self.options, **self.own)
+        options = dict(self.options, **self.own, **gating)
         if rotary is not None and self.takes_rotary:
             options["rotary"] = rotary
         elif rotary is not None:
             q, k = rotary_2d(q, *rotary), rotary_2d(k, *rotary)
         return self.function(q, k, v, **options)
+
+    def fuses_gate(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether a kernel will run that adds a local branch and multiplies by a gate in its last pass."""
+        return self.takes_gate and dispatch.kernel(f"{self.name}_attention", q, k, v) is not None
 
     def extra_repr(self) -> str:
         """Name and options."""

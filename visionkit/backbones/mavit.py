@@ -65,9 +65,18 @@ class GatedAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
         q, k, v, o = linear(self.qkvo, x).chunk(4, dim=-1)
-        heads = (each.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
-        attended = self.core(*heads, rotary).transpose(1, 2).reshape(x.shape)
-        return linear(self.proj, (attended + self.lepe(v)) * o, gamma)
+        heads = [self.split(each) for each in (q, k, v)]
+        gating = {}
+        if self.core.fuses_gate(*heads):
+            gating = dict(local=self.split(self.lepe(v)), gate=self.split(o))
+        out = self.core(*heads, rotary, **gating).transpose(1, 2).reshape(x.shape)
+        if not gating:  # only now the branch: its map, kept during attention, would cost a CPU fresh pages
+            out = (out + self.lepe(v)) * o
+        return linear(self.proj, out, gamma)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, heads, H * W, C / heads), without a copy."""
+        return x.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
 from visionkit.ops.rotary import rotary_2d
 
@@ -21,6 +22,8 @@ def mala_attention(
     scale: float | None = None,
     eps: float = 1e-6,
     normalise_rotated: bool = False,
+    local: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Linear attention whose weights keep the magnitude of the query.
 
@@ -35,6 +38,9 @@ def mala_attention(
     sum to one only nearly. ``normalise_rotated`` takes z after it too: rows sum to one, but z may come near zero or
     become negative, which the published order avoids.
 
+    With ``local`` and ``gate`` the result is (attention + local) * gate, the paper's module between its projections:
+    there ``local`` is a depthwise convolution of the values and ``gate`` a linear layer of the input.
+
     Args:
         q, k: (B, heads, N, dim), raw: phi is applied here.
         v: (B, heads, N, dim_v).
@@ -42,12 +48,19 @@ def mala_attention(
         scale: s; default dim ** -0.5.
         eps: added to z where it divides.
         normalise_rotated: see above.
+        local, gate: (B, heads, N, dim_v) with any strides, so that views of maps (B, N, heads * dim_v) do. Both or
+            neither.
 
     Returns:
         (B, heads, N, dim_v).
+
+    Raises:
+        VisionKitError: only one of ``local`` and ``gate``, or another shape of them.
     """
+    check_gating(local, gate, (*q.shape[:-1], v.shape[-1]))
     if kernel := dispatch.kernel("mala_attention", q, k, v):
-        return kernel(q, k, v, rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
+        options = dict(rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
+        return kernel(q, k, v, local=local, gate=gate, **options)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k = elu_plus_one(q), elu_plus_one(k)
     rotated_q, rotated_k = (rotary_2d(q, *rotary), rotary_2d(k, *rotary)) if rotary else (q, k)
@@ -56,7 +69,19 @@ def mala_attention(
     z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
     safe_z = torch.where(z < 0, z - eps, z + eps)
     scores_v = rotated_q @ scaled_kv(rotated_k, v, scale / k.shape[-2])
-    return scores_v * (1 + 1 / safe_z) - z * v.mean(dim=-2, keepdim=True)
+    out = scores_v * (1 + 1 / safe_z) - z * v.mean(dim=-2, keepdim=True)
+    return out if gate is None else (out + local) * gate
+
+
+def check_gating(local: Tensor | None, gate: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raises VisionKitError unless both or neither are given, of that shape."""
+    if local is None and gate is None:
+        return
+    if local is None or gate is None:
+        raise VisionKitError(f"{'local' if local is None else 'gate'}: is missing; give local and gate, or neither")
+    for name, x in (("local", local), ("gate", gate)):
+        if x.shape != shape:
+            raise VisionKitError(f"{name}: expected the output's shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
