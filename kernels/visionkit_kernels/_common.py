@@ -14,11 +14,11 @@ INTERPRETED_PROGRAMS = 2  # enough to see that runs of tokens are put together a
 
 
 @functools.cache
-def programs(device: torch.device) -> int:
-    """How many programs fill the device: about four on each multiprocessor."""
+def programs(device: torch.device, each: int = 4) -> int:
+    """How many programs fill the device, with so many on each multiprocessor."""
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
-    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+    return each * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def padded(size: int) -> int:
@@ -26,16 +26,16 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
-def cut(tokens: int, block: int, heads: int, device: torch.device) -> tuple[int, int]:
-    """Cuts a sequence into runs of tiles so that few heads still fill the device.
+def cut(tokens: int, block: int, heads: int, device: torch.device, each: int = 4) -> tuple[int, int]:
+    """Cuts a sequence into runs of tiles so that few heads still fill the device, see [programs].
 
     Returns:
         tiles a program, programs a head.
     """
     tiles = triton.cdiv(tokens, block)
-    wanted = max(1, min(tiles, programs(device) // max(1, heads)))
-    each = triton.cdiv(tiles, wanted)
-    return each, triton.cdiv(tiles, each)
+    wanted = max(1, min(tiles, programs(device, each) // max(1, heads)))
+    run = triton.cdiv(tiles, wanted)
+    return run, triton.cdiv(tiles, run)
 
 
 def dot_types(dtype: torch.dtype) -> dict:

@@ -25,6 +25,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit_kernels import tiles
+
 Run = Callable[..., Tensor]
 
 
@@ -318,6 +320,7 @@ def header() -> dict:
         device=torch.cuda.get_device_name(),
         torch=torch.__version__,
         triton=triton.__version__,
+        tiles=tiles.read().get(tiles.architecture(torch.device("cuda")), {}),
     )
 
 
@@ -352,11 +355,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to this file, and pictures beside")
     parser.add_argument("--seconds", type=float, default=600, help="start no case after so long (default: 600)")
+    parser.add_argument("--tune", action="store_true", help="first find the fastest tiles, see visionkit_kernels.tune")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("error: the benchmark needs a CUDA device, and none is at hand", file=sys.stderr)
         return 2
+    if options.tune:
+        from visionkit_kernels import tune
+
+        tune.main(["--op", *(op for op in options.op if op in tune.CASES)])
     started = time.perf_counter()
     limits = ceilings()
     content = dict(header(), **limits, rows=[])

@@ -21,6 +21,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from visionkit_kernels import tiles
+
 ARCHITECTURES = (80, 90)
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 TYPES = {
@@ -247,12 +249,14 @@ HOPPER_ONLY = ("mala-bf16-128", "mala-gated-bf16-128")  # the host code refuses 
 
 
 def run(names: list[str], architectures: list[int]) -> Iterator[dict]:
-    """Compiles the cases, one row a kernel and architecture."""
+    """Compiles the cases, one row a kernel and architecture, in the tiles that were found for it."""
     for name in names:
-        for launch in CASES[name]():
-            for architecture in architectures:
-                if name in HOPPER_ONLY and architecture < 90:
-                    continue
+        for architecture in architectures:
+            if name in HOPPER_ONLY and architecture < 90:
+                continue
+            with tiles.forced(tiles.read().get(f"sm_{architecture}", {})):
+                launches = CASES[name]()
+            for launch in launches:
                 yield dict(case=name, stack_allowed=ALLOWED_STACK.get(name, 0), **compile_launch(launch, architecture))
 
 

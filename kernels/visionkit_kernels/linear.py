@@ -47,6 +47,7 @@ from visionkit_kernels._common import (
     turn,
     turn_back,
 )
+from visionkit_kernels.tiles import chosen
 
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
 LARGEST_HEAD = 128
@@ -269,16 +270,17 @@ def backward_keys(
         store_tile(dk, dx * feature_slope(raw, MAP) / tokens, rows, columns, rn, rd, tokens, dim)
 
 
-def config(dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
-    """Rows of a tile and warps of a program, by the size of the state that a program holds.
+def config(dim: int, dim_v: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> dict:
+    """Rows of a tile and warps of a program, by the size of the state that a program holds; PROGRAMS, see [cut].
 
     A third tile of rotated float32 heads under way is more than compute capability 8.0 has room for.
     """
-    sizes = dict(D=padded(dim), DV=padded(dim_v))
+    sizes = dict(D=padded(dim), DV=padded(dim_v), ROWS=32 if backward else 64, PROGRAMS=4)
     if padded(dim) * padded(dim_v) > 64 * 64:
-        return dict(sizes, ROWS=32 if backward else 64, num_warps=8, num_stages=2)
-    stages = 1 if backward else 2 if dtype == torch.float32 else 3
-    return dict(sizes, ROWS=32 if backward else 64, num_warps=4, num_stages=stages)
+        sizes.update(num_warps=8, num_stages=2)
+    else:
+        sizes.update(num_warps=4, num_stages=1 if backward else 2 if dtype == torch.float32 else 3)
+    return chosen(f"linear {'backward' if backward else 'forward'}", sizes, dtype, device)
 
 
 def _switches(feature_map: str, rotary: bool, turn_z: bool, dtype: torch.dtype) -> dict:
@@ -311,18 +313,19 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, heads, Nq, dim_v) and the state of all heads, see [_split_state]."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, q.dtype)
+    sizes = config(dim, dim_v, q.dtype, q.device)
+    each = sizes.pop("PROGRAMS")
     switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, each)
         parts = _parts(q, splits, batch * heads, dim, dim_v)
         reduce_state[(batch * heads * splits,)](
             k, v, sin, cos, *_split_state(parts, batch * heads, dim, dim_v), *k.stride(), *v.stride(),
             heads, keys, dim, dim_v, tiles, splits, parts.shape[1], **sizes, **switches,
         )  # fmt: skip
         state = parts.sum(0) if splits > 1 else parts[0]
-        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, each)
         apply_state[(batch * heads * splits,)](
             q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), local, gate, out,
             *q.stride(), *_strides(local), *_strides(gate), *out.stride(),
@@ -348,12 +351,13 @@ def launch_backward(
 ) -> list[Tensor]:  # fmt: skip
     """dq, dk, dv and, with a gate, dlocal and dgate."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, q.dtype, backward=True)
+    sizes = config(dim, dim_v, q.dtype, q.device, backward=True)
+    each = sizes.pop("PROGRAMS")
     switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
     dq, dk, dv, *gating = _gradients(q, k, v, gate)
     dlocal, dgate = gating or (None, None)
     with on_device(q):
-        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, each)
         parts = _parts(q, splits, batch * heads, dim, dim_v)
         wide = {} if gate is None else dict(num_warps=8)  # four have no registers left for the gate's tiles
         backward_queries[(batch * heads * splits,)](
@@ -364,7 +368,7 @@ def launch_backward(
             OUTPUT=output, GATED=gate is not None, **switches, **{**sizes, **wide},
         )  # fmt: skip
         dstate = _split_state(parts.sum(0) if splits > 1 else parts[0], batch * heads, dim, dim_v)
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, each)
         backward_keys[(batch * heads * splits,)](
             k, v, sin, cos, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
             heads, keys, dim, dim_v, tiles, splits, **sizes, **switches,

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import dot, dot_types, on_device, padded, programs
+from visionkit_kernels.tiles import chosen
 
 FIELDS = ("vector_matrix", "triplanes")
 LARGEST_WIDTH = 64  # of the network
@@ -515,11 +516,12 @@ def march_backward(
     tl.store(dbias + program, tl.sum(dlift, 0))
 
 
-def config(backward: bool) -> dict:
+def config(planes: Tensor, backward: bool) -> dict:
     """Rays of a tile and warps of a program. Without a word on registers, ptxas gives the backward 32 on sm_80."""
+    sizes = dict(RAYS=64, num_warps=4, num_stages=1)
     if backward:
-        return dict(RAYS=64, num_warps=8, num_stages=1, maxnreg=255)
-    return dict(RAYS=64, num_warps=4, num_stages=1)
+        sizes.update(num_warps=8, maxnreg=255)
+    return chosen(f"march {'backward' if backward else 'forward'}", sizes, planes.dtype, planes.device)
 
 
 def _switches(field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies: int, noise: bool) -> dict:
@@ -546,7 +548,7 @@ def launch_forward(
     (batch, count), size = origins.shape[:2], planes.shape[2]
     new = lambda *shape: planes.new_empty(batch, count, *shape, dtype=_accumulator(planes.dtype))
     out = new(3), new(), new(), new()
-    sizes = config(backward=False)
+    sizes = config(planes, backward=False)
     with on_device(planes):
         march_forward[(batch * triton.cdiv(count, sizes["RAYS"]),)](
             field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed, *out,
@@ -577,7 +579,7 @@ def launch_backward(
     """Gradients of field, bias, planes, vectors and the network's seven tensors."""
     (batch, count), size = origins.shape[:2], planes.shape[2]
     kind = _accumulator(planes.dtype)
-    sizes = config(backward=True)
+    sizes = config(planes, backward=True)
     grids = [x.new_zeros(x.shape, dtype=kind) for x in (planes, vectors)]
     dfield = field.new_zeros(field.shape, dtype=kind)
     count_of = min(batch * triton.cdiv(count, sizes["RAYS"]), max(1, programs(planes.device) // 4))

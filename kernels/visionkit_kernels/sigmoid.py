@@ -26,6 +26,7 @@ from visionkit_kernels._common import (
     store_tile,
     tokens_first,
 )
+from visionkit_kernels.tiles import chosen
 
 LARGEST_HEAD = 128
 LOG2_E = 1 / math.log(2)
@@ -145,14 +146,15 @@ def sigmoid_backward_keys(
     store_tile(dv, dvalue, k_rows, columns_v, wn, wd, keys, dim_v)
 
 
-def config(dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
+def config(dim: int, dim_v: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> dict:
     """Rows and keys of a tile, warps and stages, by the width of a head."""
     large, half = max(padded(dim), padded(dim_v)) > 64, dtype == torch.bfloat16
     rows = 128 if half and not backward else 64 if half or not (large or backward) else 32
     keys = 64 if half else 32
     warps = 8 if large or half and not backward else 4
     stages = 3 if half and not backward else 2
-    return dict(ROWS=rows, KEYS=keys, D=padded(dim), DV=padded(dim_v), num_warps=warps, num_stages=stages)
+    sizes = dict(ROWS=rows, KEYS=keys, D=padded(dim), DV=padded(dim_v), num_warps=warps, num_stages=stages)
+    return chosen(f"sigmoid {'backward' if backward else 'forward'}", sizes, dtype, device)
 
 
 def _numbers(keys: int, dim: int) -> tuple[float, float]:
@@ -163,7 +165,7 @@ def _numbers(keys: int, dim: int) -> tuple[float, float]:
 def launch_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """(B, heads, Nq, dim_v)."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, q.dtype)
+    sizes = config(dim, dim_v, q.dtype, q.device)
     out = tokens_first(v, batch, heads, queries, dim_v)
     blocks = triton.cdiv(queries, sizes["ROWS"])
     with on_device(q):
@@ -178,7 +180,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 def launch_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, q.dtype, backward=True)
+    sizes = config(dim, dim_v, q.dtype, q.device, backward=True)
     dq, dk, dv = (tokens_first(x, batch, heads, x.shape[2], x.shape[3]) for x in (q, k, v))
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     shape, options = (heads, queries, keys, dim, dim_v), dict(CAUSAL=causal, **sizes, **dot_types(q.dtype))

@@ -1,0 +1,137 @@
+"""Finds the fastest tiles of the kernels on the device at hand: ``python -m visionkit_kernels.tune [--op OP ...]``.
+
+Starting at the default, one knob after another is turned and left where the operation was fastest. What cannot be
+launched, or gives another result, is passed over. The finds are added to ``tiles.json`` beside the kernels, which use
+them from then on where a device of that compute capability runs them; ``--out`` writes them elsewhere.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from visionkit_kernels import bench, tiles
+
+KNOBS = {
+    "linear forward": dict(ROWS=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4), PROGRAMS=(2, 4, 8, 16)),
+    "linear backward": dict(ROWS=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2, 3), PROGRAMS=(2, 4, 8)),
+    "sigmoid forward": dict(KEYS=(32, 64, 128), ROWS=(64, 128), num_warps=(4, 8), num_stages=(2, 3, 4)),
+    "sigmoid backward": dict(KEYS=(32, 64, 128), ROWS=(32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3)),
+    "march forward": dict(RAYS=(16, 32, 64, 128), num_warps=(2, 4, 8)),
+    "march backward": dict(RAYS=(16, 32, 64), num_warps=(4, 8)),
+}
+CASES = dict(linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
+WORTH = 0.97  # a find must take at most this share of the default's time, or noise would choose
+TOLERANCE = 2e-2  # of the largest value: sums are taken in another order
+
+
+def descend(start: dict, knobs: dict[str, tuple], seconds_of: Callable[[dict], float]) -> tuple[dict, float, float]:
+    """The fastest of the sizes tried, its seconds, and those of the start."""
+    best, first = start, seconds_of(start)
+    least = first
+    for knob, values in knobs.items():
+        for value in values:
+            trial = {**best, knob: value}
+            if trial == best:
+                continue
+            seconds = seconds_of(trial)
+            if seconds < least:
+                best, least = trial, seconds
+    return best, least, first
+
+
+def agree(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether two results are the same but for rounding."""
+    return all(
+        bool(a.isfinite().all()) and float((a - b).abs().max()) <= TOLERANCE * float(b.abs().max())
+        for a, b in ((a.float(), b.float()) for a, b in zip(found, expected))
+    )
+
+
+def tune_case(case: bench.Case, known: dict[str, dict], over: Callable[[], bool]) -> Iterator[tuple[str, dict]]:
+    """Yields kernel and find for all that a case launches and that is not known yet."""
+    sets = [case.inputs()]
+    nbytes = sum(x.nbytes for x in sets[0])
+    sets += [case.inputs() for _ in range(min(7, bench.SETS_BYTES // nbytes)) if case.op in bench.ROTATED]
+    with torch.no_grad():
+        grad = torch.randn_like(case.run(*sets[0]))
+
+    def forward(inputs: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [case.run(*inputs)]
+
+    def step(inputs: list[Tensor]) -> list[Tensor]:
+        return list(torch.autograd.grad(case.run(*inputs), inputs, grad))
+
+    with tiles.recorded() as asked:
+        (step if case.training else forward)(sets[0])
+    for key, default in asked.items():
+        knobs = next((knobs for name, knobs in KNOBS.items() if key.startswith(name)), None)
+        if knobs is None or key in known or over():
+            continue
+        call = step if "backward" in key else forward
+        expected = call(sets[0])
+
+        def seconds_of(sizes: dict, key: str = key, call: Callable = call, expected: list[Tensor] = expected) -> float:
+            if over():
+                return math.inf
+            with tiles.forced({**known, key: sizes}):
+                try:
+                    if not agree(call(sets[0]), expected):
+                        return math.inf
+                    return bench.median_seconds([lambda each=each: call(each) for each in sets])[0]
+                except Exception:  # too much shared memory, or no way to compile it
+                    return math.inf
+
+        best, least, first = descend(default, knobs, seconds_of)
+        print(f"{key:40} {1e3 * first:9.3f} ms -> {1e3 * least:9.3f} ms  {best}", flush=True)
+        yield key, best if least <= WORTH * first else default
+
+
+def run(operations: list[str], seconds: float) -> dict[str, dict]:
+    """Finds for all kernels of these operations, as long as there is time."""
+    from visionkit.ops import dispatch
+
+    started, found = time.perf_counter(), {}
+    over = lambda: time.perf_counter() - started > seconds
+    with dispatch.use_kernels("triton"):
+        for operation in operations:
+            for case in CASES[operation]():
+                found.update(tune_case(case, found, over))
+    return found
+
+
+def write(path: Path, architecture: str, found: dict[str, dict]) -> None:
+    """Adds to what the file holds."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[architecture] = {**content.get(architecture, {}), **found}
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(beside, path)
+    tiles.read.cache_clear()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a line a kernel, then writes the file."""
+    parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--out", type=Path, default=tiles.FILE, help="default: tiles.json beside the kernels")
+    parser.add_argument("--seconds", type=float, default=240, help="try nothing new after so long (default: 240)")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("error: tuning needs a CUDA device, and none is at hand", file=sys.stderr)
+        return 2
+    found = run(options.op, options.seconds)
+    write(options.out, tiles.architecture(torch.device("cuda")), found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
