@@ -52,7 +52,7 @@ SIZES = dict(
         sigma_dim=4, rgb_dim=12, rgb_feature_dim=32,
     ),
 )  # fmt: skip
-ARRAYS = ("images", "c2w", "focal", "near_far")
+ARRAYS = ("images", "c2w", "focal", "near_far", "depths")
 REPORTS = 10
 REPORT_SCENES, REPORT_RAYS = 16, 500
 
@@ -125,9 +125,11 @@ def _scene(job: tuple) -> tuple[np.ndarray, ...]:
         write_scene((Path(out), category, number, settings, "cpu"))
         normal = read_colmap(scene_folder(Path(out), category, number), "images").normalised()
         images, cameras = zip(*(fitted_view(normal.scene, row, SIZE) for row in range(len(normal.scene))))
+        depths = np.load(scene_folder(Path(out), category, number) / "depth.npy") * normal.scale
     c2w = np.stack([camera.c2w for camera in cameras]).astype(np.float32)
     focal = np.array([camera.focal for camera in cameras], np.float32)
-    return np.stack(images).transpose(0, 3, 1, 2), c2w, focal, np.array([normal.near, normal.far], np.float32)
+    near_far = np.array([normal.near, normal.far], np.float32)
+    return np.stack(images).transpose(0, 3, 1, 2), c2w, focal, near_far, depths.clip(max=60).astype(np.float16)
 
 
 class Pool:
@@ -145,7 +147,9 @@ class Pool:
         self.near_far = [float(near.quantile(NEAR_QUANTILE)), float(far.quantile(FAR_QUANTILE))]
         centres = arrays["c2w"][self.tests :, :, :, 3].flatten(0, 1)
         self.distance = float(centres.norm(dim=-1).median())
-        self.images, self.c2w, self.focal = (arrays[name].to(device) for name in ARRAYS[:3])
+        self.images, self.c2w, self.focal, self.depths = (
+            arrays[name].to(device) for name in ("images", "c2w", "focal", "depths")
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -161,6 +165,7 @@ class Pool:
         near_far = torch.tensor(self.near_far, device=c2w.device).expand(len(scenes), 2)
         return dict(
             image=self.images[rows].float() / 255,
+            depth=self.depths[rows].float(),
             c2w=torch.cat([turn @ c2w[..., :3], place], dim=-1),
             focal=focal,
             camera_params=torch.stack([distance, focal[:, 0, 1] / SIZE[0]], dim=-1),

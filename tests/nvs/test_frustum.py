@@ -1,5 +1,7 @@
 """The photograph's own frustum against explicit formulas."""
 
+import math
+
 import pytest
 import torch
 from nvs.test_model import TINY, scenes
@@ -83,6 +85,34 @@ def test_a_head_fills_the_frustum_with_what_it_predicts():
     assert density.min() > 0 and torch.equal(seen.pixels[:, :3], image)
     half = density * BOX / DEPTHS
     assert torch.allclose(light[:, 3], torch.exp(-2 * half[:, :3].sum(1) - half[:, 3]), atol=1e-6)
+
+
+def test_the_depth_error_is_the_cross_entropy_of_lit_and_unlit_cells():
+    seen = frustum(torch.rand(DEPTHS, generator=torch.Generator().manual_seed(1)) * 5)
+    step, depth = 2 * BOX / DEPTHS, 0.63
+    expected = []
+    for cell in range(DEPTHS):
+        light = float(seen.volume[0, 1, cell, 0, 0])
+        lit = min(max((depth - (cell + 0.5) * step) / step + 0.5, 0), 1)
+        expected.append(-lit * math.log(light) - (1 - lit) * math.log(1 - light))
+    actual = seen.depth_error(torch.full((1, *SIZE), depth).double())
+    assert float(actual) == pytest.approx(sum(expected) / DEPTHS, rel=1e-6)
+
+
+def test_known_depths_make_a_loss_that_right_depths_lower():
+    torch.manual_seed(0)
+    model = NViST(**TINY, frustum_depths=16, jitter=None)
+    batch = dict(scenes(), depth=torch.full((2, 3, *SIZE), 1.2))
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for _ in range(30):
+        torch.manual_seed(1)
+        losses.append(model(scenes=batch, mode="loss")["loss_depth"])
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.5 * losses[0]
+    assert "loss_depth" not in model(scenes=scenes(), mode="loss")
 
 
 @pytest.mark.parametrize("representation", ["vector_matrix", "triplanes", "CP"])

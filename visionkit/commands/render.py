@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", help="the video to write, a contact sheet beside it; for several photos a folder"
     )
-    parser.add_argument("--weights", help="a checkpoint of visionkit train, or a .safetensors file (default: the small model that comes along)")
+    parser.add_argument(
+        "--weights",
+        help="a checkpoint of visionkit train, or a .safetensors file (default: the small model that comes along)",
+    )
     parser.add_argument(
         "--trajectory",
         metavar="PATH",

@@ -59,6 +59,18 @@ class Frustum(NamedTuple):
         believed = (1 - beyond / MARGIN).clamp_min(0)
         return density * believed, light * believed, believed
 
+    def depth_error(self, depth: Tensor) -> Tensor:
+        """How wrong the share of light is if these are the depths (B, H, W) of the pixels.
+
+        Cross-entropy, mean over all cells: light reaches those before the surface, none those behind it.
+        """
+        density = self.volume[:, 0]
+        step = self.reach / density.shape[1]
+        before = ((density.cumsum(dim=1) - density / 2) * step).clamp_min(1e-6)
+        middle = (torch.arange(density.shape[1], device=depth.device) + 0.5) * step
+        lit = ((depth[:, None] - middle[:, None, None]) / step + 0.5).clamp(0, 1)
+        return (lit * before - (1 - lit) * torch.log(-torch.expm1(-before))).mean()
+
 
 def _sample(grid: Tensor, place: Tensor) -> Tensor:
     return F.grid_sample(grid, place, padding_mode="border", align_corners=False)

@@ -36,7 +36,8 @@ class NViST(BaseModel):
     """The whole model (Jang & Agapito, CVPR 2024), with the option names of the released configuration.
 
     A batch of scenes is a dictionary: ``image`` (B, V, 3, H, W) in [0, 1], the input view first; ``c2w`` (B, V, 3, 4)
-    relative to the input view; ``focal`` (B, V, 2) in pixels; ``camera_params`` (B, 2); ``near_far`` (B, 2).
+    relative to the input view; ``focal`` (B, V, 2) in pixels; ``camera_params`` (B, 2); ``near_far`` (B, 2). Where
+    known, ``depth`` (B, V, H, W), along the optical axis, makes a loss of its own.
 
     Args:
         img_size: (height, width) of all images.
@@ -52,6 +53,7 @@ class NViST(BaseModel):
             ``extra_rays`` alone, which a CPU can afford.
         extra_rays: random rays per scene beside that view.
         lpips_weight, distortion_weight: the paper's loss weights.
+        depth_weight: of the loss of known depths.
         lpips_scaling: see [PerceptualLoss].
         bf16: run encoder and decoder in bfloat16 when training, on a GPU the colour network too.
         chunk: rays of a scene rendered at a time.
@@ -89,6 +91,7 @@ class NViST(BaseModel):
         extra_rays: int = 600,
         lpips_weight: float = 0.1,
         distortion_weight: float = 0.001,
+        depth_weight: float = 0.03,
         lpips_scaling: str = "right",
         bf16: bool = False,
         chunk: int = 4096,
@@ -127,7 +130,7 @@ class NViST(BaseModel):
         self.register_buffer("aabb", torch.tensor([[-box] * 3, [box] * 3]), persistent=False)
         self.num_samples, self.jitter, self.extra_rays, self.chunk = num_samples, jitter, extra_rays, chunk
         self.lpips_weight, self.distortion_weight, self.bf16 = lpips_weight, distortion_weight, bf16
-        self.whole_view = whole_view
+        self.whole_view, self.depth_weight = whole_view, depth_weight
         if lpips_weight and not whole_view:
             raise VisionKitError("lpips_weight needs whole_view=True: LPIPS compares complete images; set it to 0")
         self.lpips = PerceptualLoss(scaling=lpips_scaling) if lpips_weight else None
@@ -229,18 +232,29 @@ class NViST(BaseModel):
         grids = self.represent(image[:, 0], batch["camera_params"])
         origins, directions = pixel_rays(batch["c2w"], batch["focal"], self.img_size)
         pick = self._choose_rays(image)
+        along = (directions * batch["c2w"][:, :, None, None, :, 2]).sum(dim=-1).flatten(1, 3)[:, pick]
         origins, directions = origins.flatten(1, 3)[:, pick], directions.flatten(1, 3)[:, pick]
         target = image.movedim(2, -1).flatten(1, 3)[:, pick]
         seen = self.render(grids, origins, directions, batch["near_far"], jitter=self.jitter)
         losses = dict(
             loss_rgb=F.mse_loss(seen.rgb, target), loss_distortion=self.distortion_weight * seen.distortion.mean()
         )
+        if "depth" in batch:
+            distance = batch["depth"].flatten(1, 3)[:, pick] / along
+            losses["loss_depth"] = self.depth_weight * self._depth_error(grids, seen, distance, batch)
         if self.lpips is not None and self.lpips.available:
             height, width = self.img_size
             whole = [x[:, : height * width].unflatten(1, (height, width)).movedim(-1, 1) for x in (seen.rgb, target)]
             losses["loss_lpips"] = self.lpips_weight * self.lpips(*whole).mean()
         losses["psnr"] = -10 * losses["loss_rgb"].detach().log10()
         return losses
+
+    def _depth_error(self, grids: Grids, seen: Rendering, distance: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Mean error of the rays' ends, in units of the far end, and that of the input view's frustum."""
+        far = batch["near_far"][:, 1:]
+        end = seen.depth + (1 - seen.opacity) * far
+        error = ((end - distance.minimum(far)).abs() / far).mean()
+        return error if grids.frustum is None else error + grids.frustum.depth_error(batch["depth"][:, 0])
 
     def _choose_rays(self, image: Tensor) -> Tensor:
         """Random pixels of all views, the input's included; with ``whole_view`` one complete target comes first."""
