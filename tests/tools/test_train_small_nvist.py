@@ -1,0 +1,58 @@
+"""The training of the small NViST, from scenes to a file that the library reads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from visionkit.nvs.weights import load_small
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "train_small_nvist.py"
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "pool"
+    options = ("--seconds", 1, "--scenes", 3, "--test-scenes", 1, "--views", 4, "--workers", 1)
+    done = run("scenes", "--pool", folder, *options)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_pool_holds_what_its_cameras_see(pool):
+    arrays = {name: np.load(pool / f"{name}.npy") for name in ("images", "c2w", "focal", "near_far", "depths")}
+    scenes = len(arrays["images"])
+    assert arrays["images"].shape == (scenes, 4, 3, 160, 90) and arrays["c2w"].shape == (scenes, 4, 3, 4)
+    near, far = arrays["near_far"].T[:, :, None, None, None]
+    depths = arrays["depths"].astype(np.float32)
+    assert depths.shape == (scenes, 4, 160, 90)
+    # in one scale, that of the unit cube; near and far are quantiles of a few points
+    assert (0.6 * near < depths).mean() > 0.99 and (depths < 1.4 * far).mean() > 0.9
+
+
+def test_training_writes_a_model_and_goes_on_from_one(pool, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    few = ("--size", "cpu", "--minutes", 0.01, "--batch", 1, "--views", 2, "--rays", 8, "--device", "cpu")
+    for out, more in ((first, ()), (second, ("--init", first))):
+        done = run("train", "--pool", pool, "--out", out, *few, *more)
+        assert done.returncode == 0, done.stderr
+        assert "of unseen layouts" in done.stdout
+    model, scale = load_small(second)
+    assert 0 < scale["near_far"][0] < scale["distance"] < scale["near_far"][1]
+    assert all(bool(each.isfinite().all()) for each in model.state_dict().values())
+    before = load_small(first)[0].encoder.patch_embed.proj.weight
+    assert (
+        0 < float((model.encoder.patch_embed.proj.weight - before).detach().abs().max()) < 0.1
+    )  # it went on from there
+
+
+def test_without_a_pool_it_says_what_to_do(tmp_path):
+    done = run("train", "--pool", tmp_path / "none", "--out", tmp_path / "x.safetensors")
+    assert done.returncode == 2 and "make one: scenes --pool" in done.stderr
+    assert done.stderr.count("\n") == 1
