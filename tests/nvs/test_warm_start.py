@@ -32,7 +32,7 @@ def test_the_input_camera_stands_where_nvist_wants_it_and_sees_the_same(scene):
     assert np.allclose(*pixels)
 
 
-@pytest.mark.parametrize("change", [{}, dict(frustum_depths=8), dict(representation="triplanes")])
+@pytest.mark.parametrize("change", [{}, dict(frustum_depths=8, background="learned"), dict(representation="triplanes")])
 def test_the_field_begins_as_the_prediction(scene, change):
     torch.manual_seed(0)
     start = WarmStart(NVSInferencer(NViST(**TINY, **change)), scene, 3)

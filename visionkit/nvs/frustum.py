@@ -66,10 +66,15 @@ class Frustum(NamedTuple):
         """
         density = self.volume[:, 0]
         step = self.reach / density.shape[1]
-        before = ((density.cumsum(dim=1) - density / 2) * step).clamp_min(1e-6)
+        before = optical_depth(density, step).clamp_min(1e-6)
         middle = (torch.arange(density.shape[1], device=depth.device) + 0.5) * step
         lit = ((depth[:, None] - middle[:, None, None]) / step + 0.5).clamp(0, 1)
         return (lit * before - (1 - lit) * torch.log(-torch.expm1(-before))).mean()
+
+
+def optical_depth(density: Tensor, step: float) -> Tensor:
+    """From the camera to the middles of the cells (B, D, H, W) of a frustum, ``step`` deep."""
+    return (density.cumsum(dim=1) - density / 2) * step
 
 
 def _sample(grid: Tensor, place: Tensor) -> Tensor:
@@ -103,10 +108,8 @@ class FrustumHead(nn.Module):
         joined = self.join(coarse + self.detail(image - 0.5)).float()
         logit, features = joined.split([joined.shape[1] - FEATURES, FEATURES], dim=1)
         density = DENSITY_SCALE * F.softplus(logit + START)
-        before = density.cumsum(dim=1) - density / 2  # up to the middle of a cell
-        light = torch.exp(-before * (2 * box / density.shape[1]))
-        pixels = torch.cat([image, features], dim=1)
-        return Frustum(torch.stack([density, light], dim=1), pixels, camera, box)
+        light = torch.exp(-optical_depth(density, 2 * box / density.shape[1]))
+        return Frustum(torch.stack([density, light], dim=1), torch.cat([image, features], dim=1), camera, box)
 
     def complete(self, field: Field, frustum: Frustum) -> Field:
         """The field of a frustum where the photograph looks, and of ``field`` where it does not.

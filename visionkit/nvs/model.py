@@ -232,7 +232,8 @@ class NViST(BaseModel):
         grids = self.represent(image[:, 0], batch["camera_params"])
         origins, directions = pixel_rays(batch["c2w"], batch["focal"], self.img_size)
         pick = self._choose_rays(image)
-        along = (directions * batch["c2w"][:, :, None, None, :, 2]).sum(dim=-1).flatten(1, 3)[:, pick]
+        if "depth" in batch:  # along the optical axis -> along the ray
+            distance = batch["depth"] / (directions * batch["c2w"][:, :, None, None, :, 2]).sum(dim=-1)
         origins, directions = origins.flatten(1, 3)[:, pick], directions.flatten(1, 3)[:, pick]
         target = image.movedim(2, -1).flatten(1, 3)[:, pick]
         seen = self.render(grids, origins, directions, batch["near_far"], jitter=self.jitter)
@@ -240,7 +241,7 @@ class NViST(BaseModel):
             loss_rgb=F.mse_loss(seen.rgb, target), loss_distortion=self.distortion_weight * seen.distortion.mean()
         )
         if "depth" in batch:
-            distance = batch["depth"].flatten(1, 3)[:, pick] / along
+            distance = distance.flatten(1, 3)[:, pick]
             losses["loss_depth"] = self.depth_weight * self._depth_error(grids, seen, distance, batch)
         if self.lpips is not None and self.lpips.available:
             height, width = self.img_size

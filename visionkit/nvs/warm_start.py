@@ -39,7 +39,8 @@ class WarmStart:
     def __call__(self, model: SceneField) -> None:
         """Brings a field to the prediction, by descent at random points of NViST's box."""
         background = self.model.renderer.background
-        model.net.background_logit.data = (torch.zeros(3) if background is None else background.cpu()).logit(0.02)
+        background = torch.zeros(3) if background is None else background.detach().cpu()
+        model.net.background_logit.data = background.logit(0.02)
         optimiser = torch.optim.Adam([*model.density_grid.parameters(), *model.colour_grid.parameters()], RATE)
         optimiser.add_param_group(dict(params=[*model.net.rgb_matrix.parameters(), *model.net.rgb_mlp.parameters()]))
         for step in range(STEPS):
