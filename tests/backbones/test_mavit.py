@@ -32,3 +32,9 @@ def test_with_kernels_as_without(name, fuses, monkeypatch):
     for expected, actual in zip(plain, kernels):
         torch.testing.assert_close(actual, expected)
     assert ["gate" in options for options in given] == [False, fuses]
+
+
+def test_an_attention_with_a_gate_of_its_own_is_given_none():
+    same = layer("lawcat")
+    for expected, actual in zip(*(output_and_gradients(same, form) for form in ("torch", "triton"))):
+        torch.testing.assert_close(actual, expected)

@@ -52,7 +52,7 @@ class AttentionCore(nn.Module):
         self.function, parameters = find_attention(name, num_heads, head_dim)
         self.own = nn.ParameterDict({key: nn.Parameter(value) for key, value in parameters.items()})
         accepted = _accepted_options(self.function)
-        self.takes_rotary, self.takes_gate = "rotary" in accepted, "gate" in accepted
+        self.takes_rotary, self.takes_gate = "rotary" in accepted, {"local", "gate"} <= accepted
         if wrong := sorted(set(options) - accepted):
             raise VisionKitError(
                 f"attention={name!r}: has no option {wrong[0]!r}; it takes {', '.join(sorted(accepted))}"
