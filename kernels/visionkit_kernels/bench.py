@@ -9,6 +9,7 @@ Ceilings, a large copy and a large matrix product, are measured in the same run.
 import argparse
 import contextlib
 import datetime
+import functools
 import gc
 import importlib.util
 import json
@@ -229,26 +230,40 @@ def _graph_seconds(calls: list[Callable]) -> float:
 def passes(run: Run, sets: list[list[Tensor]], training: bool) -> dict[str, float]:
     """Seconds of the forward pass, of both passes, of the backward pass; peaks of memory beyond the inputs."""
 
-    def forward(inputs: list[Tensor]) -> Callable:
-        def call() -> None:
-            with torch.no_grad():
-                run(*inputs)
-
-        return call
-
-    def step(inputs: list[Tensor]) -> Callable:
-        return lambda: torch.autograd.grad(run(*inputs), inputs, grad)
-
-    found = dict(peak_bytes=_peak(forward(sets[0])))
-    found["seconds"], graph = median_seconds([forward(each) for each in sets])
+    forward, each = forward_call(run), lambda call: [functools.partial(call, inputs) for inputs in sets]
+    found = dict(peak_bytes=_peak(each(forward)[0]))
+    found["seconds"], graph = median_seconds(each(forward))
     if training:
-        grad = torch.randn_like(run(*sets[0]))
-        found["step_peak_bytes"] = _peak(step(sets[0]))
-        found["step_seconds"], graph = median_seconds([step(each) for each in sets])
+        step = step_call(run, sets[0])
+        found["step_peak_bytes"] = _peak(each(step)[0])
+        found["step_seconds"], graph = median_seconds(each(step))
         found["backward_seconds"] = found["step_seconds"] - found["seconds"]
     if not graph:
         found["eager"] = True
     return found
+
+
+def forward_call(run: Run) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The forward pass as a function of its inputs."""
+
+    def forward(inputs: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [run(*inputs)]
+
+    return forward
+
+
+def step_call(run: Run, inputs: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Both passes as a function of inputs like these; it gives their gradients."""
+    grad = torch.randn_like(forward_call(run)(inputs)[0])
+    return lambda inputs: list(torch.autograd.grad(run(*inputs), inputs, grad))
+
+
+def input_sets(case: Case) -> list[list[Tensor]]:
+    """Inputs of a case, several where one operation must not find them in a cache."""
+    sets = [case.inputs()]
+    nbytes = sum(x.nbytes for x in sets[0])
+    return sets + [case.inputs() for _ in range(min(7, SETS_BYTES // nbytes)) if case.op in ROTATED]
 
 
 def _peak(call: Callable) -> int:
@@ -265,9 +280,7 @@ def measure(case: Case, ceilings: dict[str, float], compiled: bool) -> dict:
     """One row."""
     from visionkit.ops import dispatch
 
-    sets = [case.inputs()]
-    nbytes = sum(x.nbytes for x in sets[0])
-    sets += [case.inputs() for _ in range(min(7, SETS_BYTES // nbytes)) if case.op in ROTATED]
+    sets = input_sets(case)
     row = dict(op=case.op, job=case.job)
     with dispatch.use_kernels("triton" if case.op in ROTATED else "auto"):
         row.update(passes(case.run, sets, case.training))
@@ -364,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.tune:
         from visionkit_kernels import tune
 
-        tune.main(["--op", *(op for op in options.op if op in tune.CASES)])
+        tune.tune([op for op in options.op if op in tune.CASES])
     started = time.perf_counter()
     limits = ceilings()
     content = dict(header(), **limits, rows=[])

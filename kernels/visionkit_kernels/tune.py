@@ -8,7 +8,6 @@ them from then on where a device of that compute capability runs them; ``--out``
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ KNOBS = {
 }
 CASES = dict(linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
 WORTH = 0.97  # a find must take at most this share of the default's time, or noise would choose
+SECONDS = 240
 TOLERANCE = 2e-2  # of the largest value: sums are taken in another order
 
 
@@ -57,21 +57,11 @@ def agree(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 def tune_case(case: bench.Case, known: dict[str, dict], over: Callable[[], bool]) -> Iterator[tuple[str, dict]]:
     """Yields kernel and find for all that a case launches and that is not known yet."""
-    sets = [case.inputs()]
-    nbytes = sum(x.nbytes for x in sets[0])
-    sets += [case.inputs() for _ in range(min(7, bench.SETS_BYTES // nbytes)) if case.op in bench.ROTATED]
-    with torch.no_grad():
-        grad = torch.randn_like(case.run(*sets[0]))
-
-    def forward(inputs: list[Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return [case.run(*inputs)]
-
-    def step(inputs: list[Tensor]) -> list[Tensor]:
-        return list(torch.autograd.grad(case.run(*inputs), inputs, grad))
-
+    sets = bench.input_sets(case)
+    forward = bench.forward_call(case.run)
+    step = bench.step_call(case.run, sets[0]) if case.training else forward
     with tiles.recorded() as asked:
-        (step if case.training else forward)(sets[0])
+        step(sets[0])
     for key, default in asked.items():
         knobs = next((knobs for name, knobs in KNOBS.items() if key.startswith(name)), None)
         if knobs is None or key in known or over():
@@ -112,10 +102,13 @@ def write(path: Path, architecture: str, found: dict[str, dict]) -> None:
     """Adds to what the file holds."""
     content = json.loads(path.read_text()) if path.exists() else {}
     content[architecture] = {**content.get(architecture, {}), **found}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(beside, path)
+    bench.write(path, content)
     tiles.read.cache_clear()
+
+
+def tune(operations: list[str], out: Path = tiles.FILE, seconds: float = SECONDS) -> None:
+    """Adds the finds for these operations on the device at hand to a file."""
+    write(out, tiles.architecture(torch.device("cuda")), run(operations, seconds))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,13 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.tune", description=__doc__.splitlines()[0])
     parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--out", type=Path, default=tiles.FILE, help="default: tiles.json beside the kernels")
-    parser.add_argument("--seconds", type=float, default=240, help="try nothing new after so long (default: 240)")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"try nothing new after so long (default: {SECONDS})"
+    )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("error: tuning needs a CUDA device, and none is at hand", file=sys.stderr)
         return 2
-    found = run(options.op, options.seconds)
-    write(options.out, tiles.architecture(torch.device("cuda")), found)
+    tune(options.op, options.out, options.seconds)
     return 0
 
 
