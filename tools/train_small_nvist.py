@@ -31,6 +31,7 @@ from visionkit.cli import run_command  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
+from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
 from visionkit.nvs.published import load_weights  # noqa: E402
 from visionkit.nvs.weights import load_small, save_small  # noqa: E402
@@ -274,8 +275,7 @@ def evaluate(model: NViST, pool: Pool) -> float:
         rays = [each[0, 1:].flatten(1, 2)[:, pick] for each in pixel_rays(batch["c2w"], batch["focal"], SIZE)]
         seen = model.render(grids, *(each.flatten(0, 1)[None] for each in rays), batch["near_far"]).rgb[0]
         truth = batch["image"][0, 1:].movedim(1, -1).flatten(1, 2)[:, pick]
-        error = (seen.view_as(truth).clamp(0, 1) - truth).square().mean(dim=(1, 2))
-        scores.append(-10 * error.log10().mean())
+        scores.append(psnr(seen.view_as(truth).clamp(0, 1), truth).mean())
     return float(torch.stack(scores).mean())
 
 

@@ -22,15 +22,19 @@ def table(height, width, dim):
     return rotary_table_2d(height, width, dim, dtype=torch.float64, device=DEVICE)
 
 
-@pytest.mark.parametrize(
+kinds_of_heads = pytest.mark.parametrize(
     "dtype, order, dim, normalise_rotated",
     [
         (torch.float64, "tokens", 8, False),
+        (torch.float64, "heads", 24, True),
         (torch.float32, "channels", 24, True),
         (torch.float16, "heads", 16, False),
         (torch.bfloat16, "tokens", 16, False),
     ],
 )
+
+
+@kinds_of_heads
 def test_mala(dtype, order, dim, normalise_rotated):
     """130 tokens are three tiles in two runs, the last tile nearly empty; 24 and 20 channels do not fill theirs."""
     tensors = inputs((1, 1, 130, dim), (1, 1, 130, dim), (1, 1, 130, 20), dtype=dtype, order=order)
@@ -42,16 +46,7 @@ def gated(form, **options):
     return lambda q, k, v, local, gate: mala(form, local=local, gate=gate, **options)(q, k, v)
 
 
-@pytest.mark.parametrize(
-    "dtype, order, dim, normalise_rotated",
-    [
-        (torch.float64, "tokens", 8, False),
-        (torch.float64, "heads", 24, True),
-        (torch.float32, "channels", 24, True),
-        (torch.float16, "heads", 16, False),
-        (torch.bfloat16, "tokens", 16, False),
-    ],
-)
+@kinds_of_heads
 def test_mala_with_a_local_branch_and_a_gate(dtype, order, dim, normalise_rotated):
     tensors = inputs(*[(1, 1, 130, dim)] * 2, *[(1, 1, 130, 20)] * 3, dtype=dtype, order=order)
     options = dict(rotary=table(10, 13, dim), normalise_rotated=normalise_rotated)

@@ -14,7 +14,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB: (B, 3, H, W) twice, in [0, 1] -> (B,)."""
+    """Peak signal-to-noise ratio in dB: (B, ...) twice, in [0, 1] -> (B,)."""
     return -10 * (image - target).square().flatten(1).mean(dim=1).log10()
 
 

@@ -41,11 +41,10 @@ class WarmStart:
         background = self.model.renderer.background
         background = torch.zeros(3) if background is None else background.detach().cpu()
         model.net.background_logit.data = background.logit(0.02)
-        optimiser = torch.optim.Adam([*model.density_grid.parameters(), *model.colour_grid.parameters()], RATE)
-        optimiser.add_param_group(dict(params=[*model.net.rgb_matrix.parameters(), *model.net.rgb_mlp.parameters()]))
+        parts = model.density_grid, model.colour_grid, model.net.rgb_matrix, model.net.rgb_mlp
+        optimiser = torch.optim.Adam([each for part in parts for each in part.parameters()], RATE)
         for step in range(STEPS):
-            for group in optimiser.param_groups:
-                group["lr"] = RATE * (1 - step / STEPS)
+            optimiser.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
             points = torch.rand(1, POINTS, 3) * 2 - 1
             loss = self._error(model, points)
             optimiser.zero_grad()
