@@ -1,7 +1,8 @@
 """Train the small NViST that comes with visionkit, on a GPU in minutes or on a CPU in hours.
 
   python tools/train_small_nvist.py scenes --pool pool --seconds 540     # as many scenes as fit in that time
-  python tools/train_small_nvist.py train --pool pool --minutes 100 --out nvist_small.safetensors
+  python tools/train_small_nvist.py train --pool pool --minutes 50 --depths-alone --batch 16 --out depths.safetensors
+  python tools/train_small_nvist.py train --pool pool --minutes 60 --init depths.safetensors --out small.safetensors
 
 The scenes are those of datasets/synthesize_views.py, read and normalised as visionkit.MVImgNet reads them; they stay in
 memory, the GPU's where there is one. Rates follow the clock, so that the run ends annealed when its time is over. The
@@ -31,6 +32,7 @@ from visionkit.cli import run_command  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
+from visionkit.nvs.frustum import density_and_light, depth_error  # noqa: E402
 from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
 from visionkit.nvs.published import load_weights  # noqa: E402
@@ -39,13 +41,13 @@ from visionkit.nvs.weights import load_small, save_small  # noqa: E402
 SIZE = (160, 90)
 COMMON = dict(
     img_size=SIZE, decoder_patch_size=4, true_positions=True, background="learned", whole_view=False, lpips_weight=0,
-    frustum_depths=48, num_samples=48,
+    frustum_depths=64, num_samples=48, bf16=True,
 )  # fmt: skip
 SIZES = dict(
     gpu=dict(
         encoder_patch_size=5, encoder_embed_dim=224, encoder_depth=6, encoder_num_heads=7,
         decoder_embed_dim=224, decoder_depth=6, decoder_num_heads=7, decoder_output_dim=32, resolution=48,
-        sigma_dim=8, rgb_dim=24, rgb_feature_dim=64, bf16=True,
+        sigma_dim=8, rgb_dim=24, rgb_feature_dim=64,
     ),
     cpu=dict(
         encoder_patch_size=10, encoder_embed_dim=128, encoder_depth=4, encoder_num_heads=4,
@@ -74,6 +76,7 @@ def main() -> int:
     train.add_argument("--pool", type=Path, required=True)
     train.add_argument("--out", type=Path, default=Path("nvist_small.safetensors"))
     train.add_argument("--init", type=Path, help="weights to start from; parts that they lack start anew")
+    train.add_argument("--depths-alone", action="store_true", help="teach the frustum its depths and draw no rays")
     train.add_argument("--size", choices=sorted(SIZES), help="of the model; by default what the device can train")
     train.add_argument("--minutes", type=float, default=5)
     train.add_argument("--batch", type=int, default=8, help="scenes in a step")
@@ -200,7 +203,7 @@ def run_training(options: argparse.Namespace) -> int:
         rate = options.lr * min(1, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * passed)) + 1e-6
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = train_step(model, pool, optimizer, options)
+        loss = train_step(model, pool, optimizer, options)
         decay = min(options.ema, 1 - 1 / (step + 1))
         torch._foreach_lerp_(mean, list(model.parameters()), 1 - decay)
         step += 1
@@ -209,32 +212,56 @@ def run_training(options: argparse.Namespace) -> int:
         if now - told > 60 * options.minutes / REPORTS or passed >= 1:
             told = now
             with swapped(model, mean):
-                score = evaluate(model, pool)
+                score, error = evaluate(model, pool)
                 save_small(options.out, model, dict(config, bf16=False), scale)
             seconds = time.perf_counter() - started
             print(
-                f"{seconds:6.0f} s  step {step:6d}  psnr of a batch {float(losses['psnr']):.2f}  "
-                f"of unseen layouts {score:.2f}",
+                f"{seconds:6.0f} s  step {step:6d}  loss {loss:.4f}  of unseen layouts: psnr {score:.2f}  "
+                f"relative error of depth {error:.3f}",
                 flush=True,
             )
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB after {step} steps")
     return 0
 
 
-def train_step(model: NViST, pool: Pool, optimizer: torch.optim.Optimizer, options: argparse.Namespace) -> dict:
-    """One step on random scenes, input views and targets."""
-    device = options.device
-    scenes = torch.randint(pool.tests, len(pool), (options.batch,), device=device)
-    losses = model(**pool.batch(scenes, choose_views(pool.images.shape[1], options)), mode="loss")
+def train_step(model: NViST, pool: Pool, optimizer: torch.optim.Optimizer, options: argparse.Namespace) -> float:
+    """One step on random scenes, input views and targets, half the time in a mirror; its loss."""
+    scenes = torch.randint(pool.tests, len(pool), (options.batch,), device=options.device)
+    batch = pool.batch(scenes, choose_views(pool.images.shape[1], options))
+    if torch.rand(()) < 0.5:
+        batch = mirrored(batch)
+    losses = dict(loss=depth_loss(model, batch)) if options.depths_alone else model(**batch, mode="loss")
+    loss = sum(value for name, value in losses.items() if name.startswith("loss"))
     optimizer.zero_grad(set_to_none=True)
-    sum(value for name, value in losses.items() if name.startswith("loss")).backward()
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
     optimizer.step()
-    return losses
+    return float(loss.detach())
+
+
+def depth_loss(model: NViST, batch: dict[str, Tensor]) -> Tensor:
+    """How wrong the frustums of the input views are, at one pixel in four."""
+    image, head = batch["image"][:, 0], model.frustum_head
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=model.bf16):
+        predicted = head.predict(image, model.encoder(image)[:, 1:], batch["camera_params"])
+    top, left = torch.randint(2, (2,)).tolist()
+    density, _ = density_and_light(predicted[:, : head.depths, top::2, left::2].float(), model.box)
+    return depth_error(density, batch["depth"][:, 0, top::2, left::2], 2 * model.box)
+
+
+def mirrored(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The scenes with left and right exchanged; their cameras' x axes still point to the right of their images."""
+    sign = torch.tensor([[1, -1, -1, -1], [-1, 1, 1, 1], [-1, 1, 1, 1]], device=batch["c2w"].device)
+    return dict(batch, image=batch["image"].flip(-1), depth=batch["depth"].flip(-1), c2w=batch["c2w"] * sign)
 
 
 def choose_views(count: int, options: argparse.Namespace) -> Tensor:
-    """Views (B, V) of walks of ``count``; the first, the input, is of a walk's middle half, as people use it."""
+    """Views (B, V) of walks of ``count``; the first, the input, is of a walk's middle half, as people use it.
+
+    For depths alone there is that one view, and it is any.
+    """
+    if options.depths_alone:
+        return torch.randint(count, (options.batch, 1), device=options.device)
     order = torch.rand(options.batch, count, device=options.device)
     first = torch.randint(count // 4, count - count // 4, (options.batch, 1), device=options.device)
     return order.scatter(1, first, -1).argsort(dim=1)[:, : options.views]
@@ -262,13 +289,16 @@ class swapped:  # noqa: N801  (a context)
 
 
 @torch.inference_mode()
-def evaluate(model: NViST, pool: Pool) -> float:
-    """PSNR of random pixels of the first test scenes: the middle view is the input, all others are targets."""
+def evaluate(model: NViST, pool: Pool) -> tuple[float, float]:
+    """PSNR of random pixels, and the relative error of the input's depths, on the first test scenes.
+
+    The middle view is the input, all others are targets.
+    """
     count, pixels = pool.images.shape[1], SIZE[0] * SIZE[1]
     middle, device = count // 2, pool.images.device
     order = torch.tensor([middle, *(i for i in range(count) if i != middle)], device=device)
     pick = torch.randint(pixels, (REPORT_RAYS,), generator=torch.Generator().manual_seed(0)).to(device)
-    scores = []
+    scores, errors = [], []
     for number in range(min(pool.tests, REPORT_SCENES)):
         batch = pool.batch(torch.tensor([number], device=device), order[None])
         grids = model.represent(batch["image"][:, 0], batch["camera_params"])
@@ -276,7 +306,8 @@ def evaluate(model: NViST, pool: Pool) -> float:
         seen = model.render(grids, *(each.flatten(0, 1)[None] for each in rays), batch["near_far"]).rgb[0]
         truth = batch["image"][0, 1:].movedim(1, -1).flatten(1, 2)[:, pick]
         scores.append(psnr(seen.view_as(truth).clamp(0, 1), truth).mean())
-    return float(torch.stack(scores).mean())
+        errors.append((grids.frustum.depth() / batch["depth"][0, 0] - 1).abs().mean())
+    return float(torch.stack(scores).mean()), float(torch.stack(errors).mean())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from nvs.test_model import TINY, scenes
 
 from visionkit.nvs.cameras import pixel_rays
-from visionkit.nvs.frustum import FEATURES, MARGIN, Frustum, FrustumHead
+from visionkit.nvs.frustum import FEATURES, MARGIN, Frustum, FrustumHead, depth_error
 from visionkit.nvs.model import NViST
 from visionkit.ops.render import Field
 
@@ -20,7 +20,7 @@ def frustum(density, dtype=torch.float64):
     density = torch.as_tensor(density, dtype=dtype)
     light = torch.exp(-(density.cumsum(0) - density / 2) * 2 * BOX / DEPTHS)
     volume = torch.stack([density, light])[None, :, :, None, None].expand(1, 2, DEPTHS, *SIZE)
-    pixels = torch.rand(1, 3 + FEATURES, *SIZE, dtype=dtype)
+    pixels = torch.rand(1, 6 + FEATURES, *SIZE, dtype=dtype)
     return Frustum(volume, pixels, torch.tensor([[DISTANCE, FOCAL / SIZE[0]]], dtype=dtype), BOX)
 
 
@@ -63,16 +63,20 @@ def test_the_frustum_fades_out_beyond_the_images_edge(beyond, believed):
     assert float(trust) == pytest.approx(believed)
 
 
-def test_colours_are_the_pixels_or_the_fields_as_the_mixture_says():
+def test_colours_are_the_pixels_the_fields_or_hidden_ones_as_the_mixture_says():
     seen = frustum(torch.zeros(DEPTHS))
     origins, directions = own_rays()
     field = Field(None, lambda x, d: torch.full_like(x, 0.25))
     head = FrustumHead(8, (4, 2), DEPTHS).double()
     points = (origins + 0.4 * directions) / BOX
-    for bias, expected in ((60.0, seen.pixels[:, :3].flatten(2).mT), (-60.0, torch.full_like(points, 0.25))):
-        torch.nn.init.zeros_(head.mix[-1].weight)
-        torch.nn.init.constant_(head.mix[-1].bias, bias)
+    pixel = seen.pixels.flatten(2).mT
+    torch.nn.init.zeros_(head.mix[-1].weight)
+    for choice, expected in enumerate((pixel[..., :3], torch.full_like(points, 0.25), pixel[..., 3:6])):
+        head.mix[-1].bias.data = 60.0 * (torch.arange(3) == choice).double()
         assert torch.allclose(head.complete(field, seen).colour(points, directions), expected)
+    head.mix[-1].bias.data = torch.tensor([0.5, 0.25, 0.25]).double().log()
+    expected = 0.5 * pixel[..., :3] + 0.25 * 0.25 + 0.25 * pixel[..., 3:6]
+    assert torch.allclose(head.complete(field, seen).colour(points, directions), expected)
 
 
 def test_a_head_fills_the_frustum_with_what_it_predicts():
@@ -80,7 +84,7 @@ def test_a_head_fills_the_frustum_with_what_it_predicts():
     head = FrustumHead(8, (4, 2), DEPTHS)
     image = torch.rand(2, 3, *SIZE)
     seen = head(image, torch.randn(2, 8, 8), torch.tensor([[0.5, 0.9]] * 2), BOX)
-    assert seen.volume.shape == (2, 2, DEPTHS, *SIZE) and seen.pixels.shape == (2, 3 + FEATURES, *SIZE)
+    assert seen.volume.shape == (2, 2, DEPTHS, *SIZE) and seen.pixels.shape == (2, 6 + FEATURES, *SIZE)
     density, light = seen.volume.unbind(1)
     assert density.min() > 0 and torch.equal(seen.pixels[:, :3], image)
     half = density * BOX / DEPTHS
@@ -95,7 +99,7 @@ def test_the_depth_error_is_the_cross_entropy_of_lit_and_unlit_cells():
         light = float(seen.volume[0, 1, cell, 0, 0])
         lit = min(max((depth - (cell + 0.5) * step) / step + 0.5, 0), 1)
         expected.append(-lit * math.log(light) - (1 - lit) * math.log(1 - light))
-    actual = seen.depth_error(torch.full((1, *SIZE), depth).double())
+    actual = depth_error(seen.volume[:, 0], torch.full((1, *SIZE), depth).double(), 2 * BOX)
     assert float(actual) == pytest.approx(sum(expected) / DEPTHS, rel=1e-6)
 
 

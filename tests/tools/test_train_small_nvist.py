@@ -1,15 +1,21 @@
 """The training of the small NViST, from scenes to a file that the library reads."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.weights import load_small
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "train_small_nvist.py"
+spec = importlib.util.spec_from_file_location("train_small_nvist", SCRIPT)
+train_small_nvist = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(train_small_nvist)
 
 
 def run(*arguments):
@@ -38,7 +44,7 @@ def test_a_pool_holds_what_its_cameras_see(pool):
 def test_training_writes_a_model_and_goes_on_from_one(pool, tmp_path):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     few = ("--size", "cpu", "--minutes", 0.01, "--batch", 1, "--views", 2, "--rays", 8, "--device", "cpu")
-    for out, more in ((first, ()), (second, ("--init", first))):
+    for out, more in ((first, ("--depths-alone",)), (second, ("--init", first))):
         done = run("train", "--pool", pool, "--out", out, *few, *more)
         assert done.returncode == 0, done.stderr
         assert "of unseen layouts" in done.stdout
@@ -55,3 +61,20 @@ def test_without_a_pool_it_says_what_to_do(tmp_path):
     done = run("train", "--pool", tmp_path / "none", "--out", tmp_path / "x.safetensors")
     assert done.returncode == 2 and "make one: scenes --pool" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_mirrored_scene_is_the_same_scene_in_a_mirror():
+    """A point seen at a pixel is, mirrored, seen at the mirrored pixel."""
+    torch.manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(2, 3, 3, 3)).Q
+    batch = dict(
+        image=torch.rand(2, 3, 3, 6, 4),
+        depth=torch.rand(2, 3, 6, 4),
+        c2w=torch.cat([axes * torch.linalg.det(axes)[..., None, None], torch.randn(2, 3, 3, 1)], dim=-1),
+        focal=torch.full((2, 3, 2), 5.0),
+    )
+    mirror = train_small_nvist.mirrored(batch)
+    for own, other in zip(*(pixel_rays(each["c2w"], each["focal"], (6, 4)) for each in (batch, mirror))):
+        assert torch.allclose(other.flip(3), own * torch.tensor([-1.0, 1, 1]), atol=1e-6)
+    assert torch.equal(mirror["image"].flip(-1), batch["image"])
+    assert torch.equal(mirror["depth"].flip(-1), batch["depth"])

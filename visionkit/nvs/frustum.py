@@ -3,7 +3,7 @@
 NViST's grids are coarse, and all they hold has gone through a transformer's tokens. Most of what a camera near the
 photograph's sees is in the photograph itself, sharp: a point's colour is that of the pixel it lies behind, unless
 something lies before it (pixel-aligned colours: Yu et al., *pixelNeRF*, CVPR 2021). The grids keep what the photograph
-does not show.
+does not show, beside a guess of the head's at the colours that lie right behind those it shows.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,10 @@ DENSITY_SCALE = 20.0
 START = -3.0  # of the density's logit: a thin fog, through which gradients reach all depths
 NEAREST = 0.02  # depth below which points are not told apart
 MARGIN = 0.5  # how far beyond the image's edge its frustum fades out, in half widths or heights
-FEATURES = 8
+FEATURES = 5
+WIDTHS = 32, 64, 128  # of the U-Net, at 1/2, 1/4 and 1/8 of the photograph's size
+BLOCKS = 1, 2, 3  # residual blocks there, the first two numbers on the way down and again on the way up
+GROUPS = 8  # of channels normalised together
 
 
 class Frustum(NamedTuple):
@@ -26,7 +29,7 @@ class Frustum(NamedTuple):
 
     volume: (B, 2, D, H, W), density, and the share of light that comes from there to the camera; D equal steps of depth
         from 0 to ``reach``.
-    pixels: (B, 3 + FEATURES, H, W), colours in [0, 1], then features.
+    pixels: (B, 6 + FEATURES, H, W), colours in [0, 1], a guess at those of what they hide, then features.
     camera: (B, 2), distance, and focal length / image height.
     box: half the side of the cube of the scene, which points are given in.
     """
@@ -59,17 +62,27 @@ class Frustum(NamedTuple):
         believed = (1 - beyond / MARGIN).clamp_min(0)
         return density * believed, light * believed, believed
 
-    def depth_error(self, depth: Tensor) -> Tensor:
-        """How wrong the share of light is if these are the depths (B, H, W) of the pixels.
+    def depth(self) -> Tensor:
+        """(B, H, W): how deep light reaches, in the mean."""
+        return self.volume[:, 1].mean(dim=1) * self.reach
 
-        Cross-entropy, mean over all cells: light reaches those before the surface, none those behind it.
-        """
-        density = self.volume[:, 0]
-        step = self.reach / density.shape[1]
-        before = optical_depth(density, step).clamp_min(1e-6)
-        middle = (torch.arange(density.shape[1], device=depth.device) + 0.5) * step
-        lit = ((depth[:, None] - middle[:, None, None]) / step + 0.5).clamp(0, 1)
-        return (lit * before - (1 - lit) * torch.log(-torch.expm1(-before))).mean()
+
+def density_and_light(logit: Tensor, box: float) -> tuple[Tensor, Tensor]:
+    """(B, D, H, W) each, of such logits."""
+    density = DENSITY_SCALE * F.softplus(logit + START)
+    return density, torch.exp(-optical_depth(density, 2 * box / density.shape[1]))
+
+
+def depth_error(density: Tensor, depth: Tensor, reach: float) -> Tensor:
+    """How wrong the light of densities (B, D, H, W) is if the pixels' depths are these (B, H, W).
+
+    Cross-entropy, mean over all cells: light reaches those before the surface, none those behind it.
+    """
+    step = reach / density.shape[1]
+    before = optical_depth(density, step).clamp_min(1e-6)
+    middle = (torch.arange(density.shape[1], device=depth.device) + 0.5) * step
+    lit = ((depth[:, None] - middle[:, None, None]) / step + 0.5).clamp(0, 1)
+    return (lit * before - (1 - lit) * torch.log(-torch.expm1(-before))).mean()
 
 
 def optical_depth(density: Tensor, step: float) -> Tensor:
@@ -81,35 +94,68 @@ def _sample(grid: Tensor, place: Tensor) -> Tensor:
     return F.grid_sample(grid, place, padding_mode="border", align_corners=False)
 
 
+class Residual(nn.Module):
+    """Two convolutions beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.conv1(self.norm(x))))
+
+
 class FrustumHead(nn.Module):
     """Predicts frustums, and mixes their colours with a field's.
+
+    A U-Net from the photograph to the density of all its pixels and depths; the encoder's tokens enter where it is
+    coarsest (1/8), so that every pixel knows of the whole picture.
 
     Args:
         token_dim: width of the encoder's tokens.
         grid: rows and columns of them.
         depths: steps of depth.
-        width: channels of the convolutions.
     """
 
-    def __init__(self, token_dim: int, grid: tuple[int, int], depths: int, width: int = 32) -> None:
+    def __init__(self, token_dim: int, grid: tuple[int, int], depths: int) -> None:
         super().__init__()
-        self.grid = grid
-        self.spread = nn.Linear(token_dim, 4 * width)
-        self.detail = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, width, 3, padding=1))
-        self.join = nn.Sequential(
-            nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, depths + FEATURES, 1)
+        self.grid, self.depths, self.coarsest = grid, depths, 2 ** len(WIDTHS)
+        pairs = list(zip(WIDTHS, WIDTHS[1:]))
+        self.spread = nn.Linear(token_dim, WIDTHS[-1])
+        self.stem = nn.Conv2d(6, WIDTHS[0], 2, stride=2)
+        self.down = nn.ModuleList(map(_blocks, WIDTHS[:-1], BLOCKS))
+        self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
+        self.middle = _blocks(WIDTHS[-1], BLOCKS[-1])
+        self.grow = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)) for fine, coarse in pairs
         )
-        self.mix = nn.Sequential(nn.Linear(FEATURES + 9, 16), nn.GELU(), nn.Linear(16, 1))
+        self.up = nn.ModuleList(map(_blocks, WIDTHS[:-1], BLOCKS))
+        self.out = nn.Sequential(nn.Conv2d(WIDTHS[0], 4 * (depths + 3 + FEATURES), 1), nn.PixelShuffle(2))
+        self.mix = nn.Sequential(nn.Linear(FEATURES + 12, 16), nn.GELU(), nn.Linear(16, 3))
 
     def forward(self, image: Tensor, tokens: Tensor, camera: Tensor, box: float) -> Frustum:
         """Photographs (B, 3, H, W) in [0, 1] and their patch tokens (B, L, D) -> their frustums."""
+        predicted = self.predict(image, tokens, camera).float()
+        logit, hidden, features = predicted.split([self.depths, 3, FEATURES], dim=1)
+        volume = torch.stack(density_and_light(logit, box), dim=1)
+        return Frustum(volume, torch.cat([image, hidden.sigmoid(), features], dim=1), camera, box)
+
+    def predict(self, image: Tensor, tokens: Tensor, camera: Tensor) -> Tensor:
+        """(B, D + 3 + FEATURES, H, W): logits of densities and of hidden colours, and features, of every pixel."""
+        height, width = image.shape[-2:]
+        x = torch.cat([image - 0.5, _whereabouts(camera, height, width)], dim=1)
+        x = F.pad(x, (0, -width % self.coarsest, 0, -height % self.coarsest), mode="replicate")
+        x, skips = self.stem(x), []
+        for blocks, shrink in zip(self.down, self.shrink):
+            skips.append(blocks(x))
+            x = shrink(skips[-1])
         coarse = self.spread(tokens).transpose(1, 2).unflatten(2, self.grid)
-        coarse = F.interpolate(F.pixel_shuffle(coarse, 2), image.shape[-2:], mode="bilinear")
-        joined = self.join(coarse + self.detail(image - 0.5)).float()
-        logit, features = joined.split([joined.shape[1] - FEATURES, FEATURES], dim=1)
-        density = DENSITY_SCALE * F.softplus(logit + START)
-        light = torch.exp(-optical_depth(density, 2 * box / density.shape[1]))
-        return Frustum(torch.stack([density, light], dim=1), torch.cat([image, features], dim=1), camera, box)
+        x = self.middle(x + F.interpolate(coarse, x.shape[-2:], mode="bilinear"))
+        for grow, blocks, skip in zip(reversed(self.grow), reversed(self.up), reversed(skips)):
+            x = blocks(grow(x) + skip)
+        return self.out(x)[..., :height, :width]
 
     def complete(self, field: Field, frustum: Frustum) -> Field:
         """The field of a frustum where the photograph looks, and of ``field`` where it does not.
@@ -125,10 +171,22 @@ class FrustumHead(nn.Module):
             place = frustum.place(points)
             other = field.colour(points, directions)
             pixels = _sample(frustum.pixels, place[:, None, :, :2])[:, :, 0].transpose(1, 2)
-            own, features = pixels[..., :3], pixels[..., 3:]
+            own, hidden, features = pixels.split([3, 3, FEATURES], dim=-1)
             _, light, believed = frustum.look_up(place)
             known = torch.stack([light, believed, place[..., 2]], dim=-1)
-            share = self.mix(torch.cat([features, known, own, other], dim=-1)).sigmoid()
-            return torch.lerp(other, own, share)
+            share = self.mix(torch.cat([hidden, features, known, own, other], dim=-1)).softmax(dim=-1)
+            return (torch.stack([own, other, hidden], dim=-1) * share[..., None, :]).sum(dim=-1)
 
         return Field(density, colour)
+
+
+def _blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(Residual(width) for _ in range(count)))
+
+
+def _whereabouts(camera: Tensor, height: int, width: int) -> Tensor:
+    """(B, 3, H, W): where each pixel looks (x and y at depth 1), and how far the camera stands from the middle."""
+    row, column = ((torch.arange(side, device=camera.device) + 0.5 - side / 2) / height for side in (height, width))
+    row, column = torch.meshgrid(row, column, indexing="ij")
+    distance, focal = camera[:, :, None, None].unbind(1)
+    return torch.stack([column / focal, row / focal, distance.expand(-1, height, width)], dim=1)
