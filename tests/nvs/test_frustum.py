@@ -91,6 +91,12 @@ def test_a_head_fills_the_frustum_with_what_it_predicts():
     assert torch.allclose(light[:, 3], torch.exp(-2 * half[:, :3].sum(1) - half[:, 3]), atol=1e-6)
 
 
+def test_depth_is_the_mean_of_where_light_ends():
+    density = torch.zeros(DEPTHS)
+    density[5] = 1e4
+    assert torch.allclose(frustum(density).depth(), torch.tensor(5 * 2 * BOX / DEPTHS).double())
+
+
 def test_the_depth_error_is_the_cross_entropy_of_lit_and_unlit_cells():
     seen = frustum(torch.rand(DEPTHS, generator=torch.Generator().manual_seed(1)) * 5)
     step, depth = 2 * BOX / DEPTHS, 0.63

@@ -67,10 +67,15 @@ class Frustum(NamedTuple):
         return self.volume[:, 1].mean(dim=1) * self.reach
 
 
-def density_and_light(logit: Tensor, box: float) -> tuple[Tensor, Tensor]:
-    """(B, D, H, W) each, of such logits."""
-    density = DENSITY_SCALE * F.softplus(logit + START)
-    return density, torch.exp(-optical_depth(density, 2 * box / density.shape[1]))
+def density_of(logit: Tensor) -> Tensor:
+    """The density that a head's logit stands for."""
+    return DENSITY_SCALE * F.softplus(logit + START)
+
+
+def one_pixel_in_four() -> tuple:
+    """Index of every other row and column of (..., H, W), from a random one of the first two."""
+    top, left = torch.randint(2, (2,)).tolist()
+    return ..., slice(top, None, 2), slice(left, None, 2)
 
 
 def depth_error(density: Tensor, depth: Tensor, reach: float) -> Tensor:
@@ -139,8 +144,11 @@ class FrustumHead(nn.Module):
         """Photographs (B, 3, H, W) in [0, 1] and their patch tokens (B, L, D) -> their frustums."""
         predicted = self.predict(image, tokens, camera).float()
         logit, hidden, features = predicted.split([self.depths, 3, FEATURES], dim=1)
-        volume = torch.stack(density_and_light(logit, box), dim=1)
-        return Frustum(volume, torch.cat([image, hidden.sigmoid(), features], dim=1), camera, box)
+        density = density_of(logit)
+        light = torch.exp(-optical_depth(density, 2 * box / self.depths))
+        return Frustum(
+            torch.stack([density, light], dim=1), torch.cat([image, hidden.sigmoid(), features], dim=1), camera, box
+        )
 
     def predict(self, image: Tensor, tokens: Tensor, camera: Tensor) -> Tensor:
         """(B, D + 3 + FEATURES, H, W): logits of densities and of hidden colours, and features, of every pixel."""

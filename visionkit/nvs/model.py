@@ -13,7 +13,7 @@ from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.decoder import Decoder
 from visionkit.nvs.encoder import MaskedAutoencoder, ViTEncoder
 from visionkit.nvs.field import FieldRenderer
-from visionkit.nvs.frustum import Frustum, FrustumHead, depth_error
+from visionkit.nvs.frustum import Frustum, FrustumHead, depth_error, one_pixel_in_four
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.published import checkpoint_filter_fn, load_mae
 from visionkit.ops.render import Field, Rendering, ray_edges, render_rays_in_chunks
@@ -257,9 +257,8 @@ class NViST(BaseModel):
         error = ((end - distance.minimum(far)).abs() / far).mean()
         if grids.frustum is None:
             return error
-        top, left = torch.randint(2, (2,)).tolist()  # one pixel in four says enough
-        density, depth = grids.frustum.volume[:, 0, :, top::2, left::2], batch["depth"][:, 0, top::2, left::2]
-        return error + depth_error(density, depth, grids.frustum.reach)
+        some = one_pixel_in_four()  # says enough
+        return error + depth_error(grids.frustum.volume[:, 0][some], batch["depth"][:, 0][some], grids.frustum.reach)
 
     def _choose_rays(self, image: Tensor) -> Tensor:
         """Random pixels of all views, the input's included; with ``whole_view`` one complete target comes first."""
