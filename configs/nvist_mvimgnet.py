@@ -4,7 +4,7 @@
 seed = 1
 workers = 8
 image_size = (160, 90)
-source = dict(type="visionkit.MVImgNet", root="data/MVImgNet", images="images")
+source = dict(type="visionkit.MVImgNet", root="data/MVImgNet", images="images", centre="cube")  # as released
 
 stages = dict(
     mae=dict(

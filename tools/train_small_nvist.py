@@ -31,8 +31,9 @@ for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
 from visionkit.cli import run_command  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
+from visionkit.nvs.captures.scene import viewed_distances  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
-from visionkit.nvs.frustum import density_of, depth_error, one_pixel_in_four  # noqa: E402
+from visionkit.nvs.frustum import REACH, density_of, depth_error, one_pixel_in_four  # noqa: E402
 from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
 from visionkit.nvs.published import load_weights  # noqa: E402
@@ -149,11 +150,12 @@ class Pool:
             ) from error
         near, far = arrays["near_far"][self.tests :].T
         self.near_far = [float(near.quantile(NEAR_QUANTILE)), float(far.quantile(FAR_QUANTILE))]
-        centres = arrays["c2w"][self.tests :, :, :, 3].flatten(0, 1)
-        self.distance = float(centres.norm(dim=-1).median())
+        distances = torch.stack([torch.from_numpy(viewed_distances(each)) for each in arrays["c2w"].numpy()])
+        self.distance = float(distances[self.tests :].median())
         self.images, self.c2w, self.focal, self.depths = (
             arrays[name].to(device) for name in ("images", "c2w", "focal", "depths")
         )
+        self.distances = distances.float().to(device)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -163,7 +165,7 @@ class Pool:
         rows = scenes[:, None], views
         c2w, focal = self.c2w[rows], self.focal[rows]
         turn = c2w[:, :1, :, :3].mT
-        distance = c2w[:, 0, :, 3].norm(dim=-1)
+        distance = self.distances[scenes, views[:, 0]]
         place = turn @ (c2w[..., 3:] - c2w[:, :1, :, 3:])
         place[:, :, 2, 0] -= distance[:, None]
         near_far = torch.tensor(self.near_far, device=c2w.device).expand(len(scenes), 2)
@@ -187,7 +189,7 @@ def run_training(options: argparse.Namespace) -> int:
     if options.init is not None:
         known = load_small(options.init)[0].state_dict()
         load_weights(model, {**model.state_dict(), **known}, str(options.init))
-    scale = dict(near_far=pool.near_far, distance=pool.distance)
+    scale = dict(near_far=pool.near_far, distance=pool.distance, centre="viewed")
     model = model.to(options.device).train()
     mean = [each.detach().clone() for each in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=options.device == "cuda", betas=(0.9, 0.98))
@@ -244,9 +246,9 @@ def depth_loss(model: NViST, batch: dict[str, Tensor]) -> Tensor:
     image, head = batch["image"][:, 0], model.frustum_head
     with torch.autocast(image.device.type, torch.bfloat16, enabled=model.bf16):
         predicted = head.predict(image, model.encoder(image)[:, 1:], batch["camera_params"])
-    some = one_pixel_in_four()
-    density = density_of(predicted[:, : head.depths][some].float())
-    return depth_error(density, batch["depth"][:, 0][some], 2 * model.box)
+    some, reach = one_pixel_in_four(), REACH * batch["camera_params"][:, 0]
+    density = density_of(predicted[:, : head.depths][some].float(), reach)
+    return depth_error(density, batch["depth"][:, 0][some], reach)
 
 
 def mirrored(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -40,7 +40,9 @@ def model():
 
 @pytest.fixture
 def weights(tmp_path, model):
-    meta = dict(model=json.dumps(dict(type="visionkit.NViST", **TINY)), distance=0.7, near_far=[0.1, 2.0])
+    meta = dict(
+        model=json.dumps(dict(type="visionkit.NViST", **TINY)), distance=0.7, near_far=[0.1, 2.0], centre="viewed"
+    )
     save_checkpoint(dict(meta=meta, state_dict=model.state_dict()), tmp_path / "w" / "tiny.pth")
     return str(tmp_path / "w" / "tiny.pth")
 
@@ -85,7 +87,8 @@ def test_cropping_keeps_the_middle_and_the_angle():
 
 def test_a_checkpoint_brings_its_scale(weights, model):
     nvs = NVSInferencer(weights)
-    assert nvs.distance == 0.7 and nvs.near_far == (0.1, 2.0)
+    assert nvs.distance == 0.7 and nvs.near_far == (0.1, 2.0) and nvs.centre == "viewed"
+    assert NVSInferencer(model).centre == "cube"  # as released, where a checkpoint does not say
     for key, value in model.state_dict().items():
         assert torch.equal(nvs.model.state_dict()[key], value)
 

@@ -73,6 +73,19 @@ def test_a_sample_is_in_the_input_views_frame(tree):
     assert 0 < item["near_far"][0] < item["camera_params"][0] < item["near_far"][1] < 2
 
 
+def test_the_distance_is_from_where_the_cameras_look_or_as_released_from_the_cubes_centre(tree):
+    away = {}
+    for centre in ("viewed", "cube"):
+        data = MVImgNet(str(tree), split="test", img_size=SIZE, centre=centre)
+        scene, item = data.scenes[0].scene, data[0]
+        away[centre] = float(item["camera_params"][0])
+        assert away[centre] == pytest.approx(scene.distances(centre)[6])
+        assert float(item["c2w"][0, 2, 3]) == pytest.approx(-away[centre])
+    assert away["cube"] == pytest.approx(np.linalg.norm(scene.centres[6])) and away["cube"] != away["viewed"]
+    with pytest.raises(VisionKitError, match="centre='middle': expected one of viewed, cube"):
+        MVImgNet(str(tree), img_size=SIZE, centre="middle")
+
+
 def test_a_point_seen_twice_has_one_place(tree):
     """Depth of two views, in the sample's frame: rays of both end on the same surface."""
     data = MVImgNet(str(tree), split="test", img_size=SIZE)
@@ -278,7 +291,7 @@ def test_both_stages_train_and_report(trained):
     assert [row["model"] for row in rows] == ["tiny"] and rows[0]["PSNR"] > 3 and -1 < rows[0]["SSIM"] < 1
     assert Image.open(folder / "nvist" / "views.jpg").size[1] >= SIZE[0]
     meta = load_checkpoint(folder / "nvist" / "epoch_2.pth")["meta"]
-    assert 0 < meta["near_far"][0] < meta["distance"] < meta["near_far"][1]
+    assert 0 < meta["near_far"][0] < meta["distance"] < meta["near_far"][1] and meta["centre"] == "viewed"
 
 
 def test_the_mean_weights_are_saved_and_tested(trained, tree, tmp_path):

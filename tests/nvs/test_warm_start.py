@@ -23,7 +23,7 @@ def scene(tmp_path_factory):
 
 
 def test_the_input_camera_stands_where_nvist_wants_it_and_sees_the_same(scene):
-    moved, distance = in_frame_of(scene, 3)
+    moved, distance = in_frame_of(scene, 3, "viewed")
     assert np.allclose(moved.c2w[3], np.concatenate([np.eye(3), [[0], [0], [-distance]]], axis=1))
     pixels = []
     for each in (scene, moved):

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--degrees", type=float, help="reach of the trajectory")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="long side of the views")
     parser.add_argument("--fov", type=float, metavar="DEGREES", help="field of view across the long side")
-    parser.add_argument("--distance", type=float, help="of the camera from the scene's centre, in scene sizes")
+    parser.add_argument("--distance", type=float, help="of the camera from what it looks at, in scene sizes")
     parser.add_argument("--fit", action="store_true", help="fit a radiance field to the capture, without weights")
     parser.add_argument("--start", action="store_true", help="start --fit at the model's prediction for one photo")
     parser.add_argument("--steps", type=int, help="of --fit")

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, relative_to, roll_to_portrait
 from visionkit.nvs.captures.colmap import read_colmap
-from visionkit.nvs.captures.scene import Scene
+from visionkit.nvs.captures.scene import CENTRES, Scene
 from visionkit.registry import DATASETS
 
 # Raised whenever the cached numbers change their meaning.
@@ -52,6 +52,9 @@ class SceneViews(Dataset):
         views: views of a training sample, the input view included; None gives evaluation samples, whose input is the
             middle view and whose targets are all others.
         include_input: the input view is a target too (the released evaluation).
+        centre: of the scene, whose distance from the input view's camera the model is told. ``viewed``, the point that
+            the cameras look at: the photograph tells how far that is but for its unit, so the distance tells the unit.
+            ``cube``, the unit cube's (released), which says little of it.
     """
 
     def __init__(
@@ -61,11 +64,14 @@ class SceneViews(Dataset):
         near_far: tuple[float, float],
         views: int | None = 5,
         include_input: bool = False,
+        centre: str = "viewed",
     ) -> None:
         if views is not None and views < 2:
             raise VisionKitError(f"views={views}: expected 2 or more, the input view and its targets")
+        if centre not in CENTRES:
+            raise VisionKitError(f"centre={centre!r}: expected one of {', '.join(CENTRES)}")
         self.scenes, self.img_size, self.near_far = scenes, tuple(img_size), near_far
-        self.views, self.include_input = views, include_input
+        self.views, self.include_input, self.centre = views, include_input, centre
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -74,7 +80,8 @@ class SceneViews(Dataset):
         scene = self.scenes[index].scene
         rows = self._choose(len(scene))
         images, cameras = zip(*(fitted_view(scene, row, self.img_size) for row in rows))
-        return dict(sample(np.stack(images), cameras, self.near_far), path=scene.name)
+        distance = float(scene.distances(self.centre)[rows[0]])
+        return dict(sample(np.stack(images), cameras, distance, self.near_far), path=scene.name)
 
     def _choose(self, count: int) -> list[int]:
         """Rows of the input view and its targets."""
@@ -86,19 +93,21 @@ class SceneViews(Dataset):
     @property
     def distance(self) -> float:
         """Median distance of a camera from its scene's centre."""
-        return float(np.median(np.concatenate([np.linalg.norm(each.scene.centres, axis=1) for each in self.scenes])))
+        return float(np.median(np.concatenate([each.scene.distances(self.centre) for each in self.scenes])))
 
 
-def sample(images: np.ndarray, cameras: Iterable[Camera], near_far: tuple[float, float]) -> dict[str, Tensor]:
+def sample(
+    images: np.ndarray, cameras: Iterable[Camera], distance: float, near_far: tuple[float, float]
+) -> dict[str, Tensor]:
     """What the model reads of one scene.
 
     Args:
         images: (V, H, W, 3) uint8, the input view first.
         cameras: theirs, in the scene's unit cube.
+        distance: of the input view's from the scene's centre.
         near_far: see [SceneViews].
     """
     cameras = list(cameras)
-    distance = float(np.linalg.norm(cameras[0].centre))
     c2w = relative_to(np.stack([camera.c2w for camera in cameras]), cameras[0].c2w, distance)
     return dict(
         image=torch.from_numpy(images).movedim(-1, 1).float() / 255,
@@ -145,7 +154,7 @@ class MVImgNet(SceneViews):
         split: ``train`` or ``test``. Test are the classes that ``<root>/test_classes.json`` lists; without that file,
             in each class every ``test_every``-th scene by name, from the first.
         img_size: see [SceneViews].
-        views, include_input: see [SceneViews]; ``views`` is None in the test split unless given.
+        views, include_input, centre: see [SceneViews]; ``views`` is None in the test split unless given.
         images: folder of the photographs in a scene; they may be smaller than COLMAP's.
         test_every: see ``split``.
         max_scenes: use so many scenes, evenly spread by name; None uses all.
@@ -161,6 +170,7 @@ class MVImgNet(SceneViews):
         images: str = "images",
         test_every: int = 100,
         max_scenes: int | None = None,
+        centre: str = "viewed",
     ) -> None:
         if split not in ("train", "test"):
             raise VisionKitError(f"split={split!r}: expected 'train' or 'test'")
@@ -172,7 +182,7 @@ class MVImgNet(SceneViews):
         scenes = train if split == "train" else read(split)
         if max_scenes is not None and max_scenes < len(scenes):
             scenes = [scenes[i] for i in np.linspace(0, len(scenes) - 1, max_scenes).round().astype(int)]
-        super().__init__(scenes, img_size, (near, far), views if split == "train" else None, include_input)
+        super().__init__(scenes, img_size, (near, far), views if split == "train" else None, include_input, centre)
 
 
 def _split_folders(root: Path, test_every: int) -> dict[str, list[str]]:
@@ -326,7 +336,7 @@ class ShapeNetSRN(SceneViews):
                 print_log(f"{folder}: scene {name} is left out: {error}", "current", logging.WARNING)
         if not scenes:
             raise VisionKitError(f"{folder}: no scene can be used; see the log for the reasons")
-        super().__init__(scenes, img_size, (near, far), views if split == "train" else None, include_input)
+        super().__init__(scenes, img_size, (near, far), views if split == "train" else None, include_input, "cube")
         self.input_view = input_view
 
     def _choose(self, count: int) -> list[int]:

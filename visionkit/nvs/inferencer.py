@@ -57,7 +57,7 @@ class NVSInferencer:
         model, scale = _load(weights)
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.model = model.to(self.device).eval()
-        self.distance = float(scale.get("distance", DISTANCE))
+        self.distance, self.centre = float(scale.get("distance", DISTANCE)), scale.get("centre", "cube")
         self.near_far = tuple(float(each) for each in scale.get("near_far", NEAR_FAR))
 
     def read(
@@ -68,7 +68,7 @@ class NVSInferencer:
         Args:
             photo: a file or a PIL image.
             fov: degrees across the long side, instead of what EXIF says.
-            distance: of the camera from the scene's centre, in units of the scene; by default the usual one of the
+            distance: of the camera from what it looks at, in units of the scene; by default the usual one of the
                 model's training scenes. It mostly scales the result.
         """
         ratio = None if fov is None else focal_from_field_of_view(fov, 1)
@@ -141,7 +141,7 @@ class NVSInferencer:
         row = len(scene) // 2 if row is None else row
         scene = scene.normalised().scene
         size = _scaled(self.model.img_size, long_side)
-        distance = float(np.linalg.norm(scene.centres[row]))
+        distance = float(scene.distances(self.centre)[row])
         image, focal = crop(scene.image(row), scene.camera(row).focal[0], self.model.img_size)
         grids = self.represent(InputView(image, focal, distance))
         for other, c2w in enumerate(relative_to(scene.c2w, scene.c2w[row], distance)):
@@ -174,7 +174,7 @@ def _scaled(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
 
 
 def _load(weights: "str | os.PathLike | NViST | None") -> tuple[NViST, dict]:
-    """A model and what is known of its training scenes: ``distance``, ``near_far``."""
+    """A model and what is known of its training scenes: ``distance``, ``centre``, ``near_far``."""
     if isinstance(weights, torch.nn.Module):
         return weights, {}
     if weights is None:
@@ -199,4 +199,4 @@ def _from_checkpoint(path: Path) -> tuple[NViST, dict]:
     if not isinstance(model, NViST):
         raise VisionKitError(f"{path}: holds a {type(model).__name__}; expected an NViST")
     load_weights(model, state_dict_of(checkpoint), str(path))
-    return model, {key: meta[key] for key in ("distance", "near_far") if key in meta}
+    return model, {key: meta[key] for key in ("distance", "centre", "near_far") if key in meta}

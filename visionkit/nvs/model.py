@@ -150,7 +150,8 @@ class NViST(BaseModel):
 
         Args:
             image: (B, 3, H, W) in [0, 1], of ``img_size``.
-            camera_params: (B, 2): distance of the camera from the scene's centre, focal length / image height.
+            camera_params: (B, 2): distance of the camera from the scene's centre, focal length / image height; for
+                the centre see [visionkit.nvs.data.SceneViews].
         """
         if tuple(image.shape[-2:]) != self.img_size:
             raise VisionKitError(f"image is {tuple(image.shape[-2:])}, expected {self.img_size} (height, width)")

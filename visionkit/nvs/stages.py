@@ -232,12 +232,13 @@ def draw_views(runner: VisionKitRunner, path: Path) -> None:
 
 @HOOKS.register_module()
 class SceneScaleHook(Hook):
-    """Notes in every checkpoint what inference must know of the training scenes: ``near_far`` and ``distance``."""
+    """Notes in every checkpoint ``near_far``, ``distance`` and ``centre``, which inference must know of its scenes."""
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Add both to the checkpoint's ``meta``."""
+        """Add them to the checkpoint's ``meta``."""
         data = runner.train_loop.dataloaders["scenes"]
-        checkpoint["meta"].update(near_far=[float(each) for each in data.near_far], distance=data.distance)
+        near_far = [float(each) for each in data.near_far]
+        checkpoint["meta"].update(near_far=near_far, distance=data.distance, centre=data.centre)
 
 
 def warmup_cosine(warmup: int, total: int) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class WarmStart:
     """
 
     def __init__(self, nvs: NVSInferencer, scene: Scene, row: int) -> None:
-        self.scene, self.distance = in_frame_of(scene, row)
+        self.scene, self.distance = in_frame_of(scene, row, nvs.centre)
         image, focal = crop(scene.image(row), scene.camera(row).focal[0], nvs.model.img_size)
         self.grids = nvs.represent(InputView(image, focal, self.distance))
         self.model, self.box, self.device = nvs.model, nvs.model.box, nvs.device
@@ -74,10 +74,10 @@ def opaqueness(density: Tensor) -> Tensor:
     return 1 - torch.exp(-THICKNESS * density)
 
 
-def in_frame_of(scene: Scene, row: int) -> tuple[Scene, float]:
-    """A capture in NViST's frame, the given photograph being the input, and its camera's distance."""
+def in_frame_of(scene: Scene, row: int, centre: str) -> tuple[Scene, float]:
+    """A capture in NViST's frame, the given photograph being the input, and its camera's distance from the centre."""
     scene = scene.normalised().scene
-    distance = float(np.linalg.norm(scene.centres[row]))
+    distance = float(scene.distances(centre)[row])
     motion = relative_to(np.eye(3, 4)[None], scene.c2w[row], distance)[0]
     points = scene.points @ motion[:, :3].T + motion[:, 3]
     return dataclasses.replace(scene, c2w=compose(motion[None], scene.c2w), points=points), distance

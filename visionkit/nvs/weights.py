@@ -1,7 +1,8 @@
 """The small NViST that comes with visionkit, and the files such models are kept in.
 
 A file is safetensors in half precision. Its metadata hold ``model``, the options of [visionkit.nvs.model.NViST] as
-JSON, and ``scale``, what is known of the training scenes: ``near_far`` and the usual ``distance`` of an input camera.
+JSON, and ``scale``, what is known of the training scenes: ``near_far``, and the usual ``distance`` of an input camera
+from the ``centre``.
 """
 
 import json
@@ -25,7 +26,7 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
         path: the file; its folder must exist.
         model: whose weights are written, as float16.
         options: what it was built from.
-        scale: ``near_far`` (two numbers) and ``distance``.
+        scale: ``near_far`` (two numbers), ``distance``, and ``centre`` (see [visionkit.nvs.data.SceneViews]).
     """
     from safetensors.torch import save_file
 

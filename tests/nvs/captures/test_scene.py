@@ -9,7 +9,7 @@ from PIL import Image
 
 from visionkit.errors import VisionKitError
 from visionkit.nvs.captures import read_capture
-from visionkit.nvs.captures.scene import viewed_centre
+from visionkit.nvs.captures.scene import CENTRES, viewed_centre
 
 
 def test_unit_cube_holds_points_and_cameras_and_keeps_pixels(tmp_path):
@@ -55,6 +55,19 @@ def test_axes_meet_at_the_viewed_centre():
     parallel = np.repeat(np.eye(3, 4)[None], 3, axis=0)
     parallel[:, 0, 3] = [-1, 0, 1]
     assert viewed_centre(parallel) == pytest.approx([0, 0, 1], abs=1e-6)
+
+
+def test_distances_from_where_the_cameras_look_do_not_hang_on_what_lies_behind(tmp_path):
+    scene = read_capture(write_colmap(tmp_path / "a", points=200))
+    further = dataclasses.replace(scene, points=scene.points + np.array([0, 3, 0]) * (scene.points[:, :1] > 0))
+    ratios = {centre: [] for centre in CENTRES}
+    for each in (scene, further):
+        normal = each.normalised()
+        for centre in CENTRES:
+            ratios[centre].append(normal.scene.distances(centre) / normal.scale)
+    eyes = np.linalg.norm(scene.centres, axis=1)  # they look at the origin
+    assert np.allclose(ratios["viewed"], [eyes, eyes], rtol=0.02)
+    assert not np.allclose(*ratios["cube"], rtol=0.1)
 
 
 def test_radial_lens_and_off_centre_axis_are_undone(tmp_path):

@@ -12,6 +12,7 @@ NEAR_QUANTILE, FAR_QUANTILE = 0.001, 0.999
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 BOX_QUANTILE = 0.95
 MIN_TRACK, FEWEST_POINTS = 10, 100
+CENTRES = "viewed", "cube"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,10 @@ class Scene:
         c2w[:, :, 3] = (c2w[:, :, 3] - centre) * scale
         return dataclasses.replace(self, c2w=c2w, points=(self.points - centre) * scale)
 
+    def distances(self, centre: str) -> np.ndarray:
+        """(N,): of the cameras from the scene's centre, one of CENTRES: where they look, or the unit cube's."""
+        return viewed_distances(self.c2w) if centre == "viewed" else np.linalg.norm(self.centres, axis=1)
+
     def trusted_points(self) -> np.ndarray:
         """Indices of the points that many photographs agree on and that are no outliers of position.
 
@@ -182,7 +187,7 @@ class Scene:
 
     def _near_far_of_cameras(self) -> tuple[float, float]:
         """A guess where no points are known: the cameras look at one thing, and something lies behind it."""
-        distance = np.linalg.norm(self.centres - viewed_centre(self.c2w), axis=1)
+        distance = viewed_distances(self.c2w)
         return 0.2 * float(distance.min()), 3 * float(distance.max())
 
 
@@ -216,6 +221,11 @@ def viewed_centre(c2w: np.ndarray) -> np.ndarray:
     left = across.sum(axis=0) + spring * np.eye(3)
     right = (across @ centre[:, :, None]).sum(axis=0)[:, 0] + spring * ahead
     return np.linalg.solve(left, right)
+
+
+def viewed_distances(c2w: np.ndarray) -> np.ndarray:
+    """(N,): of cameras (N, 3, 4) from the point that they look at."""
+    return np.linalg.norm(c2w[:, :, 3] - viewed_centre(c2w), axis=1)
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int], tolerance: float = 0.02) -> bool:
