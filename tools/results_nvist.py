@@ -192,8 +192,8 @@ def render(meta: dict, table: dict[str, dict[str, float]], picture: str) -> str:
 PAGE = """# The small NViST on procedural scenes
 
 {scenes} scenes of layouts that training never shows; the middle view is the input, all others are targets. Means over
-views, then over scenes.{missing} The model is told how far the input camera stands from what the cameras look at,
-which sets the scene's scale. The best plane of each scene is chosen by its targets, in the baseline's favour.
+views, then over scenes. The model is told how far the input camera stands from what the cameras look at, which sets the
+scene's scale; the best plane of each scene is chosen by its targets, in the baseline's favour.{missing}
 
 {table}
 
