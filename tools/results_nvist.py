@@ -185,7 +185,7 @@ def render(meta: dict, table: dict[str, dict[str, float]], picture: str) -> str:
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
     ahead = {key: table["nvist"][key] - max(table[name][key] for name in BASELINES) for key in columns}
     verdict = f"{ahead['PSNR']:+.2f} dB and {ahead['SSIM']:+.3f} SSIM against the best baseline of each column"
-    missing = "" if "LPIPS" in columns else " LPIPS is left out: its weights were not at hand."
+    missing = "" if "LPIPS" in columns else "\nLPIPS is left out: its weights were not at hand."
     return PAGE.format(table="\n".join(lines), verdict=verdict, missing=missing, picture=picture, **meta)
 
 
