@@ -61,6 +61,19 @@ def test_dense_density_is_the_same_function_with_the_same_gradient():
         assert torch.allclose(plain, dense, atol=1e-10)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_feature_table_is_the_same_function_with_the_same_gradient(dtype, tolerance):
+    planes, vectors = (x.to(dtype).requires_grad_() for x in grids())
+    points = torch.empty(2, 200, 3, dtype=dtype).uniform_(-1.5, 1.5, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(planes.shape[2] * 3, dtype=dtype, generator=torch.Generator().manual_seed(3))
+    results = []
+    for look_up in (R.FeatureTable(planes, vectors), lambda x: R.vector_matrix_features(planes, vectors, x).flatten(2)):
+        features = look_up(points)
+        results.append((features, *torch.autograd.grad((features @ weight).sum(), (planes, vectors))))
+    for table, plain in zip(*results):
+        assert table.shape == plain.shape and torch.allclose(table, plain, atol=tolerance, rtol=tolerance)
+
+
 def naive_render(field, origins, directions, edges, aabb):
     """The formula, ray by ray."""
     rgb = torch.zeros(origins.shape, dtype=edges.dtype)

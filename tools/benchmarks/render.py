@@ -82,7 +82,7 @@ def fast(seed: int) -> Timed:
     def frame() -> np.ndarray:
         edges = ray_edges(*NEAR_FAR, SAMPLES, origins)
         field = renderer.field(planes, vectors, dense=True)
-        return render_rays_in_chunks(field, origins, directions, edges, box, chunk=4096, min_weight=1e-4).rgb.numpy()
+        return render_rays_in_chunks(field, origins, directions, edges, box, chunk=1024, min_weight=1e-4).rgb.numpy()
 
     return best(frame)
 

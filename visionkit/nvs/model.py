@@ -94,7 +94,7 @@ class NViST(BaseModel):
         depth_weight: float = 0.03,
         lpips_scaling: str = "right",
         bf16: bool = False,
-        chunk: int = 4096,
+        chunk: int = 1024,
         mae_checkpoint: str | None = None,
         attention: str = "softmax",
         frustum_depths: int = 0,

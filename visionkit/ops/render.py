@@ -140,6 +140,50 @@ def vector_matrix_features(planes: Tensor, vectors: Tensor, points: Tensor) -> T
     return lookup_planes(planes, points) * lookup_vectors(vectors, points)
 
 
+class FeatureTable:
+    """[vector_matrix_features], flat, for many points of the same grids; no gradient flows to the points.
+
+    The channels of a cell lie side by side here, so that a point reads few runs of memory and not C scattered numbers.
+
+    Args:
+        planes: (3, B, C, R, R).
+        vectors: (3, B, C, R, 1).
+    """
+
+    def __init__(self, planes: Tensor, vectors: Tensor) -> None:
+        self.size = planes.shape[-1]
+        self.planes, self.vectors = (each.movedim(2, -1).flatten(0, -2) for each in (planes, vectors))
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """(B, P, 3) -> (B, P, 3 * C)."""
+        cells, shares = self._neighbours(points.detach().movedim(-1, 0))
+        x, y = (list(axes) for axes in zip(*PLANE_AXES))
+        z = list(VECTOR_AXIS)
+        # where the cells of each plane and scene begin, in rows of ``size``
+        first = torch.arange(3 * len(points), dtype=cells.dtype, device=cells.device).view(3, -1, 1, 1) * self.size
+        corners = (first + cells[y])[..., None] * self.size + cells[x][..., None, :]
+        weights = shares[y][..., None] * shares[x][..., None, :]
+        on_planes = _blend(self.planes, corners.flatten(-2), weights.flatten(-2))
+        features = on_planes * _blend(self.vectors, first + cells[z], shares[z])
+        return features.view(3, *points.shape[:2], -1).movedim(0, 2).flatten(2)
+
+    def _neighbours(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """The two nearest cells of coordinates and their shares, (..., 2) each; outside there is nothing."""
+        place = (coordinates + 1) * (self.size / 2) - 0.5
+        below = place.floor()
+        cells = torch.stack([below, below + 1], dim=-1)
+        shares = 1 - (place[..., None] - cells).abs()
+        inside = (cells >= 0) & (cells < self.size)
+        return cells.clamp(0, self.size - 1).int(), shares * inside
+
+
+def _blend(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of rows: (M, C), (..., K) and (..., K) -> (N, C)."""
+    count = index.shape[-1]
+    weight = weight.reshape(-1, count).to(rows.dtype)
+    return F.embedding_bag(index.reshape(-1, count), rows, mode="sum", per_sample_weights=weight)
+
+
 def triplane_features(planes: Tensor, points: Tensor) -> Tensor:
     """The three planes' values (EG3D): -> (B, P, 3, C)."""
     return lookup_planes(planes, points)
@@ -200,7 +244,7 @@ def vector_matrix_field(
         sigma_dim: channels of density.
         colour: network ((B, P, 3 * (C - sigma_dim)), (B, P, 3) directions) -> (B, P, 3).
         dense: look the density up in the (R, R, R) grid of the summed products. Bilinear times linear is trilinear, so
-            this is the same function, and one lookup instead of 6 * ``sigma_dim``.
+            this is the same function, and one lookup instead of 6 * ``sigma_dim``; and colours in a [FeatureTable].
     """
 
     def density(points: Tensor) -> Tensor:
@@ -210,10 +254,13 @@ def vector_matrix_field(
         return features.sum(dim=(2, 3)).relu()
 
     def field_colour(points: Tensor, directions: Tensor) -> Tensor:
+        if dense:
+            return colour(table(points), directions)
         features = vector_matrix_features(planes[:, :, sigma_dim:], vectors[:, :, sigma_dim:], points)
         return colour(features.flatten(2), directions)
 
     if dense:
+        table = FeatureTable(planes[:, :, sigma_dim:], vectors[:, :, sigma_dim:])
         volume = density_volume(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim])
     return Field(density, field_colour)
 
@@ -295,8 +342,10 @@ def render_rays(
     """
     batch, rays, samples = edges.shape[0], edges.shape[1], edges.shape[2] - 1
     middle = (edges[..., 1:] + edges[..., :-1]) / 2
-    points = (origins[:, :, None] + directions[:, :, None] * middle[..., None]).detach()
-    points = ((points - aabb[0]) / (aabb[1] - aabb[0]) * 2 - 1).reshape(batch, rays * samples, 3)
+    scale = 2 / (aabb[1] - aabb[0])
+    start, step = ((origins - aabb[0]) * scale - 1).detach(), (directions * scale).detach()
+    points = torch.addcmul(start[:, :, None], step[:, :, None], middle.detach()[..., None])
+    points = points.reshape(batch, rays * samples, 3)
     weights = composite_weights(field.density(points).reshape(batch, rays, samples), edges)
 
     seen = weights.detach() > min_weight
