@@ -32,7 +32,7 @@ from visionkit.nvs.metrics import psnr, ssim
 from visionkit.nvs.model import NViST
 from visionkit.nvs.pictures import view_sheet, write_sheet
 from visionkit.nvs.published import load_weights
-from visionkit.nvs.weights import SHIPPED, load_small, save_small
+from visionkit.nvs.weights import SHIPPED, load_small, save_small, scale_of
 
 PLANES = 24
 MEAN_SCENES = 200
@@ -102,7 +102,7 @@ def export(checkpoint: Path, path: Path) -> None:
     model = NViST(**config)
     load_weights(model, content["state_dict"], str(checkpoint))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_small(path, model, config, {key: meta[key] for key in ("near_far", "distance", "centre") if key in meta})
+    save_small(path, model, config, scale_of(meta))
 
 
 def score(target: Tensor, predicted: Tensor, lpips: PerceptualLoss | None) -> dict[str, float]:

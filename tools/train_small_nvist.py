@@ -33,7 +33,7 @@ from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
 from visionkit.nvs.captures.scene import viewed_distances  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
-from visionkit.nvs.frustum import REACH, density_of, depth_error, one_pixel_in_four  # noqa: E402
+from visionkit.nvs.frustum import density_of, depth_error, one_pixel_in_four, reach_of  # noqa: E402
 from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
 from visionkit.nvs.published import load_weights  # noqa: E402
@@ -246,7 +246,7 @@ def depth_loss(model: NViST, batch: dict[str, Tensor]) -> Tensor:
     image, head = batch["image"][:, 0], model.frustum_head
     with torch.autocast(image.device.type, torch.bfloat16, enabled=model.bf16):
         predicted = head.predict(image, model.encoder(image)[:, 1:], batch["camera_params"])
-    some, reach = one_pixel_in_four(), REACH * batch["camera_params"][:, 0]
+    some, reach = one_pixel_in_four(), reach_of(batch["camera_params"])
     density = density_of(predicted[:, : head.depths][some].float(), reach)
     return depth_error(density, batch["depth"][:, 0][some], reach)
 

@@ -46,7 +46,7 @@ class Frustum(NamedTuple):
     @property
     def reach(self) -> Tensor:
         """(B,): depth of the far end."""
-        return REACH * self.camera[:, 0]
+        return reach_of(self.camera)
 
     def place(self, points: Tensor) -> Tensor:
         """(B, P, 3) points in [-1, 1]^3 -> column, row and depth, [-1, 1] within the frustum."""
@@ -70,6 +70,11 @@ class Frustum(NamedTuple):
     def depth(self) -> Tensor:
         """(B, H, W): how deep light reaches, in the mean."""
         return self.volume[:, 1].mean(dim=1) * self.reach[:, None, None]
+
+
+def reach_of(camera: Tensor) -> Tensor:
+    """(B,): depth of the far end of the frustums of cameras (B, 2), see [Frustum]."""
+    return REACH * camera[:, 0]
 
 
 def density_of(logit: Tensor, reach: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class FrustumHead(nn.Module):
 
     def forward(self, image: Tensor, tokens: Tensor, camera: Tensor, box: float) -> Frustum:
         """Photographs (B, 3, H, W) in [0, 1] and their patch tokens (B, L, D) -> their frustums."""
-        predicted, reach = self.predict(image, tokens, camera).float(), REACH * camera[:, 0]
+        predicted, reach = self.predict(image, tokens, camera).float(), reach_of(camera)
         logit, hidden, features = predicted.split([self.depths, 3, FEATURES], dim=1)
         density = density_of(logit, reach)
         volume = torch.stack([density, torch.exp(-optical_depth(density, reach))], dim=1)

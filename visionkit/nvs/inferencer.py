@@ -16,7 +16,7 @@ from visionkit.nvs.captures import Photo, Scene, read_photo
 from visionkit.nvs.captures.photos import DEFAULT_FOCAL
 from visionkit.nvs.model import Grids, NViST
 from visionkit.nvs.trajectories import curve, poses
-from visionkit.nvs.weights import load_shipped, load_small
+from visionkit.nvs.weights import load_shipped, load_small, scale_of
 
 # Used where a checkpoint does not tell: a camera half-way out of the unit cube that a capture is scaled to.
 DISTANCE, NEAR_FAR = 0.5, (0.05, 1.5)
@@ -199,4 +199,4 @@ def _from_checkpoint(path: Path) -> tuple[NViST, dict]:
     if not isinstance(model, NViST):
         raise VisionKitError(f"{path}: holds a {type(model).__name__}; expected an NViST")
     load_weights(model, state_dict_of(checkpoint), str(path))
-    return model, {key: meta[key] for key in ("distance", "centre", "near_far") if key in meta}
+    return model, scale_of(meta)

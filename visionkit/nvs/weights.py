@@ -41,6 +41,11 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
         beside.unlink(missing_ok=True)
 
 
+def scale_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a training checkpoint's ``meta`` tells of ``scale``; older ones do not tell all of it."""
+    return {key: meta[key] for key in ("near_far", "distance", "centre") if key in meta}
+
+
 def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
     """Reads a model written by [save_small].
 
