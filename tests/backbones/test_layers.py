@@ -1,30 +1,66 @@
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionkit.backbones.layers import HAS_ONEDNN, ConvNorm, linear, suits_onednn
+from visionkit.backbones.layers import (
+    HAS_ONEDNN,
+    ConvNorm,
+    add_branch,
+    is_smaller_than_weights,
+    linear,
+    suits_onednn,
+)
 
 
 @pytest.mark.parametrize("gelu", [None, "none", "tanh"])
-@pytest.mark.parametrize("gamma", [False, True])
-def test_linear_is_the_formula_with_and_without_gradients(gelu, gamma):
+def test_linear_is_the_formula_with_and_without_gradients(gelu):
     torch.manual_seed(0)
     layer, x = nn.Linear(24, 40), torch.randn(2, 5, 7, 24)
-    factor = torch.randn(40) if gamma else None
     exact = x.double() @ layer.weight.double().T + layer.bias.double()
-    exact = exact * factor.double() if gamma else exact
     exact = F.gelu(exact, approximate=gelu) if gelu else exact
-    torch.testing.assert_close(linear(layer, x, factor, gelu).double(), exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(linear(layer, x, gelu=gelu).double(), exact, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         assert suits_onednn(layer, x) == HAS_ONEDNN
-        torch.testing.assert_close(linear(layer, x, factor, gelu).double(), exact, atol=1e-5, rtol=1e-5)
-        narrow, strided = linear(layer.bfloat16(), x.bfloat16(), None, gelu), x.transpose(1, 2)
+        torch.testing.assert_close(linear(layer, x, gelu=gelu).double(), exact, atol=1e-5, rtol=1e-5)
+        narrow, strided = linear(layer.bfloat16(), x.bfloat16(), gelu=gelu), x.transpose(1, 2)
         assert narrow.dtype == torch.bfloat16
         torch.testing.assert_close(
-            linear(layer.float(), strided, None, gelu), linear(layer, strided.contiguous(), None, gelu)
+            linear(layer.float(), strided, gelu=gelu), linear(layer, strided.contiguous(), gelu=gelu)
         )
+
+
+@pytest.mark.parametrize("onto", [False, True])
+@pytest.mark.parametrize("gamma", [False, True])
+def test_linear_scales_and_adds_with_and_without_gradients(gamma, onto):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 40), torch.randn(2, 5, 7, 24)
+    gamma, onto = torch.randn(40) if gamma else None, torch.randn(2, 5, 7, 40) if onto else None
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    exact = (0 if onto is None else onto.double()) + exact * (1 if gamma is None else gamma.double())
+    kept = None if onto is None else onto.clone()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            y = linear(layer, x, gamma, onto=onto)
+        torch.testing.assert_close(y.double(), exact, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(onto, kept, atol=0, rtol=0)
+
+
+def test_a_branch_is_added_whether_or_not_something_is_dropped():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 8), torch.randn(1000, 8)
+
+    def branch(onto):
+        return linear(layer, x, onto=onto)
+
+    for drop in (nn.Identity(), nn.Dropout(0.5).eval(), DropPath(0.5).eval()):
+        torch.testing.assert_close(add_branch(x, branch, drop), x + layer(x))
+    added = add_branch(x, branch, DropPath(0.5)) - x
+    dropped = added.eq(0).all(dim=1)
+    assert 400 < dropped.sum() < 600
+    torch.testing.assert_close(added[~dropped], 2 * layer(x)[~dropped], atol=1e-5, rtol=1e-5)
 
 
 def test_linear_does_not_escape_hooks_counters_or_autocast():
@@ -40,13 +76,20 @@ def test_linear_does_not_escape_hooks_counters_or_autocast():
     assert seen == [1]
 
 
-def test_a_folded_norm_is_the_norm():
+@pytest.mark.parametrize("side", [4, 33])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_folded_norm_is_the_norm(dtype, activation, side):
     torch.manual_seed(0)
-    layer = ConvNorm(3, 8, 2, torch.relu).double()
-    x = torch.randn(2, 9, 7, 3, dtype=torch.float64)
+    layer = ConvNorm(32, 8, 2, activation).to(dtype)
+    x = torch.randn(2, side, side - 2, 32, dtype=dtype)
     for _ in range(3):
         layer(x)
     layer.eval()
-    expected = layer.norm(layer.conv(x.permute(0, 3, 1, 2))).relu().permute(0, 2, 3, 1)
-    torch.testing.assert_close(layer(x), expected)
+    activate = dict(none=lambda y: y, relu=F.relu, gelu=F.gelu)[activation]
+    expected = activate(layer.norm(layer.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+    assert is_smaller_than_weights(x.permute(0, 3, 1, 2), layer.conv) == (side == 4)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(layer(x), expected)
     assert layer.conv.weight.is_contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, pooled
-from visionkit.backbones.layers import ConvNorm, RotaryTable, channels_first, channels_last, fold_batch_norm
+from visionkit.backbones.layers import ConvNorm, RotaryTable, channels_first, channels_last, linear
 from visionkit.errors import VisionKitError
 
 PUBLISHED_TYPES = ("linear", "linear", "softmax", "softmax")
@@ -68,9 +68,9 @@ class ConvStem(nn.Sequential):
     def __init__(self, in_chans: int, dim: int) -> None:
         half = dim // 2
         super().__init__(
-            ConvNorm(in_chans, half, 2, F.gelu),
-            ConvNorm(half, half, 1, F.gelu),
-            ConvNorm(half, half, 1, F.gelu),
+            ConvNorm(in_chans, half, 2, "gelu"),
+            ConvNorm(half, half, 1, "gelu"),
+            ConvNorm(half, half, 1, "gelu"),
             ConvNorm(half, dim, 2),
         )
 
@@ -134,10 +134,7 @@ class HybridBackbone(HierarchicalBackbone):
         x = channels_last(x)
         if isinstance(self.proj, nn.Identity):
             return channels_first(x)
-        if self.norm.training:
-            x = channels_last(self.norm(channels_first(self.proj(x))))
-        else:
-            x = F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))
+        x = channels_last(self.norm(channels_first(linear(self.proj, x))))
         x = F.dropout(pooled(F.silu(x), self.global_pool), self.drop_rate, self.training)
         return x if pre_logits or isinstance(self.head, nn.Identity) else self.classify(x)
 

@@ -13,6 +13,7 @@ from visionkit.ops.mala import Rotary
 from visionkit.ops.rotary import rotary_table_2d
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "none": lambda x: x}
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -29,9 +30,14 @@ class ConvNorm(nn.Module):
     """3x3 convolution, batch norm, activation: (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), C_out).
 
     In eval mode the norm is folded into the convolution's weights, on every call, so that nothing can go stale.
+
+    Args:
+        in_dim, dim: channels.
+        stride: of the convolution.
+        activation: ``"relu"``, ``"gelu"``, or ``"none"``.
     """
 
-    def __init__(self, in_dim: int, dim: int, stride: int = 1, activation: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, in_dim: int, dim: int, stride: int = 1, activation: str = "none") -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1)
         # as the maps are, or every call would turn the weights round
@@ -40,14 +46,23 @@ class ConvNorm(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = channels_first(x)
-        if self.norm.training:
-            x = self.norm(self.conv(x))
+        x, conv, activate = channels_first(x), self.conv, ACTIVATIONS[self.activation]
+        fused = suits_onednn(conv, x)
+        if self.norm.training or (fused and is_smaller_than_weights(x, conv)):
+            return channels_last(activate(self.norm(conv(x))))
+        weight, bias = fold_batch_norm(conv.weight, conv.bias, self.norm)
+        shape = (conv.padding, conv.stride, conv.dilation)
+        if fused:
+            y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, 1, self.activation, [], "none")
         else:
-            weight, bias = fold_batch_norm(self.conv.weight, self.conv.bias, self.norm)
-            x = F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
-        x = channels_last(x)
-        return self.activation(x) if self.activation else x
+            y = activate(F.conv2d(x, weight, bias, conv.stride, conv.padding))
+        return channels_last(y)
+
+
+def is_smaller_than_weights(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether the map that a convolution makes of x (B, C, H, W) has fewer entries than its weights."""
+    batch, _, height, width = x.shape
+    return batch * height * width // (conv.stride[0] * conv.stride[1]) * conv.out_channels < conv.weight.numel()
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -92,41 +107,62 @@ class ConvFFN(nn.Module):
         self.dwconv = DepthwiseConv(hidden_dim, 3, residual=True)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
-        return linear(self.fc2, self.dwconv(linear(self.fc1, x, gelu="none")), gamma)
+    def forward(self, x: Tensor, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
+        return linear(self.fc2, self.dwconv(linear(self.fc1, x, gelu="none")), gamma, onto=onto)
 
 
-def linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None = None, gelu: str | None = None) -> Tensor:
-    """gamma * layer(x), or its GELU.
+def add_branch(x: Tensor, branch: Callable[[Tensor | None], Tensor], drop: nn.Module) -> Tensor:
+    """x + drop(branch(None)), or branch(x), which adds x itself, where nothing is dropped."""
+    drops = drop.training and not isinstance(drop, nn.Identity)
+    return x + drop(branch(None)) if drops else branch(x)
 
-    Where nothing is differentiated a CPU leaves product and GELU to one call of oneDNN, which passes over the map once.
+
+def linear(
+    layer: nn.Linear, x: Tensor, gamma: Tensor | None = None, gelu: str | None = None, onto: Tensor | None = None
+) -> Tensor:
+    """onto + gamma * layer(x), or the GELU of layer(x).
+
+    Where nothing is differentiated a CPU leaves product and GELU, or product and sum, to one call of oneDNN, which
+    passes over the map once.
 
     Args:
         layer: with a bias.
         x: (..., in_features).
-        gamma: a factor for each output; it goes into the weights, which are smaller than the map.
-        gelu: ``"none"`` for the exact GELU after it, ``"tanh"`` for its approximation, None for no GELU.
+        gamma: a factor for each output.
+        gelu: ``"none"`` for the exact GELU after it, ``"tanh"`` for its approximation, None for no GELU; comes without
+            ``gamma`` and ``onto``.
+        onto: (..., out_features), a map to which the result is added.
 
     Returns:
         (..., out_features).
     """
-    fused = suits_onednn(layer, x)
-    if gamma is None and not fused:
+    if suits_onednn(layer, x):
+        return linear_of_onednn(layer.weight, layer.bias, x, gamma, gelu, onto)
+    if gamma is None:
         y = layer(x)
-    else:
-        weight, bias = layer.weight, layer.bias
-        weight, bias = (weight, bias) if gamma is None else (weight * gamma[:, None], bias * gamma)
-        if fused:
-            name = "gelu" if gelu else "none"
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], gelu or "")
-        y = F.linear(x, weight, bias)
-    return F.gelu(y, approximate=gelu) if gelu else y
+    else:  # into the weights, which in training are smaller than the map
+        y = F.linear(x, layer.weight * gamma[:, None], layer.bias * gamma)
+    y = F.gelu(y, approximate=gelu) if gelu else y
+    return y if onto is None else onto + y
+
+
+def linear_of_onednn(
+    weight: Tensor, bias: Tensor, x: Tensor, gamma: Tensor | None, gelu: str | None, onto: Tensor | None
+) -> Tensor:
+    """See [linear]."""
+    if gamma is None and onto is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, onto, weight, bias, "add")
+    y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu or "")
+    if gamma is None:
+        return y
+    return y * gamma if onto is None else torch.addcmul(onto, y, gamma)
 
 
 def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
     """Whether nothing watches: no gradient, tracer, compiler, counter of operations or hook."""
-    plain = type(x) is Tensor and type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    plain = type(x) is Tensor and type(layer) in (nn.Linear, nn.Conv2d)
+    plain = plain and not (layer._forward_hooks or layer._forward_pre_hooks)
     full = plain and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
     if not full or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
-from visionkit.backbones.layers import ConvFFN, DepthwiseConv, linear
+from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
 from visionkit.backbones.published import complete, unwrap
 from visionkit.ops.mala import Rotary
 
@@ -62,8 +62,8 @@ class GatedAttention(nn.Module):
         self.core = attention.core(num_heads, dim // num_heads)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
+    def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
         q, k, v, o = linear(self.qkvo, x).chunk(4, dim=-1)
         heads = [self.split(each) for each in (q, k, v)]
         gating = {}
@@ -72,7 +72,7 @@ class GatedAttention(nn.Module):
         out = self.core(*heads, rotary, **gating).transpose(1, 2).reshape(x.shape)
         if not gating:  # only now the branch: its map, kept during attention, would cost a CPU fresh pages
             out = (out + self.lepe(v)) * o
-        return linear(self.proj, out, gamma)
+        return linear(self.proj, out, gamma, onto=onto)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, heads, H * W, C / heads), without a copy."""
@@ -104,8 +104,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x), rotary, self.gamma_1))
-        return x + self.drop_path(self.ffn(self.norm2(x), self.gamma_2))
+        normed = self.norm1(x)
+        x = add_branch(x, lambda onto: self.attn(normed, rotary, self.gamma_1, onto), self.drop_path)
+        return add_branch(x, lambda onto: self.ffn(self.norm2(x), self.gamma_2, onto), self.drop_path)
 
 
 class MAViT(HybridBackbone):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
-from visionkit.backbones.layers import ConvFFN, DepthwiseConv, linear
+from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
 from visionkit.backbones.mavit import checkpoint_filter_fn as mavit_filter_fn
 from visionkit.ops.mala import Rotary
 
@@ -62,12 +62,12 @@ class GatedAttention(nn.Module):
         self.ln = nn.LayerNorm(dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), times gamma (C,)."""
+    def forward(self, x: Tensor, rotary: Rotary, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
         q, k, v, g = linear(self.qkvg, x).chunk(4, dim=-1)
         heads = (each.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
         attended = self.core(*heads, rotary).transpose(1, 2).reshape(x.shape)
-        return linear(self.out_proj, self.ln(attended + self.lepe(v)) * F.silu(g), gamma)
+        return linear(self.out_proj, self.ln(attended + self.lepe(v)) * F.silu(g), gamma, onto=onto)
 
 
 class Block(nn.Module):
@@ -96,9 +96,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.cpe1(x)
-        x = x + self.drop_path(self.attn(self.norm1(x), rotary, self.gamma_1))
+        normed = self.norm1(x)
+        x = add_branch(x, lambda onto: self.attn(normed, rotary, self.gamma_1, onto), self.drop_path)
         x = self.cpe2(x)
-        return x + self.drop_path(self.ffn(self.norm2(x), self.gamma_2))
+        return add_branch(x, lambda onto: self.ffn(self.norm2(x), self.gamma_2, onto), self.drop_path)
 
 
 class NaLaFormer(HybridBackbone):

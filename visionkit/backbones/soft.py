@@ -7,7 +7,6 @@ keys, see [checkpoint_filter_fn].
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, default_cfg
 from visionkit.backbones.hybrid import drop_path_rates, init_weights
-from visionkit.backbones.layers import ConvNorm, channels_first, channels_last, linear
+from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear
 from visionkit.backbones.published import complete, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import gaussian_attention
@@ -117,11 +116,11 @@ class SoftAttention(nn.Module):
         self.local = nn.Conv2d(num_heads, num_heads, local_size, padding=local_size // 2, groups=num_heads, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), added onto a map."""
         v = linear(self.v, x)
         attended = self.attend(x, self.split(v)).transpose(1, 2).reshape(x.shape)
-        return linear(self.proj, attended + self.local_branch(v))
+        return linear(self.proj, attended + self.local_branch(v), onto=onto)
 
     def attend(self, x: Tensor, v: Tensor) -> Tensor:
         """A map and its values -> (B, heads, H * W, head_dim)."""
@@ -158,8 +157,12 @@ class SoftBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.norm1(x + self.drop(self.attn(x)))
-        return self.norm2(x + self.drop(linear(self.ff2, linear(self.ff1, x, gelu="tanh"))))
+        x = self.norm1(add_branch(x, lambda onto: self.attn(x, onto), self.drop))
+        return self.norm2(add_branch(x, lambda onto: self.feed_forward(x, onto), self.drop))
+
+    def feed_forward(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), added onto a map."""
+        return linear(self.ff2, linear(self.ff1, x, gelu="tanh"), onto=onto)
 
 
 class TokenAttention(nn.Module):
@@ -172,11 +175,11 @@ class TokenAttention(nn.Module):
         self.core = AttentionCore(attention, num_heads, dim // num_heads, **(attention_options or {}))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), added onto a sequence."""
         q = linear(self.q, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = linear(self.kv, x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return linear(self.proj, self.core(q, k, v).transpose(1, 2).flatten(2))
+        return linear(self.proj, self.core(q, k, v).transpose(1, 2).flatten(2), onto=onto)
 
 
 class TokenBlock(nn.Module):
@@ -194,8 +197,12 @@ class TokenBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(linear(self.mlp.fc2, linear(self.mlp.fc1, self.norm2(x), gelu="none")))
+        x = add_branch(x, lambda onto: self.attn(self.norm1(x), onto), self.drop_path)
+        return add_branch(x, lambda onto: self.feed_forward(self.norm2(x), onto), self.drop_path)
+
+    def feed_forward(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """(B, N, C) -> (B, N, C), added onto a sequence."""
+        return linear(self.mlp.fc2, linear(self.mlp.fc1, x, gelu="none"), onto=onto)
 
 
 class PositionedStage(Stage):
@@ -286,15 +293,14 @@ class SOFT(HierarchicalBackbone):
         self.has_token = last_stage == "softmax"
         self.global_pool = global_pool if global_pool is not None else "token" if self.has_token else "avg"
         self.drop_rate = drop_rate
-        relu = partial(F.relu, inplace=False)
         self.stem = nn.Sequential(
-            ConvNorm(in_chans, 32, 2, relu), ConvNorm(32, 32, 1, relu), ConvNorm(32, dims[0], 2, relu)
+            ConvNorm(in_chans, 32, 2, "relu"), ConvNorm(32, 32, 1, "relu"), ConvNorm(32, dims[0], 2, "relu")
         )
         rates = drop_path_rates(drop_path_rate, depths)
         gaussian = dict(symmetric=symmetric, inverse=inverse, landmark=landmark, max_landmarks=max_landmarks)
         stages = []
         for i, dim in enumerate(dims):
-            downsample = ConvNorm(dims[i - 1], dim, 2, relu) if i else nn.Identity()
+            downsample = ConvNorm(dims[i - 1], dim, 2, "relu") if i else nn.Identity()
             if i == 3 and self.has_token:
                 other = (names[i] or "softmax", attention_options if names[i] else None)
                 blocks = [TokenBlock(dim, num_heads[i], rate, *other) for rate in rates[i]]

@@ -71,7 +71,8 @@ def gaussian_attention(
         if project:
             core = project(landmarks, q, v, scale)
         else:
-            p = gaussian_kernel(landmarks, q.to(dtype) * scale)
+            scaled = q.to(dtype) if scale == 1 else q.to(dtype) * scale  # a pass over the map that backbones do without
+            p = gaussian_kernel(landmarks, scaled)
             core = p @ v.to(dtype)
         root = a.sum(dim=-1, keepdim=True).rsqrt().to(dtype) if symmetric else None
         core = core * root if symmetric else core

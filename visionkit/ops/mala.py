@@ -69,7 +69,7 @@ def mala_attention(
     z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
     safe_z = torch.where(z < 0, z - eps, z + eps)
     scores_v = rotated_q @ scaled_kv(rotated_k, v, scale / k.shape[-2])
-    out = scores_v * (1 + 1 / safe_z) - z * v.mean(dim=-2, keepdim=True)
+    out = torch.addcmul(scores_v * (1 + 1 / safe_z), z, v.mean(dim=-2, keepdim=True), value=-1)
     return out if gate is None else (out + local) * gate
 
 
@@ -85,8 +85,11 @@ def check_gating(local: Tensor | None, gate: Tensor | None, shape: tuple[int, ..
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
-    """elu(x) + 1, positive everywhere: x + 1 above zero, exp(x) below."""
-    return x.clamp(max=0).exp() + F.relu(x)
+    """elu(x) + 1, positive everywhere: x + 1 above zero, exp(x) below.
+
+    In two maps, not four: in place where no gradient needs what was there (that of a threshold is kept by its input).
+    """
+    return F.threshold(x, 0, 0).add_(x.clamp(max=0).exp_())
 
 
 def scaled_kv(k: Tensor, v: Tensor, scale: float) -> Tensor:
