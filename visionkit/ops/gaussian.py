@@ -119,12 +119,12 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
         (..., m, d).
     """
     with torch.no_grad():
-        factor = torch.linalg.cholesky_ex(a)[0]
+        factor = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
     if a.requires_grad and torch.is_grad_enabled():
         with torch.no_grad():
-            x = torch.cholesky_solve(b, factor)
+            x = torch.cholesky_solve(b, factor, upper=True)
         b = b - (a - a.detach()) @ x  # the second term is zero and carries a's gradient
-    return torch.cholesky_solve(b, factor)
+    return torch.cholesky_solve(b, factor, upper=True)
 
 
 def newton_inverse(a: Tensor, ridge: float = RIDGE, steps: int = NEWTON_STEPS) -> Tensor:
