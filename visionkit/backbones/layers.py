@@ -138,25 +138,28 @@ def linear(
         (..., out_features).
     """
     if suits_onednn(layer, x):
-        return linear_of_onednn(layer.weight, layer.bias, x, gamma, gelu, onto)
-    if gamma is None:
-        y = layer(x)
-    else:  # into the weights, which in training are smaller than the map
-        y = F.linear(x, layer.weight * gamma[:, None], layer.bias * gamma)
+        return linear_of_onednn(layer, x, gamma, gelu, onto)
+    y = layer(x) if gamma is None else F.linear(x, *scaled(layer, gamma))
     y = F.gelu(y, approximate=gelu) if gelu else y
     return y if onto is None else onto + y
 
 
+def scaled(layer: nn.Linear, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of gamma * layer: a factor costs least in the weights, unless a sum follows that can take it."""
+    return layer.weight * gamma[:, None], layer.bias * gamma
+
+
 def linear_of_onednn(
-    weight: Tensor, bias: Tensor, x: Tensor, gamma: Tensor | None, gelu: str | None, onto: Tensor | None
+    layer: nn.Linear, x: Tensor, gamma: Tensor | None, gelu: str | None, onto: Tensor | None
 ) -> Tensor:
     """See [linear]."""
-    if gamma is None and onto is not None:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, onto, weight, bias, "add")
-    y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu or "")
+    multiply = torch.ops.mkldnn._linear_pointwise
+    if onto is None:
+        weight, bias = (layer.weight, layer.bias) if gamma is None else scaled(layer, gamma)
+        return multiply(x, weight, bias, "gelu" if gelu else "none", [], gelu or "")
     if gamma is None:
-        return y
-    return y * gamma if onto is None else torch.addcmul(onto, y, gamma)
+        return multiply.binary(x, onto, layer.weight, layer.bias, "add")
+    return torch.addcmul(onto, multiply(x, layer.weight, layer.bias, "none", [], ""), gamma)
 
 
 def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
