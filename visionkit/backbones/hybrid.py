@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, pooled
-from visionkit.backbones.layers import ConvNorm, RotaryTable, channels_first, channels_last, linear
+from visionkit.backbones.layers import (
+    ConvNorm,
+    RotaryTable,
+    channels_first,
+    channels_last,
+    fold_batch_norm,
+    linear,
+    suits_onednn,
+)
 from visionkit.errors import VisionKitError
 
 PUBLISHED_TYPES = ("linear", "linear", "softmax", "softmax")
@@ -134,7 +142,10 @@ class HybridBackbone(HierarchicalBackbone):
         x = channels_last(x)
         if isinstance(self.proj, nn.Identity):
             return channels_first(x)
-        x = channels_last(self.norm(channels_first(linear(self.proj, x))))
+        if self.norm.training or suits_onednn(self.proj, x):  # of few cells a norm costs less than folding it
+            x = channels_last(self.norm(channels_first(linear(self.proj, x))))
+        else:
+            x = F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))
         x = F.dropout(pooled(F.silu(x), self.global_pool), self.drop_rate, self.training)
         return x if pre_logits or isinstance(self.head, nn.Identity) else self.classify(x)
 
