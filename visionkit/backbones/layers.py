@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -29,7 +30,8 @@ def channels_last(x: Tensor) -> Tensor:
 class ConvNorm(nn.Module):
     """3x3 convolution, batch norm, activation: (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), C_out).
 
-    In eval mode the norm is folded into the convolution's weights, on every call, so that nothing can go stale.
+    In eval mode the norm is folded into the convolution's weights, on every call, so that nothing can go stale, unless
+    the map is smaller than they are, or a hook looks at the parts.
 
     Args:
         in_dim, dim: channels.
@@ -48,21 +50,21 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, conv, activate = channels_first(x), self.conv, ACTIVATIONS[self.activation]
         fused = suits_onednn(conv, x)
-        if self.norm.training or (fused and is_smaller_than_weights(x, conv)):
-            return channels_last(activate(self.norm(conv(x))))
+        apart = self.norm.training or not is_plain(conv) or has_hooks(self.norm)
+        if apart or (fused and is_smaller_than_weights(x, conv)):
+            return activate(channels_last(self.norm(conv(x))))
         weight, bias = fold_batch_norm(conv.weight, conv.bias, self.norm)
         shape = (conv.padding, conv.stride, conv.dilation)
         if fused:
-            y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, 1, self.activation, [], "none")
-        else:
-            y = activate(F.conv2d(x, weight, bias, conv.stride, conv.padding))
-        return channels_last(y)
+            multiply = torch.ops.mkldnn._convolution_pointwise
+            return channels_last(multiply(x, weight, bias, *shape, 1, self.activation, [], "none"))
+        return activate(channels_last(F.conv2d(x, weight, bias, conv.stride, conv.padding)))
 
 
 def is_smaller_than_weights(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether the map that a convolution makes of x (B, C, H, W) has fewer entries than its weights."""
-    batch, _, height, width = x.shape
-    return batch * height * width // (conv.stride[0] * conv.stride[1]) * conv.out_channels < conv.weight.numel()
+    cells = [-(-side // stride) for side, stride in zip(x.shape[2:], conv.stride, strict=True)]
+    return x.shape[0] * cells[0] * cells[1] * conv.out_channels < conv.weight.numel()
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -109,65 +111,87 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
-        return linear(self.fc2, self.dwconv(linear(self.fc1, x, gelu="none")), gamma, onto=onto)
+        return linear(self.fc2, self.dwconv(linear_gelu(self.fc1, x)), gamma, onto)
 
 
-def add_branch(x: Tensor, branch: Callable[[Tensor | None], Tensor], drop: nn.Module) -> Tensor:
-    """x + drop(branch(None)), or branch(x), which adds x itself, where nothing is dropped."""
+def add_branch(x: Tensor, drop: nn.Module, branch: Callable[..., Tensor], *inputs: Tensor | Rotary) -> Tensor:
+    """x + drop(branch(*inputs)).
+
+    In inference, unless a hook looks at the branch alone, the branch adds x itself, in its last product:
+    branch(*inputs, onto=x).
+    """
     drops = drop.training and not isinstance(drop, nn.Identity)
-    return x + drop(branch(None)) if drops else branch(x)
+    if torch.is_grad_enabled() or drops or has_hooks(branch) or has_hooks(drop):
+        return x + drop(branch(*inputs))
+    return branch(*inputs, onto=x)
 
 
-def linear(
-    layer: nn.Linear, x: Tensor, gamma: Tensor | None = None, gelu: str | None = None, onto: Tensor | None = None
-) -> Tensor:
-    """onto + gamma * layer(x), or the GELU of layer(x).
+def linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+    """onto + gamma * layer(x).
 
-    Where nothing is differentiated a CPU leaves product and GELU, or product and sum, to one call of oneDNN, which
-    passes over the map once.
+    Where nothing is differentiated a CPU leaves product and sum to one call of oneDNN, which passes over the map once.
 
     Args:
         layer: with a bias.
         x: (..., in_features).
-        gamma: a factor for each output.
-        gelu: ``"none"`` for the exact GELU after it, ``"tanh"`` for its approximation, None for no GELU; comes without
-            ``gamma`` and ``onto``.
-        onto: (..., out_features), a map to which the result is added.
+        gamma: a factor for each output. It costs least in the weights, which are mostly smaller than the map, or in the
+            sum.
+        onto: (..., out_features), a map of the type of x to which the result is added.
 
     Returns:
         (..., out_features).
     """
-    if suits_onednn(layer, x):
-        return linear_of_onednn(layer, x, gamma, gelu, onto)
-    y = layer(x) if gamma is None else F.linear(x, *scaled(layer, gamma))
-    y = F.gelu(y, approximate=gelu) if gelu else y
-    return y if onto is None else onto + y
-
-
-def scaled(layer: nn.Linear, gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of gamma * layer: a factor costs least in the weights, unless a sum follows that can take it."""
-    return layer.weight * gamma[:, None], layer.bias * gamma
-
-
-def linear_of_onednn(
-    layer: nn.Linear, x: Tensor, gamma: Tensor | None, gelu: str | None, onto: Tensor | None
-) -> Tensor:
-    """See [linear]."""
+    if not suits_onednn(layer, x):
+        if gamma is None:
+            y = layer(x)
+        else:
+            y = F.linear(x, *scaled(layer, gamma)) if is_plain(layer) else layer(x) * gamma
+        return y if onto is None else onto + y
     multiply = torch.ops.mkldnn._linear_pointwise
     if onto is None:
         weight, bias = (layer.weight, layer.bias) if gamma is None else scaled(layer, gamma)
-        return multiply(x, weight, bias, "gelu" if gelu else "none", [], gelu or "")
+        return multiply(x, weight, bias, "none", [], "")
     if gamma is None:
         return multiply.binary(x, onto, layer.weight, layer.bias, "add")
     return torch.addcmul(onto, multiply(x, layer.weight, layer.bias, "none", [], ""), gamma)
 
 
+def scaled(layer: nn.Linear, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of gamma * layer."""
+    return layer.weight * gamma[:, None], layer.bias * gamma
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor, approximate: str = "none") -> Tensor:
+    """GELU of layer(x), as [linear] in one call where nothing is differentiated.
+
+    Args:
+        layer: with a bias.
+        x: (..., in_features).
+        approximate: ``"none"`` for the exact GELU, ``"tanh"`` for its approximation.
+
+    Returns:
+        (..., out_features).
+    """
+    if suits_onednn(layer, x):
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], approximate)
+    return F.gelu(layer(x), approximate=approximate)
+
+
+def has_hooks(part: Callable) -> bool:
+    """Whether a hook looks at a module; at a function none can."""
+    return bool(getattr(part, "_forward_hooks", None) or getattr(part, "_forward_pre_hooks", None))
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own and no hook looks at it, so that its weights may be used in its place."""
+    return type(layer) in (nn.Linear, nn.Conv2d) and not has_hooks(layer)
+
+
 def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
-    """Whether nothing watches: no gradient, tracer, compiler, counter of operations or hook."""
-    plain = type(x) is Tensor and type(layer) in (nn.Linear, nn.Conv2d)
-    plain = plain and not (layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether nothing watches: no gradient of either mode, tracer, compiler, counter of operations or hook."""
+    plain = type(x) is Tensor and is_plain(layer)
     full = plain and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
-    if not full or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not full or torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
         return False
     watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
     return HAS_ONEDNN and torch.backends.mkldnn.enabled and not watched

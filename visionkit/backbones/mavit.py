@@ -72,7 +72,7 @@ class GatedAttention(nn.Module):
         out = self.core(*heads, rotary, **gating).transpose(1, 2).reshape(x.shape)
         if not gating:  # only now the branch: its map, kept during attention, would cost a CPU fresh pages
             out = (out + self.lepe(v)) * o
-        return linear(self.proj, out, gamma, onto=onto)
+        return linear(self.proj, out, gamma, onto)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, heads, H * W, C / heads), without a copy."""
@@ -104,9 +104,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.pos(x)
-        normed = self.norm1(x)
-        x = add_branch(x, lambda onto: self.attn(normed, rotary, self.gamma_1, onto), self.drop_path)
-        return add_branch(x, lambda onto: self.ffn(self.norm2(x), self.gamma_2, onto), self.drop_path)
+        x = add_branch(x, self.drop_path, self.attn, self.norm1(x), rotary, self.gamma_1)
+        return add_branch(x, self.drop_path, self.ffn, self.norm2(x), self.gamma_2)
 
 
 class MAViT(HybridBackbone):

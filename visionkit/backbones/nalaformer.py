@@ -67,7 +67,7 @@ class GatedAttention(nn.Module):
         q, k, v, g = linear(self.qkvg, x).chunk(4, dim=-1)
         heads = (each.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
         attended = self.core(*heads, rotary).transpose(1, 2).reshape(x.shape)
-        return linear(self.out_proj, self.ln(attended + self.lepe(v)) * F.silu(g), gamma, onto=onto)
+        return linear(self.out_proj, self.ln(attended + self.lepe(v)) * F.silu(g), gamma, onto)
 
 
 class Block(nn.Module):
@@ -96,10 +96,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.cpe1(x)
-        normed = self.norm1(x)
-        x = add_branch(x, lambda onto: self.attn(normed, rotary, self.gamma_1, onto), self.drop_path)
+        x = add_branch(x, self.drop_path, self.attn, self.norm1(x), rotary, self.gamma_1)
         x = self.cpe2(x)
-        return add_branch(x, lambda onto: self.ffn(self.norm2(x), self.gamma_2, onto), self.drop_path)
+        return add_branch(x, self.drop_path, self.ffn, self.norm2(x), self.gamma_2)
 
 
 class NaLaFormer(HybridBackbone):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, default_cfg
 from visionkit.backbones.hybrid import drop_path_rates, init_weights
-from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear
+from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
 from visionkit.backbones.published import complete, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import gaussian_attention
@@ -157,12 +157,12 @@ class SoftBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.norm1(add_branch(x, lambda onto: self.attn(x, onto), self.drop))
-        return self.norm2(add_branch(x, lambda onto: self.feed_forward(x, onto), self.drop))
+        x = self.norm1(add_branch(x, self.drop, self.attn, x))
+        return self.norm2(add_branch(x, self.drop, self.feed_forward, x))
 
-    def feed_forward(self, x: Tensor, onto: Tensor | None) -> Tensor:
+    def feed_forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), added onto a map."""
-        return linear(self.ff2, linear(self.ff1, x, gelu="tanh"), onto=onto)
+        return linear(self.ff2, linear_gelu(self.ff1, x, "tanh"), onto=onto)
 
 
 class TokenAttention(nn.Module):
@@ -197,12 +197,12 @@ class TokenBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        x = add_branch(x, lambda onto: self.attn(self.norm1(x), onto), self.drop_path)
-        return add_branch(x, lambda onto: self.feed_forward(self.norm2(x), onto), self.drop_path)
+        x = add_branch(x, self.drop_path, self.attn, self.norm1(x))
+        return add_branch(x, self.drop_path, self.feed_forward, self.norm2(x))
 
-    def feed_forward(self, x: Tensor, onto: Tensor | None) -> Tensor:
+    def feed_forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), added onto a sequence."""
-        return linear(self.mlp.fc2, linear(self.mlp.fc1, x, gelu="none"), onto=onto)
+        return linear(self.mlp.fc2, linear_gelu(self.mlp.fc1, x), onto=onto)
 
 
 class PositionedStage(Stage):

@@ -85,11 +85,13 @@ def check_gating(local: Tensor | None, gate: Tensor | None, shape: tuple[int, ..
 
 
 def elu_plus_one(x: Tensor) -> Tensor:
-    """elu(x) + 1, positive everywhere: x + 1 above zero, exp(x) below.
+    """elu(x) + 1, positive everywhere: x + 1 above zero, exp(x) from there down, zero's slope of 1 with it.
 
-    In two maps, not four: in place where no gradient needs what was there (that of a threshold is kept by its input).
+    The negative part is what the positive leaves, so that one map more than the result's is needed. Both steps in place
+    overwrite nothing that a gradient needs: a threshold keeps its input, an exponential its result.
     """
-    return F.threshold(x, 0, 0).add_(x.clamp(max=0).exp_())
+    positive = F.threshold(x, 0, 0)
+    return positive.add_((x - positive).exp_())
 
 
 def scaled_kv(k: Tensor, v: Tensor, scale: float) -> Tensor:
