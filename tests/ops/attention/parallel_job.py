@@ -48,12 +48,14 @@ def work(rank, processes, port):
             torch.testing.assert_close(
                 part.grad, x.grad.chunk(processes, 2)[rank], msg=lambda text, name=name: f"{name} gradient: {text}"
             )
-    try:
-        by_ring(*whole, mesh=init_device_mesh("cpu", (processes,)), causal=True)
-    except VisionKitError as error:
-        assert "use by_heads" in str(error)
-    else:
-        raise AssertionError("a causal ring was tried on CPUs")
+    mesh = init_device_mesh("cpu", (processes,))
+    for causal in (True, False):  # causal on a CPU; float64
+        try:
+            by_ring(*whole, mesh=mesh, causal=causal)
+        except VisionKitError as error:
+            assert "by_heads" in str(error)
+        else:
+            raise AssertionError("the ring tried what it cannot do")
     dist.destroy_process_group()
 
 
@@ -62,7 +64,7 @@ def ring(rank, processes, port):
     on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=processes)
     mesh = init_device_mesh("cuda" if on_gpu else "cpu", (processes,))
-    whole = qkv(n=512, d=64)
+    whole = [x.float() for x in qkv(n=512, d=64)]
     if on_gpu:
         torch.cuda.set_device(rank)
         whole = [x.bfloat16().cuda() for x in whole]

@@ -64,7 +64,8 @@ def by_ring(q: Tensor, k: Tensor, v: Tensor, *, mesh: DeviceMesh, causal: bool =
     PyTorch's context around the whole model, so that activations are shared out too; here no gradient flows.
 
     Args:
-        q, k, v: (B, H, N, D), N a multiple of twice the number of processes; on CUDA devices in half precision.
+        q, k, v: (B, H, N, D), N a multiple of twice the number of processes; on CUDA devices in half precision,
+            on a CPU not in float64.
         mesh: the devices, e.g. ``init_device_mesh("cuda", (4,))``.
         causal: key j is seen by query i only if j <= i; on CUDA devices only.
 
@@ -72,10 +73,12 @@ def by_ring(q: Tensor, k: Tensor, v: Tensor, *, mesh: DeviceMesh, causal: bool =
         (B, H, N, D).
 
     Raises:
-        VisionKitError: causal on other devices.
+        VisionKitError: causal on other devices; float64.
     """
     if causal and mesh.device_type != "cuda":
         raise VisionKitError(f"by_ring: PyTorch's causal ring needs CUDA devices, not {mesh.device_type}; use by_heads")
+    if q.dtype == torch.float64:  # PyTorch 2.14 returns the batch cut and the tokens doubled
+        raise VisionKitError("by_ring: PyTorch's ring has no float64; use float32 or by_heads")
     from torch.distributed.tensor.experimental import context_parallel
     from torch.distributed.tensor.experimental._attention import context_parallel_unshard
 
