@@ -19,6 +19,7 @@ from visionkit.backbones.layers import (
     channels_last,
     fold_batch_norm,
     linear,
+    may_fold,
     suits_onednn,
 )
 from visionkit.errors import VisionKitError
@@ -142,7 +143,9 @@ class HybridBackbone(HierarchicalBackbone):
         x = channels_last(x)
         if isinstance(self.proj, nn.Identity):
             return channels_first(x)
-        if self.norm.training or suits_onednn(self.proj, x):  # of few cells a norm costs less than folding it
+        if suits_onednn(self.proj, x) or not may_fold(
+            self.proj, self.norm
+        ):  # of few cells a norm costs less than folding it
             x = channels_last(self.norm(channels_first(linear(self.proj, x))))
         else:
             x = F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))

@@ -50,8 +50,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, conv, activate = channels_first(x), self.conv, ACTIVATIONS[self.activation]
         fused = suits_onednn(conv, x)
-        apart = self.norm.training or not is_plain(conv) or has_hooks(self.norm)
-        if apart or (fused and is_smaller_than_weights(x, conv)):
+        if not may_fold(conv, self.norm) or (fused and is_smaller_than_weights(x, conv)):
             return activate(channels_last(self.norm(conv(x))))
         weight, bias = fold_batch_norm(conv.weight, conv.bias, self.norm)
         shape = (conv.padding, conv.stride, conv.dilation)
@@ -65,6 +64,11 @@ def is_smaller_than_weights(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether the map that a convolution makes of x (B, C, H, W) has fewer entries than its weights."""
     cells = [-(-side // stride) for side, stride in zip(x.shape[2:], conv.stride, strict=True)]
     return x.shape[0] * cells[0] * cells[1] * conv.out_channels < conv.weight.numel()
+
+
+def may_fold(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether a norm may go into the weights of the layer before it: in eval mode, where no hook looks at either."""
+    return not norm.training and is_plain(layer) and not has_hooks(norm)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

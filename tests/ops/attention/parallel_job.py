@@ -53,7 +53,7 @@ def work(rank, processes, port):
         try:
             by_ring(*whole, mesh=mesh, causal=causal)
         except VisionKitError as error:
-            assert "by_heads" in str(error)
+            assert "use by_heads" in str(error)
         else:
             raise AssertionError("the ring tried what it cannot do")
     dist.destroy_process_group()

@@ -78,7 +78,7 @@ def by_ring(q: Tensor, k: Tensor, v: Tensor, *, mesh: DeviceMesh, causal: bool =
     if causal and mesh.device_type != "cuda":
         raise VisionKitError(f"by_ring: PyTorch's causal ring needs CUDA devices, not {mesh.device_type}; use by_heads")
     if q.dtype == torch.float64:  # PyTorch 2.14 returns the batch cut and the tokens doubled
-        raise VisionKitError("by_ring: PyTorch's ring has no float64; use float32 or by_heads")
+        raise VisionKitError("by_ring: PyTorch's ring has no float64; convert to float32 or use by_heads")
     from torch.distributed.tensor.experimental import context_parallel
     from torch.distributed.tensor.experimental._attention import context_parallel_unshard
 
