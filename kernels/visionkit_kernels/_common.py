@@ -2,6 +2,7 @@
 """What all kernels share: types, tiles, features, rotation; and how the host cuts the work."""
 
 import functools
+import math
 import os
 
 import torch
@@ -10,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+NAN = tl.constexpr(tl.PropagateNan.ALL)
+LOG2_E = tl.constexpr(1 / math.log(2))
 INTERPRETED_PROGRAMS = 2  # enough to see that runs of tokens are put together again
 
 
@@ -66,6 +69,19 @@ def one_type(*tensors: Tensor) -> list[Tensor]:
     return [x.to(tensors[-1].dtype) for x in tensors]
 
 
+def pairs(rotary: tuple[Tensor, ...] | None) -> Tensor | None:
+    """Sin and cos (N, dim), alike for both channels of a pair, as one table (N, dim): cos, sin of every pair.
+
+    Every head reads it, so it is half as large. Where it is given along as a third, it is not made again.
+    """
+    if rotary is None:
+        return None
+    sin, cos, *both = rotary
+    if both:
+        return both[0].contiguous()
+    return torch.stack([cos[:, ::2], sin[:, ::2]], dim=-1).flatten(-2)
+
+
 def on_device(x: Tensor) -> torch.cuda.device:
     """Launches go to the tensor's device, not to the current one."""
     return torch.cuda.device(x.device.index if x.is_cuda else -1)
@@ -81,30 +97,56 @@ def dot(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
 
 @triton.jit
 def load_tile(x, rows, columns, row_stride, column_stride, row_count, column_count):
-    """A tile of a matrix, zero outside; ``rows`` int64."""
+    """A tile of a matrix, zero outside."""
     mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]
-    return tl.load(x + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=mask, other=0.0)
+    place = x + (rows[:, None].to(tl.int64) * row_stride + columns[None, :] * column_stride)
+    return tl.load(place, mask=mask, other=0.0)
 
 
 @triton.jit
 def store_tile(x, value, rows, columns, row_stride, column_stride, row_count, column_count):
     """Writes what of a tile lies inside the matrix."""
     mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]
-    place = x + rows[:, None] * row_stride + columns[None, :] * column_stride
+    place = x + (rows[:, None].to(tl.int64) * row_stride + columns[None, :] * column_stride)
     tl.store(place, value.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def feature(x, MAP: tl.constexpr):
-    """The feature map, elementwise."""
-    if MAP == "elu":
-        y = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
-    elif MAP == "relu":
-        y = tl.maximum(x, 0.0)
-    elif MAP == "exp":
+def exponential(x):
+    """exp(x). float32 results below the smallest normal number are zero.
+
+    Called impure, as Triton else computes features again for every layout in which a tile is needed: twice the
+    instructions of a loop.
+    """
+    if INTERPRET or x.dtype == tl.float64:
         y = tl.exp(x)
+    else:
+        y = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], dtype=tl.float32, is_pure=False, pack=1
+        )
+    return y
+
+
+@triton.jit
+def column_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums over every 16th row of a tile, (16, COLUMNS): a thread's own rows, mostly, so that nothing is exchanged.
+
+    Added up over tiles, and over their 16 rows at the end, they are the sums over all rows.
+    """
+    return tl.sum(tl.reshape(x, [ROWS // 16, 16, COLUMNS]), 0)
+
+
+@triton.jit
+def feature(x, MAP: tl.constexpr):
+    """The feature map, elementwise; what is not a number stays so."""
+    if MAP == "elu":  # exp(x) is above x + 1 but at 0
+        y = tl.maximum(x + 1, exponential(tl.minimum(x, 0.0, NAN)), NAN)
+    elif MAP == "relu":
+        y = tl.maximum(x, 0.0, NAN)
+    elif MAP == "exp":
+        y = exponential(x)
     elif MAP == "relu2":
-        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
+        y = tl.maximum(x, 0.0, NAN) * tl.maximum(x, 0.0, NAN)
     else:
         tl.static_assert(MAP == "none")
         y = x
@@ -112,31 +154,33 @@ def feature(x, MAP: tl.constexpr):
 
 
 @triton.jit
-def feature_slope(x, MAP: tl.constexpr):
-    """Derivative of [feature]."""
+def feature_slope(x, y, MAP: tl.constexpr):
+    """Derivative of [feature] at x, where it is y."""
     if MAP == "elu":
-        y = tl.where(x > 0, 1.0, tl.exp(tl.minimum(x, 0.0)))
+        slope = tl.minimum(y, 1.0, NAN)
     elif MAP == "relu":
-        y = tl.where(x > 0, 1.0, 0.0)
+        slope = tl.where(x > 0, 1.0, 0.0)
     elif MAP == "exp":
-        y = tl.exp(x)
+        slope = y
     elif MAP == "relu2":
-        y = 2 * tl.maximum(x, 0.0)
+        slope = 2 * tl.maximum(x, 0.0)
     else:
         tl.static_assert(MAP == "none")
-        y = tl.full(x.shape, 1.0, x.dtype)
-    return y
+        slope = tl.full(x.shape, 1.0, x.dtype)
+    return slope
 
 
 @triton.jit
-def turn(x, sin, cos, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rotates pairs of neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin)."""
+def turn(x, table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rotates pairs of neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin); a table as of [pairs]."""
     a, b = tl.split(tl.reshape(x, [ROWS, COLUMNS // 2, 2]))
-    return x * cos + tl.reshape(tl.join(-b, a), [ROWS, COLUMNS]) * sin
+    c, s = tl.split(tl.reshape(table, [ROWS, COLUMNS // 2, 2]))
+    return tl.reshape(tl.join(a * c - b * s, b * c + a * s), [ROWS, COLUMNS])
 
 
 @triton.jit
-def turn_back(g, sin, cos, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def turn_back(g, table, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The transpose of [turn], which takes gradients back."""
-    a, b = tl.split(tl.reshape(g * sin, [ROWS, COLUMNS // 2, 2]))
-    return g * cos + tl.reshape(tl.join(b, -a), [ROWS, COLUMNS])
+    a, b = tl.split(tl.reshape(g, [ROWS, COLUMNS // 2, 2]))
+    c, s = tl.split(tl.reshape(table, [ROWS, COLUMNS // 2, 2]))
+    return tl.reshape(tl.join(a * c + b * s, b * c - a * s), [ROWS, COLUMNS])

@@ -64,7 +64,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def linear_cases() -> Iterator[Case]:
     """MALA, linear attention and NaLa."""
-    from visionkit.ops import mala_attention, nala_attention, rotary_table_2d
+    from visionkit.ops import mala_attention, nala_attention, rotary_pairs, rotary_table_2d
     from visionkit.ops.attention import attend
 
     shapes = [(64, 1, (56, 56), 64), (64, 2, (28, 28), 64), (1, 1, (250, 268), 64), (8, 16, (128, 128), 64)]
@@ -72,6 +72,7 @@ def linear_cases() -> Iterator[Case]:
     for batch, count, (height, width), dim in shapes:
         tokens = height * width
         table = rotary_table_2d(height, width, dim, device="cuda", dtype=torch.bfloat16)
+        table = *table, rotary_pairs(*table)  # as a model keeps them
         moved = 2 * 4 * batch * count * tokens * dim
         job = f"{batch} x {count} x {tokens} x {dim}"
         new, soft = heads(batch, count, tokens, dim), flash if tokens <= 16384 else None

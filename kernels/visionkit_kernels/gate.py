@@ -2,7 +2,8 @@
 
 The host code runs on meta tensors and its launches are written down instead of done; each is then compiled to machine
 code. What is printed, and bounded in the tests: registers of a thread, bytes of its stack (spilled registers go there),
-bytes of shared memory of a program.
+bytes of shared memory of a program. Printed too is how long the longest loop is, in machine instructions: where each
+byte is used once, a kernel that needs too many of them is slower than the memory.
 """
 
 import argparse
@@ -88,9 +89,12 @@ def compile_launch(launch: Launch, architecture: int) -> dict:
     source = ASTSource(launch.kernel, signature, constants, attributes)
     done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
     registers, stack = _resources(done.asm["cubin"])
+    loop, warps = _longest_loop(done.asm["cubin"]), done.metadata.num_warps
+    tile = launch.arguments.get("ROWS", 0) * launch.arguments.get("D", 0)
     return dict(
         kernel=launch.kernel.__name__, architecture=architecture, registers=registers, stack=stack,
-        shared=done.metadata.shared, warps=done.metadata.num_warps,
+        shared=done.metadata.shared, warps=warps, loop=loop,
+        loop_per_element=round(loop * 32 * warps / tile, 1) if tile else None,
     )  # fmt: skip
 
 
@@ -104,13 +108,28 @@ def _type(value: object) -> str:
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of its stack."""
+    found = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump("-res-usage", cubin))
+    return int(found[1]), int(found[2])
+
+
+def _longest_loop(cubin: bytes) -> int:
+    """Instructions between a branch backwards and its target, of the longest loop; 0 without one."""
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,5})\*/\s+(.*?);", _cuobjdump("-sass", cubin), re.MULTILINE)
+    places = {int(place, 16): i for i, (place, _) in enumerate(lines)}
+    longest = 0
+    for i, (_, instruction) in enumerate(lines):
+        branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+        if branch:
+            longest = max(longest, i - places.get(int(branch[1], 16), i) + 1)
+    return longest if longest > 1 else 0  # a program ends in a branch to itself
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    return int(found[1]), int(found[2])
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def _heads(dtype: torch.dtype, dim: int, count: int = 3, tokens: int = 3136) -> list[Tensor]:
@@ -126,12 +145,12 @@ def linear_launches(
 
     q, k, v, *gating = _heads(dtype, dim, 5)
     gating = gating if gated else [None] * 2
-    table = [torch.empty(3136, dim, device="meta") if rotary else None] * 2
+    table = torch.empty(3136, dim, dtype=dtype, device="meta") if rotary else None
     options = (feature_map, output, False, 0.125, 1e-6)
 
     def host() -> None:
-        out, *state = linear.launch_forward(q, k, v, *table, *gating, *options)
-        linear.launch_backward(torch.empty_like(out), q, k, v, *table, *gating, *state, *options)
+        out, *state = linear.launch_forward(q, k, v, table, *gating, *options)
+        linear.launch_backward(torch.empty_like(out), q, k, v, table, *gating, *state, *options)
 
     return record(linear, host)
 
@@ -171,11 +190,11 @@ def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
     from visionkit_kernels import nala
 
     q, k, v = _heads(dtype, dim)
-    table, options = [torch.empty(3136, dim, device="meta")] * 2, (3.0, 0.5, 1e-6, 1e-12)
+    table, options = torch.empty(3136, dim, dtype=dtype, device="meta"), (3.0, 0.5, 1e-6, 1e-12)
 
     def host() -> None:
-        out, *state = nala.launch_forward(q, k, v, *table, *options)
-        nala.launch_backward(torch.empty_like(out), q, k, v, *table, *state, *options)
+        out, *state = nala.launch_forward(q, k, v, table, *options)
+        nala.launch_backward(torch.empty_like(out), q, k, v, table, *state, *options)
 
     return record(nala, host)
 
@@ -211,6 +230,7 @@ CASES = {
     "mala-gated-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True, gated=True),
     "mala-gated-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True, gated=True),
     "mala-gated-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True, gated=True),
+    "linear-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "sum", False),
     "linear-fp32-64": lambda: linear_launches(torch.float32, 64, "relu", "sum", False),
     "sigmoid-bf16-64": lambda: sigmoid_launches(torch.bfloat16, 64),
     "sigmoid-bf16-128": lambda: sigmoid_launches(torch.bfloat16, 128),
@@ -218,6 +238,7 @@ CASES = {
     "gaussian-bf16-64": lambda: gaussian_launches(torch.bfloat16, 64, 49),
     "gaussian-fp32-32": lambda: gaussian_launches(torch.float32, 32, 49),
     "nala-bf16-32": lambda: nala_launches(torch.bfloat16, 32),
+    "nala-fp32-64": lambda: nala_launches(torch.float32, 64),
     "march-bf16": lambda: march_launches(torch.bfloat16, "vector_matrix"),
     "march-one-scene": lambda: march_launches(torch.bfloat16, "vector_matrix", batch=1),
     "march-fp32": lambda: march_launches(torch.float32, "vector_matrix"),
@@ -228,18 +249,19 @@ CASES = {
 
 # Bytes of stack that a thread may use: none, but where a head's state nearly fills the registers.
 ALLOWED_STACK = {
-    "mala-bf16-64": 512,  # 440 on sm_80, none on sm_90, where the tiles were chosen
+    "mala-bf16-64": 512,  # 392 on sm_80, none on sm_90, where the tiles were chosen
     "mala-bf16-128": 256,
-    "mala-fp32-64": 1152,  # 1088 on sm_80, 560 on sm_90
-    "mala-gated-bf16-64": 512,  # 424 on sm_80, none on sm_90
+    "mala-fp32-64": 1152,  # 1080 on sm_80, 376 on sm_90
+    "mala-gated-bf16-64": 512,  # 400 on sm_80, none on sm_90
     "mala-gated-bf16-128": 256,
-    "mala-gated-fp32-64": 1024,  # 816 on sm_80; 256 on sm_90
-    "linear-fp32-64": 512,
+    "mala-gated-fp32-64": 1024,  # 760 on sm_80; 128 on sm_90
+    "linear-fp32-64": 768,  # 648 on sm_80, 376 on sm_90
     "sigmoid-bf16-64": 64,
     "sigmoid-fp32-64": 256,
     "gaussian-bf16-64": 1024,
     "gaussian-fp32-32": 512,  # most of it in the Newton steps, which hold two matrices
-    "nala-bf16-32": 1024,
+    "nala-bf16-32": 64,
+    "nala-fp32-64": 512,  # 480 on sm_80, 136 on sm_90
     "march-bf16": 6144,  # the backward holds the gradients of a whole network; 2208 on sm_90
     "march-one-scene": 6144,
     "march-fp32": 12288,
@@ -268,14 +290,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one object a line")
     options = parser.parse_args(arguments)
     if not options.json:
-        print(f"{'case':19} {'kernel':20} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5}")
+        print(
+            f"{'case':19} {'kernel':21} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5} {'loop':>5} "
+            f"{'/ element':>9}"
+        )
     for row in run(options.case, options.architecture):
         if options.json:
             print(json.dumps(row), flush=True)
         else:
             print(
-                f"{row['case']:19} {row['kernel']:20} {row['architecture']:3} {row['registers']:9} {row['stack']:6} "
-                f"{row['shared']:7} {row['warps']:5}",
+                f"{row['case']:19} {row['kernel']:21} {row['architecture']:3} {row['registers']:9} {row['stack']:6} "
+                f"{row['shared']:7} {row['warps']:5} {row['loop']:5} {row['loop_per_element'] or '':>9}",
                 flush=True,
             )
     return 0

@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import (
+    column_sums,
     cut,
     dot,
     dot_types,
@@ -41,6 +42,7 @@ from visionkit_kernels._common import (
     on_device,
     one_type,
     padded,
+    pairs,
     store_tile,
     sum_type,
     tokens_first,
@@ -52,73 +54,80 @@ from visionkit_kernels.tiles import chosen
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
 LARGEST_HEAD = 128
 USUAL_HEAD = 64  # the state of a larger one only just fits, see config
+HALF = (torch.bfloat16, torch.float16)
+# Four warps have no registers left for the tiles of a branch and a gate; eight fill a multiprocessor twice.
+GATED = dict(num_warps=8, maxnreg=None, PROGRAMS=2)
 OUTPUTS = ("sum", "rms", "none", "mala")
 
 
 @triton.jit
 def _features(
-    x, sin, cos, rows, columns, row_stride, column_stride, count, dim,
+    x, table, first, rows, columns, row_stride, column_stride, count, dim,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Raw values, features, rotated features, sines and cosines of a tile; features outside the matrix are zero."""
-    inside = (rows < count)[:, None] & (columns < dim)[None, :]
-    raw = load_tile(x, rows, columns, row_stride, column_stride, count, dim).to(ACC)
-    plain = tl.where(inside, feature(raw, MAP), 0.0)
+    """Raw values, features, rotated features and rotary table of a tile that starts at row ``first``.
+
+    Outside the matrix features are those of zero: they meet values, gradients and states that are zero there, or rows
+    and columns that are never stored. Only a sum over rows must leave them out.
+    """
+    raw = load_tile(x + first * row_stride, rows, columns, row_stride, column_stride, count, dim).to(ACC)
+    plain = feature(raw, MAP)
     if ROTARY:
-        s = load_tile(sin, rows, columns, dim, 1, count, dim).to(ACC)
-        c = load_tile(cos, rows, columns, dim, 1, count, dim).to(ACC)
-        turned = turn(plain, s, c, ROWS, COLUMNS)
+        angles = load_tile(table + first * dim, rows, columns, dim, 1, count, dim).to(ACC)
+        turned = turn(plain, angles, ROWS, COLUMNS)
     else:
-        s, c, turned = plain, plain, plain
-    return raw, plain, turned, s, c
+        angles, turned = plain, plain
+    return raw, plain, turned, angles
 
 
 @triton.jit
 def _back(
-    by_state, by_z, sin, cos, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROTARY: tl.constexpr, TURN_Z: tl.constexpr
+    by_state, by_z, angles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROTARY: tl.constexpr, TURN_Z: tl.constexpr
 ):  # fmt: skip
     """Gradient of the features from that of the state, which saw them turned, and that of z."""
     if not ROTARY:
         y = by_state + by_z
     elif TURN_Z:
-        y = turn_back(by_state + by_z, sin, cos, ROWS, COLUMNS)
+        y = turn_back(by_state + by_z, angles, ROWS, COLUMNS)
     else:
-        y = turn_back(by_state, sin, cos, ROWS, COLUMNS) + by_z
+        y = turn_back(by_state, angles, ROWS, COLUMNS) + by_z
     return y
 
 
 @triton.jit
 def reduce_state(
-    k, v, sin, cos, state, key_mean, value_mean,
+    k, v, table, state, key_mean, value_mean,
     kb, kh, kn, kd, vb, vh, vn, vd, heads, tokens, dim, dim_v, tiles, splits, part,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
-    TURN_Z: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The three sums of one run of tokens of one head, over N."""
+    """The sums of one run of tokens of one head that an output needs, over N."""
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
     k += head // heads * kb + head % heads * kh
     v += head // heads * vb + head % heads * vh
-    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
+    rows, columns, columns_v = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, DV)
     s = tl.zeros([D, DV], ACC)
-    m = tl.zeros([D], ACC)
-    u = tl.zeros([DV], ACC)
+    m = tl.zeros([16, D], ACC)
+    u = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        raw, plain, turned, _, _ = _features(k, sin, cos, rows, columns, kn, kd, tokens, dim, ROWS, D, MAP, ROTARY, ACC)
-        value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
+        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        raw, plain, turned, _ = _features(k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC)
+        value = load_tile(v + first * vn, rows, columns_v, vn, vd, left, dim_v)
         s = dot(tl.trans(turned), value, s, DOT, ACC, PRECISION)
-        m += tl.sum(turned if TURN_Z else plain, 0)
-        u += tl.sum(value.to(ACC), 0)
+        if OUTPUT == "sum" or OUTPUT == "mala":
+            m += column_sums(tl.where((rows < left)[:, None], turned if TURN_Z else plain, 0.0), ROWS, D)
+        if OUTPUT == "mala":
+            u += column_sums(value.to(ACC), ROWS, DV)
     own = split * part
     store_tile(state + own + head * dim * dim_v, s / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
-    tl.store(key_mean + own + head * dim + columns, m / tokens, mask=columns < dim)
-    tl.store(value_mean + own + head * dim_v + columns_v, u / tokens, mask=columns_v < dim_v)
+    tl.store(key_mean + own + head * dim + columns, tl.sum(m, 0) / tokens, mask=columns < dim)
+    tl.store(value_mean + own + head * dim_v + columns_v, tl.sum(u, 0) / tokens, mask=columns_v < dim_v)
 
 
 @triton.jit
 def apply_state(
-    q, sin, cos, state, key_mean, value_mean, local, gate, out,
+    q, table, state, key_mean, value_mean, local, gate, out,
     qb, qh, qn, qd, lb, lh, ln, ld, tb, th, tn, td, ob, oh, on, od,
     heads, tokens, dim, dim_v, tiles, splits, scale, eps,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
@@ -133,36 +142,37 @@ def apply_state(
     if GATED:
         local += head // heads * lb + head % heads * lh
         gate += head // heads * tb + head % heads * th
-    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
-    s = load_tile(state + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
+    rows, columns, columns_v = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, DV)
+    s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
     u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
         if GATED:  # asked for before the products, which take a while
-            branch = load_tile(local, rows, columns_v, ln, ld, tokens, dim_v)
-            factor = load_tile(gate, rows, columns_v, tn, td, tokens, dim_v)
-        raw, plain, turned, _, _ = _features(q, sin, cos, rows, columns, qn, qd, tokens, dim, ROWS, D, MAP, ROTARY, ACC)
-        a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) * scale
+            branch = load_tile(local + first * ln, rows, columns_v, ln, ld, left, dim_v)
+            factor = load_tile(gate + first * tn, rows, columns_v, tn, td, left, dim_v)
+        raw, plain, turned, _ = _features(q, table, first, rows, columns, qn, qd, left, dim, ROWS, D, MAP, ROTARY, ACC)
+        a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         if OUTPUT == "sum" or OUTPUT == "mala":
             z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
+        # factors of a row are put together before they meet its channels
         if OUTPUT == "sum":
-            y = a / (z + eps)[:, None]
+            y = a * (scale / (z + eps))[:, None]
         elif OUTPUT == "mala":
-            y = a * (1 + 1 / (z + tl.where(z < 0, -eps, eps)))[:, None] - z[:, None] * u[None, :]
+            y = a * (scale + scale / (z + tl.where(z < 0, -eps, eps)))[:, None] - z[:, None] * u[None, :]
         elif OUTPUT == "rms":
-            length = tl.maximum(tl.sqrt(tl.sum(a * a, 1)), 1e-12)
-            y = a * (tl.sqrt(dim_v.to(ACC)) / length)[:, None]
+            length = tl.maximum(tl.sqrt(tl.sum(a * a, 1)) * scale, 1e-12)
+            y = a * (scale * tl.sqrt(dim_v.to(ACC)) / length)[:, None]
         else:
-            y = a
+            y = a * scale
         if GATED:
             y = (y + branch.to(ACC)) * factor.to(ACC)
-        store_tile(out, y, rows, columns_v, on, od, tokens, dim_v)
+        store_tile(out + first * on, y, rows, columns_v, on, od, left, dim_v)
 
 
 @triton.jit
 def backward_queries(
-    q, sin, cos, state, key_mean, value_mean, local, gate, grad, dq, dlocal, dgate, dstate, dkey_mean, dvalue_mean,
+    q, table, state, key_mean, value_mean, local, gate, grad, dq, dlocal, dgate, dstate, dkey_mean, dvalue_mean,
     qb, qh, qn, qd, lb, lh, ln, ld, tb, th, tn, td, gb, gh, gn, gd, rb, rh, rn, rd, wb, wh, wn, wd,
     heads, tokens, dim, dim_v, tiles, splits, part, scale, eps,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
@@ -181,67 +191,64 @@ def backward_queries(
         gate += head // heads * tb + head % heads * th
         dlocal += head // heads * wb + head % heads * wh
         dgate += head // heads * wb + head % heads * wh
-    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
-    s = load_tile(state + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
+    rows, columns, columns_v = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, DV)
+    s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
     u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
     ds = tl.zeros([D, DV], ACC)
-    dm = tl.zeros([D], ACC)
-    du = tl.zeros([DV], ACC)
+    dm = tl.zeros([16, D], ACC)
+    du = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        raw, plain, turned, sine, cosine = _features(
-            q, sin, cos, rows, columns, qn, qd, tokens, dim, ROWS, D, MAP, ROTARY, ACC
+        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        raw, plain, turned, angles = _features(
+            q, table, first, rows, columns, qn, qd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
-        g = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v).to(ACC)
+        g = load_tile(grad + first * gn, rows, columns_v, gn, gd, left, dim_v).to(ACC)
         if OUTPUT != "none":
-            a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) * scale
+            a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         if OUTPUT == "sum" or OUTPUT == "mala":
             z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
         if OUTPUT == "sum":
             share = 1 / (z + eps)
-            da = g * share[:, None]
-            dz = -tl.sum(da * a, 1) * share
-            dz = tl.where(rows < tokens, dz, 0.0)
+            da = g * (scale * share)[:, None]
+            dz = -tl.sum(g * a, 1) * (scale * share * share)
         elif OUTPUT == "mala":
             share = 1 / (z + tl.where(z < 0, -eps, eps))
             if GATED:
-                y = a * (1 + share)[:, None] - z[:, None] * u[None, :]
-                y += load_tile(local, rows, columns_v, ln, ld, tokens, dim_v).to(ACC)
-                store_tile(dgate, g * y, rows, columns_v, wn, wd, tokens, dim_v)
-                g *= load_tile(gate, rows, columns_v, tn, td, tokens, dim_v).to(ACC)
-                store_tile(dlocal, g, rows, columns_v, wn, wd, tokens, dim_v)
-            da = g * (1 + share)[:, None]
-            dz = -tl.sum(g * a, 1) * share * share - tl.sum(g * u[None, :], 1)
-            dz = tl.where(rows < tokens, dz, 0.0)
-            du -= tl.sum(z[:, None] * g, 0)
+                y = a * (scale + scale * share)[:, None] - z[:, None] * u[None, :]
+                y += load_tile(local + first * ln, rows, columns_v, ln, ld, left, dim_v).to(ACC)
+                store_tile(dgate + first * wn, g * y, rows, columns_v, wn, wd, left, dim_v)
+                g *= load_tile(gate + first * tn, rows, columns_v, tn, td, left, dim_v).to(ACC)
+                store_tile(dlocal + first * wn, g, rows, columns_v, wn, wd, left, dim_v)
+            da = g * (scale + scale * share)[:, None]
+            dz = -tl.sum(g * (a * (scale * share * share)[:, None] + u[None, :]), 1)
+            du -= column_sums(z[:, None] * g, ROWS, DV)
         elif OUTPUT == "rms":
-            length = tl.sqrt(tl.sum(a * a, 1))
-            share = 1 / tl.maximum(length, 1e-12)
+            length = tl.sqrt(tl.sum(a * a, 1)) * scale
+            share = scale / tl.maximum(length, 1e-12)
             along = tl.where(length > 1e-12, tl.sum(g * a, 1) * share * share, 0.0)
             da = (g - a * along[:, None]) * (share * tl.sqrt(dim_v.to(ACC)))[:, None]
         else:
-            da = g
-        da = (da * scale).to(DOT)
+            da = g * scale
+        da = da.to(DOT)
         dx = dot(da, tl.trans(s), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         ds = dot(tl.trans(turned), da, ds, DOT, ACC, PRECISION)
         if OUTPUT == "sum" or OUTPUT == "mala":
-            dz = dz * scale
-            dm += tl.sum((turned if TURN_Z else plain) * dz[:, None], 0)
-            by_z = dz[:, None] * m[None, :]
-            dx = _back(dx, by_z, sine, cosine, ROWS, D, ROTARY, TURN_Z)
+            dz = tl.where(rows < left, dz * scale, 0.0)
+            dm += column_sums((turned if TURN_Z else plain) * dz[:, None], ROWS, D)
+            dx = _back(dx, dz[:, None] * m[None, :], angles, ROWS, D, ROTARY, TURN_Z)
         elif ROTARY:
-            dx = turn_back(dx, sine, cosine, ROWS, D)
-        store_tile(dq, dx * feature_slope(raw, MAP), rows, columns, rn, rd, tokens, dim)
+            dx = turn_back(dx, angles, ROWS, D)
+        store_tile(dq + first * rn, dx * feature_slope(raw, plain, MAP), rows, columns, rn, rd, left, dim)
     own = split * part
     store_tile(dstate + own + head * dim * dim_v, ds, columns, columns_v, dim_v, 1, dim, dim_v)
-    tl.store(dkey_mean + own + head * dim + columns, dm, mask=columns < dim)
-    tl.store(dvalue_mean + own + head * dim_v + columns_v, du, mask=columns_v < dim_v)
+    tl.store(dkey_mean + own + head * dim + columns, tl.sum(dm, 0), mask=columns < dim)
+    tl.store(dvalue_mean + own + head * dim_v + columns_v, tl.sum(du, 0), mask=columns_v < dim_v)
 
 
 @triton.jit
 def backward_keys(
-    k, v, sin, cos, dstate, dkey_mean, dvalue_mean, dk, dv,
+    k, v, table, dstate, dkey_mean, dvalue_mean, dk, dv,
     kb, kh, kn, kd, vb, vh, vn, vd, rb, rh, rn, rd, wb, wh, wn, wd, heads, tokens, dim, dim_v, tiles, splits,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
     TURN_Z: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -253,34 +260,47 @@ def backward_keys(
     v += head // heads * vb + head % heads * vh
     dk += head // heads * rb + head % heads * rh
     dv += head // heads * wb + head % heads * wh
-    columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
-    ds = load_tile(dstate + head * dim * dim_v, columns.to(tl.int64), columns_v, dim_v, 1, dim, dim_v).to(DOT)
-    dm = tl.load(dkey_mean + head * dim + columns, mask=columns < dim, other=0.0)
-    du = tl.load(dvalue_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
+    rows, columns, columns_v = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, DV)
+    ds = load_tile(dstate + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v)
+    ds = (ds / tokens).to(DOT)
+    dm = tl.load(dkey_mean + head * dim + columns, mask=columns < dim, other=0.0) / tokens
+    du = tl.load(dvalue_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0) / tokens
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        raw, plain, turned, sine, cosine = _features(
-            k, sin, cos, rows, columns, kn, kd, tokens, dim, ROWS, D, MAP, ROTARY, ACC
+        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        raw, plain, turned, angles = _features(
+            k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
-        value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
+        value = load_tile(v + first * vn, rows, columns_v, vn, vd, left, dim_v)
         dvalue = dot(turned, ds, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) + du[None, :]
-        store_tile(dv, dvalue / tokens, rows, columns_v, wn, wd, tokens, dim_v)
+        store_tile(dv + first * wn, dvalue, rows, columns_v, wn, wd, left, dim_v)
         dx = dot(value, tl.trans(ds), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
-        dx = _back(dx, dm[None, :], sine, cosine, ROWS, D, ROTARY, TURN_Z)
-        store_tile(dk, dx * feature_slope(raw, MAP) / tokens, rows, columns, rn, rd, tokens, dim)
+        dx = _back(dx, dm[None, :], angles, ROWS, D, ROTARY, TURN_Z)
+        store_tile(dk + first * rn, dx * feature_slope(raw, plain, MAP), rows, columns, rn, rd, left, dim)
 
 
-def config(dim: int, dim_v: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> dict:
+def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.device) -> dict:
     """Rows of a tile and warps of a program, by the size of the state that a program holds; PROGRAMS, see [cut].
 
-    A third tile of rotated float32 heads under way is more than compute capability 8.0 has room for.
+    Chosen so that a multiprocessor has room for all its PROGRAMS at once, without spilled registers where that can be:
+    16 warps of it forward in half precision.
+
+    Args:
+        kernel: ``"reduce"``, ``"apply"``, ``"backward queries"`` or ``"backward keys"``.
+        dim, dim_v: channels of a head.
+        dtype: of the operands.
+        device: where it will run.
     """
-    sizes = dict(D=padded(dim), DV=padded(dim_v), ROWS=32 if backward else 64, PROGRAMS=4)
+    sizes = dict(D=padded(dim), DV=padded(dim_v), ROWS=64 if kernel == "apply" else 32)
+    sizes["PROGRAMS"] = 2 if kernel == "backward queries" else 4
     if padded(dim) * padded(dim_v) > 64 * 64:
         sizes.update(num_warps=8, num_stages=2)
+    elif kernel == "apply":
+        sizes.update(num_warps=4, num_stages=2, maxnreg=128 if dtype in HALF else None)
+    elif kernel == "reduce":
+        sizes.update(num_warps=4, num_stages=3 if dtype in HALF else 2)
     else:
-        sizes.update(num_warps=4, num_stages=1 if backward else 2 if dtype == torch.float32 else 3)
-    return chosen(f"linear {'backward' if backward else 'forward'}", sizes, dtype, device)
+        sizes.update(num_warps=4, num_stages=1)
+    return chosen(f"linear {kernel}", sizes, dtype, device)
 
 
 def _switches(feature_map: str, rotary: bool, turn_z: bool, dtype: torch.dtype) -> dict:
@@ -308,26 +328,28 @@ def _strides(x: Tensor | None) -> tuple:
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None, local: Tensor | None, gate: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, local: Tensor | None, gate: Tensor | None,
     feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, heads, Nq, dim_v) and the state of all heads, see [_split_state]."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, q.dtype, q.device)
-    each = sizes.pop("PROGRAMS")
-    switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
+    switches = _switches(feature_map, table is not None, turn_z, q.dtype)
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, each)
+        sizes = config("reduce", dim, dim_v, q.dtype, q.device)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         parts = _parts(q, splits, batch * heads, dim, dim_v)
         reduce_state[(batch * heads * splits,)](
-            k, v, sin, cos, *_split_state(parts, batch * heads, dim, dim_v), *k.stride(), *v.stride(),
-            heads, keys, dim, dim_v, tiles, splits, parts.shape[1], **sizes, **switches,
+            k, v, table, *_split_state(parts, batch * heads, dim, dim_v), *k.stride(), *v.stride(),
+            heads, keys, dim, dim_v, tiles, splits, parts.shape[1], OUTPUT=output, **sizes, **switches,
         )  # fmt: skip
         state = parts.sum(0) if splits > 1 else parts[0]
-        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, each)
+        sizes = config("apply", dim, dim_v, q.dtype, q.device)
+        if gate is not None and q.dtype in HALF:
+            sizes.update(GATED)
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         apply_state[(batch * heads * splits,)](
-            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), local, gate, out,
+            q, table, *_split_state(state, batch * heads, dim, dim_v), local, gate, out,
             *q.stride(), *_strides(local), *_strides(gate), *out.stride(),
             heads, queries, dim, dim_v, tiles, splits, scale, eps,
             OUTPUT=output, GATED=gate is not None, **sizes, **switches,
@@ -346,31 +368,32 @@ def _(q, k, v, *options):  # noqa: ANN001, ANN002, ANN202
 
 
 def launch_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None, local: Tensor | None,
-    gate: Tensor | None, state: Tensor, feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, local: Tensor | None, gate: Tensor | None,
+    state: Tensor, feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
 ) -> list[Tensor]:  # fmt: skip
     """dq, dk, dv and, with a gate, dlocal and dgate."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = config(dim, dim_v, q.dtype, q.device, backward=True)
-    each = sizes.pop("PROGRAMS")
-    switches = _switches(feature_map, sin is not None, turn_z, q.dtype)
+    switches = _switches(feature_map, table is not None, turn_z, q.dtype)
     dq, dk, dv, *gating = _gradients(q, k, v, gate)
     dlocal, dgate = gating or (None, None)
     with on_device(q):
-        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, each)
+        sizes = config("backward queries", dim, dim_v, q.dtype, q.device)
+        if gate is not None:
+            sizes.update(GATED)
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         parts = _parts(q, splits, batch * heads, dim, dim_v)
-        wide = {} if gate is None else dict(num_warps=8)  # four have no registers left for the gate's tiles
         backward_queries[(batch * heads * splits,)](
-            q, sin, cos, *_split_state(state, batch * heads, dim, dim_v), local, gate, grad, dq, dlocal, dgate,
+            q, table, *_split_state(state, batch * heads, dim, dim_v), local, gate, grad, dq, dlocal, dgate,
             *_split_state(parts, batch * heads, dim, dim_v), *q.stride(), *_strides(local), *_strides(gate),
             *grad.stride(), *dq.stride(), *_strides(dgate),
             heads, queries, dim, dim_v, tiles, splits, parts.shape[1], scale, eps,
-            OUTPUT=output, GATED=gate is not None, **switches, **{**sizes, **wide},
+            OUTPUT=output, GATED=gate is not None, **switches, **sizes,
         )  # fmt: skip
         dstate = _split_state(parts.sum(0) if splits > 1 else parts[0], batch * heads, dim, dim_v)
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, each)
+        sizes = config("backward keys", dim, dim_v, q.dtype, q.device)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         backward_keys[(batch * heads * splits,)](
-            k, v, sin, cos, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
+            k, v, table, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
             heads, keys, dim, dim_v, tiles, splits, **sizes, **switches,
         )  # fmt: skip
     return [dq, dk, dv, *gating]
@@ -387,18 +410,18 @@ linear_backward = torch.library.custom_op(
 
 
 @linear_backward.register_fake
-def _(grad, q, k, v, sin, cos, local, gate, *options):  # noqa: ANN001, ANN002, ANN202
+def _(grad, q, k, v, table, local, gate, *options):  # noqa: ANN001, ANN002, ANN202
     return _gradients(q, k, v, gate)
 
 
 def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
-    tensors, ctx.options = inputs[:7], inputs[7:]
+    tensors, ctx.options = inputs[:6], inputs[6:]
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN001, ANN002
     dq, dk, dv, *gating = linear_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return dq, dk, dv, None, None, *(gating or [None] * 2), *[None] * len(ctx.options)
+    return dq, dk, dv, None, *(gating or [None] * 2), *[None] * len(ctx.options)
 
 
 linear_forward.register_autograd(_backward, setup_context=_setup)
@@ -443,7 +466,7 @@ def linear_attention(
     if feature_map not in FEATURES or output not in OUTPUTS:
         raise ValueError(f"feature_map={feature_map!r}, output={output!r}: expected one of {FEATURES}, {OUTPUTS}")
     q, k, v = one_type(q, k, v)
-    return linear_forward(q, k, v, None, None, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])[0]
+    return linear_forward(q, k, v, None, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])[0]
 
 
 def mala_attention(
@@ -451,7 +474,7 @@ def mala_attention(
     k: Tensor,
     v: Tensor,
     *,
-    rotary: tuple[Tensor, Tensor] | None = None,
+    rotary: tuple[Tensor, ...] | None = None,
     scale: float | None = None,
     eps: float = 1e-6,
     normalise_rotated: bool = False,
@@ -462,6 +485,5 @@ def mala_attention(
     if gate is not None:
         local, gate, _ = one_type(local, gate, v)
     q, k, v = one_type(q, k, v)
-    sin, cos = (x.contiguous() for x in rotary) if rotary else (None, None)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return linear_forward(q, k, v, sin, cos, local, gate, "elu", "mala", normalise_rotated, scale, eps)[0]
+    return linear_forward(q, k, v, pairs(rotary), local, gate, "elu", "mala", normalise_rotated, scale, eps)[0]

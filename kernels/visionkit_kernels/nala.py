@@ -19,10 +19,12 @@ from visionkit_kernels._common import (
     cut,
     dot,
     dot_types,
+    exponential,
     load_tile,
     on_device,
     one_type,
     padded,
+    pairs,
     store_tile,
     sum_type,
     tokens_first,
@@ -34,29 +36,28 @@ LARGEST_HEAD = 64
 
 
 @triton.jit
-def _table(sin, cos, rows, columns, count, dim, like, ROTARY: tl.constexpr, ACC: tl.constexpr):
-    """Sines and cosines of a tile."""
+def _angles(table, rows, columns, count, dim, like, ROTARY: tl.constexpr, ACC: tl.constexpr):
+    """Rotary table of a tile."""
     if ROTARY:
-        s = load_tile(sin, rows, columns, dim, 1, count, dim).to(ACC)
-        c = load_tile(cos, rows, columns, dim, 1, count, dim).to(ACC)
+        y = load_tile(table, rows, columns, dim, 1, count, dim).to(ACC)
     else:
-        s, c = like, like
-    return s, c
+        y = like
+    return y
 
 
 @triton.jit
-def _turned(x, s, c, ROWS: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr):
+def _turned(x, angles, ROWS: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr):
     if ROTARY:
-        y = turn(x, s, c, ROWS, D)
+        y = turn(x, angles, ROWS, D)
     else:
         y = x
     return y
 
 
 @triton.jit
-def _turned_back(g, s, c, ROWS: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr):
+def _turned_back(g, angles, ROWS: tl.constexpr, D: tl.constexpr, ROTARY: tl.constexpr):
     if ROTARY:
-        y = turn_back(g, s, c, ROWS, D)
+        y = turn_back(g, angles, ROWS, D)
     else:
         y = g
     return y
@@ -64,20 +65,20 @@ def _turned_back(g, s, c, ROWS: tl.constexpr, D: tl.constexpr, ROTARY: tl.conste
 
 @triton.jit
 def _query(q, power, offset, guard):
-    """Norms, lengths that divide, sizes of directions, exponents and features (unsplit) of raw queries."""
+    """Norms, one over the lengths that divide, sizes of directions, exponents and features (unsplit) of raw queries."""
     norm = tl.sqrt(tl.sum(q * q, 1))
-    length = tl.maximum(norm, guard)
-    size = tl.abs(q) / length[:, None]
-    hyperbolic = 1 - 2 / (tl.exp(2 * norm) + 1)  # tanh
+    per_length = 1 / tl.maximum(norm, guard)
+    size = tl.abs(q) * per_length[:, None]
+    hyperbolic = 1 - 2 / (exponential(2 * norm) + 1)  # tanh
     exponent = power * (offset + hyperbolic)
     log = tl.log(tl.where(size > 0, size, 1.0))
-    value = tl.where(size > 0, tl.exp(exponent[:, None] * log), 0.0)
-    return norm, length, size, hyperbolic, exponent, log, value
+    value = tl.where(size > 0, exponential(exponent[:, None] * log), 0.0)
+    return norm, per_length, size, hyperbolic, exponent, log, value
 
 
 @triton.jit
 def nala_reduce(
-    k, v, sin, cos, state, key_mean, kb, kh, kn, kd, vb, vh, vn, vd, heads, tokens, dim, dim_v, tiles, splits,
+    k, v, table, state, key_mean, kb, kh, kn, kd, vb, vh, vn, vd, heads, tokens, dim, dim_v, tiles, splits,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ROTARY: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -93,11 +94,11 @@ def nala_reduce(
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         key = load_tile(k, rows, columns, kn, kd, tokens, dim).to(ACC)
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
-        s, c = _table(sin, cos, rows, columns, tokens, dim, key, ROTARY, ACC)
+        angles = _angles(table, rows, columns, tokens, dim, key, ROTARY, ACC)
         cube = key * key * key
         k0, k1 = tl.maximum(cube, 0.0), tl.maximum(-cube, 0.0)
-        s0 = dot(tl.trans(_turned(k0, s, c, ROWS, D, ROTARY)), value, s0, DOT, ACC, PRECISION)
-        s1 = dot(tl.trans(_turned(k1, s, c, ROWS, D, ROTARY)), value, s1, DOT, ACC, PRECISION)
+        s0 = dot(tl.trans(_turned(k0, angles, ROWS, D, ROTARY)), value, s0, DOT, ACC, PRECISION)
+        s1 = dot(tl.trans(_turned(k1, angles, ROWS, D, ROTARY)), value, s1, DOT, ACC, PRECISION)
         m0 += tl.sum(k0, 0)
         m1 += tl.sum(k1, 0)
     place, spots = state + program * 2 * dim * dim_v, columns.to(tl.int64)
@@ -109,7 +110,7 @@ def nala_reduce(
 
 @triton.jit
 def nala_apply(
-    q, sin, cos, state, key_mean, out, qb, qh, qn, qd, ob, oh, on, od,
+    q, table, state, key_mean, out, qb, qh, qn, qd, ob, oh, on, od,
     heads, tokens, dim, dim_v, tiles, splits, power, offset, eps, guard,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ROTARY: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -128,18 +129,18 @@ def nala_apply(
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         raw = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
-        s, c = _table(sin, cos, rows, columns, tokens, dim, raw, ROTARY, ACC)
+        angles = _angles(table, rows, columns, tokens, dim, raw, ROTARY, ACC)
         _, _, _, _, _, _, value = _query(raw, power, offset, guard)
         q0, q1 = tl.where(raw > 0, value, 0.0), tl.where(raw < 0, value, 0.0)
-        z = tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps
-        y = dot(_turned(q0, s, c, ROWS, D, ROTARY), s0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
-        y = dot(_turned(q1, s, c, ROWS, D, ROTARY), s1, y, DOT, ACC, PRECISION)
-        store_tile(out, y / z[:, None], rows, columns_v, on, od, tokens, dim_v)
+        share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)
+        y = dot(_turned(q0, angles, ROWS, D, ROTARY), s0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
+        y = dot(_turned(q1, angles, ROWS, D, ROTARY), s1, y, DOT, ACC, PRECISION)
+        store_tile(out, y * share[:, None], rows, columns_v, on, od, tokens, dim_v)
 
 
 @triton.jit
 def nala_backward_queries(
-    q, sin, cos, state, key_mean, grad, dq, dstate, dkey_mean, qb, qh, qn, qd, gb, gh, gn, gd, rb, rh, rn, rd,
+    q, table, state, key_mean, grad, dq, dstate, dkey_mean, qb, qh, qn, qd, gb, gh, gn, gd, rb, rh, rn, rd,
     heads, tokens, dim, dim_v, tiles, splits, power, offset, eps, guard,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ROTARY: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -162,10 +163,10 @@ def nala_backward_queries(
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         raw = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
         g = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v).to(ACC)
-        s, c = _table(sin, cos, rows, columns, tokens, dim, raw, ROTARY, ACC)
-        norm, length, size, hyperbolic, exponent, log, value = _query(raw, power, offset, guard)
+        angles = _angles(table, rows, columns, tokens, dim, raw, ROTARY, ACC)
+        norm, per_length, size, hyperbolic, exponent, log, value = _query(raw, power, offset, guard)
         q0, q1 = tl.where(raw > 0, value, 0.0), tl.where(raw < 0, value, 0.0)
-        t0, t1 = _turned(q0, s, c, ROWS, D, ROTARY), _turned(q1, s, c, ROWS, D, ROTARY)
+        t0, t1 = _turned(q0, angles, ROWS, D, ROTARY), _turned(q1, angles, ROWS, D, ROTARY)
         share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)
         a = dot(t0, s0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         a = dot(t1, s1, a, DOT, ACC, PRECISION)
@@ -177,15 +178,15 @@ def nala_backward_queries(
         dm1 += tl.sum(q1 * dz[:, None], 0)
         d0 = dot(da, tl.trans(s0), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         d1 = dot(da, tl.trans(s1), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
-        d0 = _turned_back(d0, s, c, ROWS, D, ROTARY) + dz[:, None] * m0[None, :]
-        d1 = _turned_back(d1, s, c, ROWS, D, ROTARY) + dz[:, None] * m1[None, :]
+        d0 = _turned_back(d0, angles, ROWS, D, ROTARY) + dz[:, None] * m0[None, :]
+        d1 = _turned_back(d1, angles, ROWS, D, ROTARY) + dz[:, None] * m1[None, :]
         dvalue = tl.where(raw > 0, d0, tl.where(raw < 0, d1, 0.0))
         # through the power, to direction and exponent, and through both to q
         slope = dvalue * value * exponent[:, None] / tl.where(size > 0, size, 1.0)
-        direction, slope = raw / length[:, None], tl.where(raw < 0, -slope, slope)
+        direction, slope = raw * per_length[:, None], tl.where(raw < 0, -slope, slope)
         along = tl.where(norm > guard, tl.sum(slope * direction, 1), 0.0)
         dexponent = tl.sum(dvalue * value * log, 1) * power * (1 - hyperbolic * hyperbolic)
-        dx = (slope - direction * along[:, None]) / length[:, None]
+        dx = (slope - direction * along[:, None]) * per_length[:, None]
         dx += raw * (dexponent / tl.where(norm > 0, norm, 1.0))[:, None]
         store_tile(dq, dx, rows, columns, rn, rd, tokens, dim)
     place = dstate + program * 2 * dim * dim_v
@@ -197,7 +198,7 @@ def nala_backward_queries(
 
 @triton.jit
 def nala_backward_keys(
-    k, v, sin, cos, dstate, dkey_mean, dk, dv, kb, kh, kn, kd, vb, vh, vn, vd, rb, rh, rn, rd, wb, wh, wn, wd,
+    k, v, table, dstate, dkey_mean, dk, dv, kb, kh, kn, kd, vb, vh, vn, vd, rb, rh, rn, rd, wb, wh, wn, wd,
     heads, tokens, dim, dim_v, tiles, splits,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, ROTARY: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -211,79 +212,90 @@ def nala_backward_keys(
     dv += head // heads * wb + head % heads * wh
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
     place, spots = dstate + head * 2 * dim * dim_v, columns.to(tl.int64)
-    ds0 = load_tile(place, spots, columns_v, dim_v, 1, dim, dim_v)
-    ds1 = load_tile(place + dim * dim_v, spots, columns_v, dim_v, 1, dim, dim_v)
-    dm0 = tl.load(dkey_mean + head * 2 * dim + columns, mask=columns < dim, other=0.0)
-    dm1 = tl.load(dkey_mean + head * 2 * dim + dim + columns, mask=columns < dim, other=0.0)
+    ds0 = load_tile(place, spots, columns_v, dim_v, 1, dim, dim_v) / tokens
+    ds1 = load_tile(place + dim * dim_v, spots, columns_v, dim_v, 1, dim, dim_v) / tokens
+    dm0 = tl.load(dkey_mean + head * 2 * dim + columns, mask=columns < dim, other=0.0) / tokens
+    dm1 = tl.load(dkey_mean + head * 2 * dim + dim + columns, mask=columns < dim, other=0.0) / tokens
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         key = load_tile(k, rows, columns, kn, kd, tokens, dim).to(ACC)
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
-        s, c = _table(sin, cos, rows, columns, tokens, dim, key, ROTARY, ACC)
+        angles = _angles(table, rows, columns, tokens, dim, key, ROTARY, ACC)
         cube = key * key * key
         k0, k1 = tl.maximum(cube, 0.0), tl.maximum(-cube, 0.0)
-        t0, t1 = _turned(k0, s, c, ROWS, D, ROTARY), _turned(k1, s, c, ROWS, D, ROTARY)
+        t0, t1 = _turned(k0, angles, ROWS, D, ROTARY), _turned(k1, angles, ROWS, D, ROTARY)
         dvalue = dot(t0, ds0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         dvalue = dot(t1, ds1, dvalue, DOT, ACC, PRECISION)
-        store_tile(dv, dvalue / tokens, rows, columns_v, wn, wd, tokens, dim_v)
+        store_tile(dv, dvalue, rows, columns_v, wn, wd, tokens, dim_v)
         d0 = dot(value, tl.trans(ds0), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         d1 = dot(value, tl.trans(ds1), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
-        d0 = _turned_back(d0, s, c, ROWS, D, ROTARY) + dm0[None, :]
-        d1 = _turned_back(d1, s, c, ROWS, D, ROTARY) + dm1[None, :]
-        dx = tl.where(key > 0, d0, -d1) * 3 * key * key / tokens
+        d0 = _turned_back(d0, angles, ROWS, D, ROTARY) + dm0[None, :]
+        d1 = _turned_back(d1, angles, ROWS, D, ROTARY) + dm1[None, :]
+        dx = tl.where(key > 0, d0, -d1) * 3 * key * key
         store_tile(dk, dx, rows, columns, rn, rd, tokens, dim)
 
 
-def _sizes(dim: int, dim_v: int, dtype: torch.dtype, rotary: bool) -> dict:
-    sizes = dict(ROWS=32, D=padded(dim), DV=padded(dim_v), num_warps=8, num_stages=2)
+def _sizes(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, rotary: bool) -> dict:
+    """Tiles that need few instructions an element, spill few registers and fit in the shared memory of sm_80."""
+    wide, full = max(dim, dim_v) > 32, dtype not in (torch.bfloat16, torch.float16)
+    sizes = {
+        "reduce": dict(ROWS=32, num_warps=4, num_stages=2),
+        "apply": dict(ROWS=64, num_warps=4, num_stages=1),
+        "backward queries": dict(ROWS=32 if wide and not full else 16, num_warps=8 if wide else 4, num_stages=1),
+        "backward keys": dict(ROWS=32 if wide and full else 64, num_warps=8, num_stages=1),
+    }[kernel]
     types = dot_types(torch.float16 if dtype == torch.bfloat16 else dtype)  # TF32: powers are steep
-    return dict(**sizes, ROTARY=rotary, **types)
+    return dict(**sizes, D=padded(dim), DV=padded(dim_v), ROTARY=rotary, **types)
 
 
 def launch_forward(
-    q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None,
     power: float, offset: float, eps: float, guard: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """out (B, heads, Nq, dim_v) and the state: (B heads, 2, dim, dim_v), (B heads, 2, dim)."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = _sizes(dim, dim_v, q.dtype, sin is not None)
+    tiled = dim, dim_v, q.dtype, table is not None
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
+        sizes = _sizes("reduce", *tiled)
         tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
         new = lambda *shape: q.new_empty(batch * heads, splits, 2, *shape, dtype=sum_type(q.dtype))
         sums = new(dim, dim_v), new(dim)
         nala_reduce[(batch * heads * splits,)](
-            k, v, sin, cos, *sums, *k.stride(), *v.stride(), heads, keys, dim, dim_v, tiles, splits, **sizes
+            k, v, table, *sums, *k.stride(), *v.stride(), heads, keys, dim, dim_v, tiles, splits, **sizes
         )
         state = [x.sum(1) for x in sums]
+        sizes = _sizes("apply", *tiled)
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
         nala_apply[(batch * heads * splits,)](
-            q, sin, cos, *state, out, *q.stride(), *out.stride(),
+            q, table, *state, out, *q.stride(), *out.stride(),
             heads, queries, dim, dim_v, tiles, splits, power, offset, eps, guard, **sizes,
         )  # fmt: skip
     return out, *state
 
 
 def launch_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sin: Tensor | None, cos: Tensor | None,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None,
     state: Tensor, key_mean: Tensor, power: float, offset: float, eps: float, guard: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
-    sizes = _sizes(dim, dim_v, q.dtype, sin is not None)
+    tiled = dim, dim_v, q.dtype, table is not None
     dq, dk, dv = (tokens_first(x, *x.shape) for x in (q, k, v))
     with on_device(q):
+        sizes = _sizes("backward queries", *tiled)
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
         new = lambda *shape: q.new_empty(batch * heads, splits, 2, *shape, dtype=sum_type(q.dtype))
         sums = new(dim, dim_v), new(dim)
         nala_backward_queries[(batch * heads * splits,)](
-            q, sin, cos, state, key_mean, grad, dq, *sums, *q.stride(), *grad.stride(), *dq.stride(),
+            q, table, state, key_mean, grad, dq, *sums, *q.stride(), *grad.stride(), *dq.stride(),
             heads, queries, dim, dim_v, tiles, splits, power, offset, eps, guard, **sizes,
         )  # fmt: skip
         dstate = [x.sum(1) for x in sums]
+        sizes = _sizes("backward keys", *tiled)
         tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
         nala_backward_keys[(batch * heads * splits,)](
-            k, v, sin, cos, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
+            k, v, table, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
             heads, keys, dim, dim_v, tiles, splits, **sizes,
         )  # fmt: skip
     return dq, dk, dv
@@ -294,7 +306,7 @@ nala_backward = torch.library.custom_op("visionkit_kernels::nala_attention_backw
 
 
 @nala_forward.register_fake
-def _(q, k, v, sin, cos, power, offset, eps, guard):  # noqa: ANN202
+def _(q, k, v, table, power, offset, eps, guard):  # noqa: ANN202
     (batch, heads, queries, dim), dim_v = q.shape, v.shape[-1]
     new = lambda *shape: q.new_empty(batch * heads, 2, *shape, dtype=sum_type(q.dtype))
     return tokens_first(v, batch, heads, queries, dim_v), new(dim, dim_v), new(dim)
@@ -306,12 +318,12 @@ def _(grad, q, k, v, *others):  # noqa: ANN002, ANN202
 
 
 def _setup(ctx, inputs, output) -> None:
-    ctx.options = inputs[5:]
-    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.options = inputs[4:]
+    ctx.save_for_backward(*inputs[:4], *output[1:])
 
 
 def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN002
-    return *nala_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 6
+    return *nala_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
 
 
 nala_forward.register_autograd(_backward, setup_context=_setup)
@@ -331,7 +343,7 @@ def nala_attention(
     k: Tensor,
     v: Tensor,
     *,
-    rotary: tuple[Tensor, Tensor] | None = None,
+    rotary: tuple[Tensor, ...] | None = None,
     power: float = 3.0,
     offset: float = 0.5,
     eps: float = 1e-6,
@@ -342,5 +354,4 @@ def nala_attention(
     No gradient flows to ``rotary``. Half-precision products are taken in TF32, sums in float32.
     """
     q, k, v = one_type(q, k, v)
-    sin, cos = (x.contiguous() for x in rotary) if rotary else (None, None)
-    return nala_forward(q, k, v, sin, cos, power, offset, eps, zero_guard)[0]
+    return nala_forward(q, k, v, pairs(rotary), power, offset, eps, zero_guard)[0]

@@ -1,7 +1,7 @@
 """Which tiles a kernel works in: its defaults, which compile everywhere, or what was found faster on a kind of device.
 
 The finds lie in ``tiles.json`` beside this file, which [visionkit_kernels.tune] writes:
-``{"sm_90": {"linear forward 64 x 64 bfloat16": {"ROWS": 128, "num_warps": 8}}}``.
+``{"sm_90": {"linear apply 64 x 64 bfloat16": {"ROWS": 128, "num_warps": 8}}}``.
 """
 
 import contextlib

@@ -110,7 +110,7 @@ def test_opcheck():
     q, k, v = inputs(*[(1, 2, 70, 32)] * 3, dtype=torch.float32)
     (landmarks,) = inputs((1, 2, 49, 32), dtype=torch.float32)
     for gating in ((None, None), (k, v)):
-        torch.library.opcheck(linear.linear_forward, (q, k, v, None, None, *gating, "elu", "mala", False, 0.25, 1e-6))
+        torch.library.opcheck(linear.linear_forward, (q, k, v, None, *gating, "elu", "mala", False, 0.25, 1e-6))
     torch.library.opcheck(sigmoid.sigmoid_forward, (q, k, v, False))
     torch.library.opcheck(gaussian.project_forward, (landmarks, q, v, 0.5))
     torch.library.opcheck(gaussian.apply_forward, (landmarks, q, landmarks, 0.5))

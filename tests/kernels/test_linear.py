@@ -7,7 +7,7 @@ from visionkit_kernels import linear
 from visionkit.ops import dispatch
 from visionkit.ops.attention import attend
 from visionkit.ops.mala import mala_attention
-from visionkit.ops.rotary import rotary_table_2d
+from visionkit.ops.rotary import rotary_pairs, rotary_table_2d
 
 
 def mala(form, **options):
@@ -20,6 +20,24 @@ def mala(form, **options):
 
 def table(height, width, dim):
     return rotary_table_2d(height, width, dim, dtype=torch.float64, device=DEVICE)
+
+
+def test_mala_with_the_pairs_of_its_table_at_hand():
+    tensors = inputs(*[(1, 2, 12, 8)] * 3, dtype=torch.float64)
+    kept = table(3, 4, 8)
+    run = lambda form: mala(form, rotary=(*kept, rotary_pairs(*kept)))
+    assert_same(run("triton"), run("torch"), tensors)
+    torch.testing.assert_close(run("triton")(*tensors), mala("triton", rotary=kept)(*tensors), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_what_is_not_a_number_is_not_hidden(which):
+    """The feature of a NaN was 1, so that a diverged model went on."""
+    tensors = dict(zip("qkv", inputs(*[(1, 1, 5, 8)] * 3, dtype=torch.float32)))
+    with torch.no_grad():
+        tensors[which][0, 0, 2, 3] = torch.nan
+    for form in ("triton", "torch"):
+        assert mala(form)(*tensors.values()).isnan()[0, 0, 2].any(), form
 
 
 kinds_of_heads = pytest.mark.parametrize(
@@ -117,7 +135,7 @@ def test_operator_is_registered_as_torch_expects():
     q, k, v = inputs((1, 2, 5, 16), (1, 2, 5, 16), (1, 2, 5, 8), dtype=torch.float32)
     local, gate = inputs(*[(1, 2, 5, 8)] * 2, dtype=torch.float32, order="tokens")
     for gating in ((None, None), (local, gate)):
-        arguments = (q, k, v, None, None, *gating, "elu", "mala", False, 0.25, 1e-6)
+        arguments = (q, k, v, None, *gating, "elu", "mala", False, 0.25, 1e-6)
         for check in ("test_schema", "test_autograd_registration", "test_faketensor"):
             torch.library.opcheck(linear.linear_forward, arguments, test_utils=check)
 

@@ -44,4 +44,4 @@ def test_batches_heads_zero_queries_and_no_rotation():
 def test_operator_is_registered_as_torch_expects():
     q, k, v = inputs((1, 1, 5, 16), (1, 1, 5, 16), (1, 1, 5, 8), dtype=torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(nala.nala_forward, (q, k, v, None, None, 3.0, 0.5, 1e-6, 1e-12), test_utils=tests)
+    torch.library.opcheck(nala.nala_forward, (q, k, v, None, 3.0, 0.5, 1e-6, 1e-12), test_utils=tests)

@@ -14,32 +14,43 @@ DEVICE = torch.device("cpu")
 
 def test_finds_change_the_defaults_of_their_kernel_type_and_widths_alone():
     default = dict(D=64, DV=64, ROWS=64, num_warps=4)
-    with tiles.forced({"linear forward 64 x 64 bfloat16": dict(ROWS=128)}):
-        assert tiles.chosen("linear forward", default, torch.bfloat16, DEVICE) == dict(default, ROWS=128)
+    with tiles.forced({"linear apply 64 x 64 bfloat16": dict(ROWS=128)}):
+        assert tiles.chosen("linear apply", default, torch.bfloat16, DEVICE) == dict(default, ROWS=128)
         for kernel, dtype, changed in (
-            ("linear backward", torch.bfloat16, default),
-            ("linear forward", torch.float32, default),
-            ("linear forward", torch.bfloat16, dict(default, DV=32)),
+            ("linear reduce", torch.bfloat16, default),
+            ("linear apply", torch.float32, default),
+            ("linear apply", torch.bfloat16, dict(default, DV=32)),
         ):
             assert tiles.chosen(kernel, changed, dtype, DEVICE) == changed
-    assert tiles.chosen("linear forward", default, torch.bfloat16, DEVICE) == default
+    assert tiles.chosen("linear apply", default, torch.bfloat16, DEVICE) == default
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_every_tuned_kernel_asks_for_its_finds(backward):
-    way, planes = "backward" if backward else "forward", torch.empty(1, dtype=torch.bfloat16)
-    heads = (64, 64, torch.bfloat16, DEVICE, backward)
-    configs = {
-        f"linear {way} 64 x 64 bfloat16": lambda: linear.config(*heads),
-        f"sigmoid {way} 64 x 64 bfloat16": lambda: sigmoid.config(*heads),
-        f"march {way} bfloat16": lambda: march.config(planes, backward),
-    }
-    for key, config in configs.items():
-        assert config()["num_warps"] != 1
-        with tiles.forced({key: dict(num_warps=1)}):
-            assert config()["num_warps"] == 1
-        knobs = next(knobs for name, knobs in tune.KNOBS.items() if key.startswith(name))
-        assert set(knobs) <= set(config())
+TUNED = {
+    **{
+        f"linear {kernel} 64 x 64 bfloat16": lambda kernel=kernel: linear.config(kernel, 64, 64, torch.bfloat16, DEVICE)
+        for kernel in ("reduce", "apply", "backward queries", "backward keys")
+    },
+    **{
+        f"sigmoid {way} 64 x 64 bfloat16": lambda way=way: sigmoid.config(
+            64, 64, torch.bfloat16, DEVICE, way == "backward"
+        )
+        for way in ("forward", "backward")
+    },
+    **{
+        f"march {way} bfloat16": lambda way=way: march.config(torch.empty(1, dtype=torch.bfloat16), way == "backward")
+        for way in ("forward", "backward")
+    },
+}
+
+
+@pytest.mark.parametrize("key", TUNED)
+def test_every_tuned_kernel_asks_for_its_finds(key):
+    config = TUNED[key]
+    assert config()["num_warps"] != 1
+    with tiles.forced({key: dict(num_warps=1)}):
+        assert config()["num_warps"] == 1
+    knobs = next(knobs for name, knobs in tune.KNOBS.items() if key.startswith(name))
+    assert set(knobs) <= set(config())
 
 
 def test_descent_turns_one_knob_after_another():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visionkit.errors import VisionKitError
-from visionkit.ops.rotary import rotary_2d, rotary_table_2d
+from visionkit.ops.rotary import rotary_2d, rotary_pairs, rotary_table_2d
 
 
 def test_table_against_the_formula():
@@ -39,6 +39,7 @@ def test_rotation_against_the_formula(layout):
     expected = torch.stack([part for a, b, s, c in pairs for part in (a * c - b * s, b * c + a * s)], dim=-1)
     rotated = rotary_2d(x, sin, cos)
     torch.testing.assert_close(rotated, expected)
+    torch.testing.assert_close(rotary_2d(x, sin, cos, rotary_pairs(sin, cos)), rotated, rtol=0, atol=0)
     weight = torch.randn_like(expected)
     ours, explicit = (torch.autograd.grad((each * weight).sum(), x)[0] for each in (rotated, expected))
     torch.testing.assert_close(ours, explicit)

@@ -15,9 +15,9 @@ from visionkit.errors import VisionKitError
 from visionkit.ops import attention as library
 from visionkit.ops import dispatch
 from visionkit.ops.gaussian import gaussian_attention
-from visionkit.ops.mala import Rotary, mala_attention
+from visionkit.ops.mala import mala_attention
 from visionkit.ops.nala import nala_attention
-from visionkit.ops.rotary import rotary_2d
+from visionkit.ops.rotary import Rotary, rotary_2d
 from visionkit.registry import MODELS
 
 OWN = {

@@ -10,8 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from visionkit.ops.mala import Rotary
-from visionkit.ops.rotary import rotary_table_2d
+from visionkit.ops.rotary import Rotary, rotary_pairs, rotary_table_2d
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "none": lambda x: x}
@@ -211,13 +210,14 @@ class RotaryTable(nn.Module):
         self.table: Rotary | None = None
 
     def forward(self, x: Tensor) -> Rotary:
-        """A map (B, H, W, C) -> sin and cos, each (H * W, head_dim), of its type and device."""
+        """A map (B, H, W, C) -> sin, cos and, if kept, their pairs, each (H * W, head_dim), of its type and device."""
         height, width = x.shape[1:3]
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
             return rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
         key = (height, width, x.device, x.dtype)
         if self.key != key:
             with torch.inference_mode(False), torch.no_grad():
-                self.table = rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
+                table = rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
+                self.table = *table, rotary_pairs(*table)
             self.key = key
         return self.table

@@ -17,7 +17,7 @@ from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
 from visionkit.backbones.published import complete, unwrap
-from visionkit.ops.mala import Rotary
+from visionkit.ops.rotary import Rotary
 
 ARCHS = {
     "tiny": dict(

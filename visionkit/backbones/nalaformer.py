@@ -17,7 +17,7 @@ from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
 from visionkit.backbones.mavit import checkpoint_filter_fn as mavit_filter_fn
-from visionkit.ops.mala import Rotary
+from visionkit.ops.rotary import Rotary
 
 PROJECTION = 1024
 ARCHS = {

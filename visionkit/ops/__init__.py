@@ -7,7 +7,7 @@ from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
 from visionkit.ops.march import ColourNetwork, render_triplanes, render_vector_matrix
 from visionkit.ops.nala import nala_attention
-from visionkit.ops.rotary import rotary_2d, rotary_table_2d
+from visionkit.ops.rotary import rotary_2d, rotary_pairs, rotary_table_2d
 
-__all__ += ["gaussian_attention", "mala_attention", "nala_attention", "rotary_2d", "rotary_table_2d"]
+__all__ += ["gaussian_attention", "mala_attention", "nala_attention", "rotary_2d", "rotary_pairs", "rotary_table_2d"]
 __all__ += ["ColourNetwork", "render_triplanes", "render_vector_matrix"]

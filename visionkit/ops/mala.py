@@ -8,9 +8,7 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
-from visionkit.ops.rotary import rotary_2d
-
-Rotary = tuple[Tensor, Tensor]
+from visionkit.ops.rotary import Rotary, rotary_2d
 
 
 def mala_attention(
@@ -44,7 +42,8 @@ def mala_attention(
     Args:
         q, k: (B, heads, N, dim), raw: phi is applied here.
         v: (B, heads, N, dim_v).
-        rotary: sin and cos, each (N, dim), see [visionkit.ops.rotary.rotary_table_2d].
+        rotary: sin and cos, each (N, dim), see [visionkit.ops.rotary.rotary_table_2d], and perhaps
+            [visionkit.ops.rotary.rotary_pairs] of them.
         scale: s; default dim ** -0.5.
         eps: added to z where it divides.
         normalise_rotated: see above.

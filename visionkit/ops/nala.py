@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
-from visionkit.ops.mala import Rotary, scaled_kv, without_autocast
-from visionkit.ops.rotary import rotary_2d
+from visionkit.ops.mala import scaled_kv, without_autocast
+from visionkit.ops.rotary import Rotary, rotary_2d
 
 FEATURE_MAPS = ("signs", "cosine")
 
@@ -36,7 +36,8 @@ def nala_attention(
     Args:
         q, k: (B, heads, N, dim), raw.
         v: (B, heads, N, dim_v).
-        rotary: sin and cos, each (N, dim), see [visionkit.ops.rotary.rotary_table_2d]; both halves turn alike.
+        rotary: sin and cos, each (N, dim), see [visionkit.ops.rotary.rotary_table_2d], and perhaps
+            [visionkit.ops.rotary.rotary_pairs] of them; both halves turn alike.
         feature_map: one of the two above.
         power, offset: lambda and tau of the papers: the exponent of a query is power * (offset + tanh(norm)).
         eps: added to the mean of the products where it divides.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from visionkit.errors import VisionKitError
 
+Rotary = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]  # sin, cos and perhaps their pairs
+
 
 def rotary_table_2d(
     height: int, width: int, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -38,18 +40,27 @@ def rotary_table_2d(
     return angle.sin().to(dtype), angle.cos().to(dtype)
 
 
-def rotary_2d(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+def rotary_pairs(sin: Tensor, cos: Tensor) -> Tensor:
+    """Both tables (N, dim) in one (N, dim): cos and sin of every pair of channels, which share an angle.
+
+    A CPU and the kernels turn by it; given along as the third part of ``rotary=`` it is not made again on every call.
+    """
+    return torch.stack([cos[:, ::2], sin[:, ::2]], dim=-1).flatten(-2)
+
+
+def rotary_2d(x: Tensor, sin: Tensor, cos: Tensor, pairs: Tensor | None = None) -> Tensor:
     """Turns every pair of neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin).
 
     Args:
         x: (..., N, dim).
         sin, cos: (N, dim), see [rotary_table_2d].
+        pairs: [rotary_pairs] of them, if at hand.
 
     Returns:
         (..., N, dim), in the type of ``x``.
     """
     if _as_complex_numbers(x):
-        return _turned_complex(x, sin, cos)
+        return _turned_complex(x, rotary_pairs(sin, cos) if pairs is None else pairs)
     a, b = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([-b, a], dim=-1).flatten(-2)
     return (x * cos + turned * sin).to(x.dtype)
@@ -61,8 +72,8 @@ def _as_complex_numbers(x: Tensor) -> bool:
     return full and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-def _turned_complex(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+def _turned_complex(x: Tensor, pairs: Tensor) -> Tensor:
     if x.stride(-1) != 1 or any(stride % 2 for stride in (x.storage_offset(), *x.stride()[:-1])):
         x = x.contiguous()
-    turn = torch.complex(cos[:, ::2].to(x.dtype), sin[:, ::2].to(x.dtype))
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
+    x, turn = (torch.view_as_complex(each.unflatten(-1, (-1, 2))) for each in (x, pairs.to(x.dtype)))
+    return torch.view_as_real(x * turn).flatten(-2)
