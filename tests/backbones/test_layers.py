@@ -87,6 +87,25 @@ def test_a_hook_sees_the_branch_alone(name):
     torch.testing.assert_close(seen[0], seen[1])
 
 
+class Means(nn.Module):
+    """As a user may put in an attention's place."""
+
+    def forward(self, x, *others):
+        return x.mean(dim=(1, 2), keepdim=True).expand_as(x)
+
+
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_xtiny", "soft_tiny"])
+def test_another_module_in_a_branch_runs_in_inference_too(name):
+    """It was asked to add the map itself."""
+    torch.manual_seed(0)
+    model, image = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
+    for stage in model.stages:
+        stage.blocks[0].attn = Means()
+    expected = model(image)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_forward_mode_gradients_pass():
     torch.manual_seed(0)
     layer, conv, x = nn.Linear(8, 8), ConvNorm(8, 8, 1, "relu").eval(), torch.randn(2, 9, 9, 8)

@@ -106,6 +106,8 @@ def unit_kernel(weight: Tensor) -> Tensor:
 class ConvFFN(nn.Module):
     """Linear, GELU, x + depthwise 3x3, linear."""
 
+    adds_onto = True
+
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
@@ -120,11 +122,12 @@ class ConvFFN(nn.Module):
 def add_branch(x: Tensor, drop: nn.Module, branch: Callable[..., Tensor], *inputs: Tensor | Rotary) -> Tensor:
     """x + drop(branch(*inputs)).
 
-    In inference, unless a hook looks at the branch alone, the branch adds x itself, in its last product:
-    branch(*inputs, onto=x).
+    In inference the branch adds x itself, in its last product: branch(*inputs, onto=x); unless it is a module that does
+    not say ``adds_onto``, as one that a user has put there, or a hook looks at the branch alone.
     """
     drops = drop.training and not isinstance(drop, nn.Identity)
-    if torch.is_grad_enabled() or drops or has_hooks(branch) or has_hooks(drop):
+    adds = getattr(branch, "adds_onto", not isinstance(branch, nn.Module))
+    if torch.is_grad_enabled() or drops or not adds or has_hooks(branch) or has_hooks(drop):
         return x + drop(branch(*inputs))
     return branch(*inputs, onto=x)
 

@@ -54,6 +54,8 @@ class GatedAttention(nn.Module):
         attention: what attends.
     """
 
+    adds_onto = True
+
     def __init__(self, dim: int, num_heads: int, attention: AttentionChoice) -> None:
         super().__init__()
         self.num_heads = num_heads

@@ -92,6 +92,8 @@ class SoftAttention(nn.Module):
         attention_options: of it.
     """
 
+    adds_onto = True
+
     def __init__(
         self,
         dim: int,
@@ -167,6 +169,8 @@ class SoftBlock(nn.Module):
 
 class TokenAttention(nn.Module):
     """Attention of the last stage's tokens, softmax unless another is named."""
+
+    adds_onto = True
 
     def __init__(self, dim: int, num_heads: int, attention: str, attention_options: dict | None) -> None:
         super().__init__()

@@ -39,7 +39,8 @@ def gaussian_attention(
 
     ``inverse="newton"`` is the released code's: 20 Newton steps. SOFT starts each matrix at its own scale and takes the
     gradient of the inverse; SOFT++ starts all matrices of the batch at one scale, takes the gradient through the steps,
-    and has not always converged. ``"solve"`` solves the linear system, with the gradient of the solution.
+    and has not always converged. ``"solve"`` solves the linear system, with the gradient of the solution. This gradient
+    and SOFT's are first derivatives alone: a second one comes out wrong.
 
     Args:
         q: (B, heads, N, dim).

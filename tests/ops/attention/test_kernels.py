@@ -105,6 +105,15 @@ def test_norm(mask):
     torch.testing.assert_close(y, explicit * math.sqrt(5) / explicit.norm(dim=-1, keepdim=True))
 
 
+def test_norm_keeps_the_direction_of_tiny_features():
+    """elu(-20) + 1 is rounded to 0 in single precision, and the row with it."""
+    q, k, v = qkv(dtype=torch.float64)
+    exact = attend("norm", q - 20, k, v)
+    torch.testing.assert_close(
+        attend("norm", q.float() - 20, k.float(), v.float()), exact.float(), atol=1e-4, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_diag(mask):
     q, k, v = qkv()

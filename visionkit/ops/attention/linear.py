@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from visionkit.ops import dispatch
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import by_rows, wide
+from visionkit.ops.mala import elu_plus_one
 
 EPS = 1e-6
 
@@ -34,13 +35,13 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, w
         return kernel(q, k, v, eps=EPS)
     dtype = v.dtype
     q, k, v = wide(q, k, v)
-    q, k, v = F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0)  # the last channel sums the weights
+    q, k, v = elu_plus_one(q), elu_plus_one(k), F.pad(v, (0, 1), value=1.0)  # the last channel sums the weights
     y = causal_linear(q, k, v) if causal else q @ (k.mT @ (v / k.shape[-2]))
     eps = EPS if causal else EPS / k.shape[-2]
     return (y[..., :-1] / (y[..., -1:] + eps)).to(dtype)
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    weights = (F.elu(q) + 1) @ (F.elu(k) + 1).mT
+    weights = elu_plus_one(q) @ elu_plus_one(k).mT
     weights = weights if mask is None else torch.where(mask, weights, 0)
     return weights / (weights.sum(-1, keepdim=True) + EPS)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from visionkit.ops import dispatch
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import by_rows, wide
+from visionkit.ops.mala import elu_plus_one
 
 
 def norm_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, window: int | None = None) -> Tensor:
@@ -31,7 +32,7 @@ def norm_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, win
         return kernel(q, k, v, output="rms")
     dtype = v.dtype
     q, k, v = wide(q, k, v)
-    q, k, v = F.elu(q) + 1, F.elu(k) + 1, v / k.shape[-2]
+    q, k, v = elu_plus_one(q), elu_plus_one(k), v / k.shape[-2]
     if window is not None:
         y = by_rows(_products, q, k, v, causal=causal, window=window)
     else:

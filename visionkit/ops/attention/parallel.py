@@ -20,6 +20,7 @@ from visionkit.errors import VisionKitError
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import wide
 from visionkit.ops.attention.linear import EPS
+from visionkit.ops.mala import elu_plus_one
 
 
 def by_heads(
@@ -107,7 +108,7 @@ def linear_by_states(
     group = group or dist.group.WORLD
     dtype = v.dtype
     q, k, v = wide(q, k, v)
-    q, k, v = F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0)  # the last channel sums the weights
+    q, k, v = elu_plus_one(q), elu_plus_one(k), F.pad(v, (0, 1), value=1.0)  # the last channel sums the weights
     state = k.mT @ v
     if causal:
         states = collective.all_gather(state, group)
