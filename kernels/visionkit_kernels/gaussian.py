@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import (
+    LOG2_E,
     cut,
     dot,
     dot_types,
@@ -40,10 +41,10 @@ def _kernel_matrix(
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P of one tile of tokens: (M, ROWS)."""
-    product = dot(landmarks, tl.trans(q), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION) * scale
-    half_l = tl.sum(landmarks * landmarks, 1) / 2
-    half_q = tl.sum(q * q, 1) * (scale * scale / 2)
-    return tl.exp(product - half_l[:, None] - half_q[None, :])
+    product = dot(landmarks, tl.trans(q), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION)
+    half_l = tl.sum(landmarks * landmarks, 1) * (LOG2_E / 2)
+    half_q = tl.sum(q * q, 1) * (scale * scale * LOG2_E / 2)
+    return tl.exp2(product * (scale * LOG2_E) - half_l[:, None] - half_q[None, :])
 
 
 @triton.jit
@@ -151,15 +152,16 @@ def newton_kernel(a, start, out, count, steps, M: tl.constexpr, ACC: tl.constexp
     store_tile(out + place, v, spots.to(tl.int64), spots, count, 1, count, count)
 
 
-def _sizes(count: int, dim: int, dim_v: int, dtype: torch.dtype) -> dict:
-    types = dot_types(torch.promote_types(dtype, torch.float32))
-    return dict(ROWS=32, M=padded(count), D=padded(dim), DV=padded(dim_v), num_warps=8, num_stages=1, **types)
+def _sizes(rows: int, count: int, dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
+    """Four warps, as eight take twice the instructions for a token; eight where four have no registers left."""
+    types, warps = dot_types(torch.promote_types(dtype, torch.float32)), 8 if backward and max(dim, dim_v) > 32 else 4
+    return dict(ROWS=rows, M=padded(count), D=padded(dim), DV=padded(dim_v), num_warps=warps, num_stages=1, **types)
 
 
 def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Tensor:
     """W = P v, (B, heads, m, dim_v), in the type of the landmarks."""
     (batch, heads, tokens, dim), dim_v, count = q.shape, v.shape[-1], landmarks.shape[-2]
-    landmarks, sizes = landmarks.contiguous(), _sizes(count, dim, dim_v, q.dtype)
+    landmarks, sizes = landmarks.contiguous(), _sizes(32, count, dim, dim_v, q.dtype)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device)
     parts = landmarks.new_empty(batch, heads, splits, count, dim_v)
     with on_device(q):
@@ -173,7 +175,7 @@ def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Ten
 def launch_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> Tensor:
     """P^T C, (B, heads, N, dim_v), in the type of q."""
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, core.shape[-2:]
-    landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes(count, dim, dim_v, q.dtype)
+    landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes(64, count, dim, dim_v, q.dtype)
     out = tokens_first(q, batch, heads, tokens, dim_v)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device)
     with on_device(q):
@@ -189,7 +191,8 @@ def launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dlandmarks, dq, and dv of project or dC of apply."""
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, small.shape[-2:]
-    landmarks, small, sizes = landmarks.contiguous(), small.contiguous(), _sizes(count, dim, dim_v, q.dtype)
+    landmarks, small = landmarks.contiguous(), small.contiguous()
+    sizes = _sizes(32, count, dim, dim_v, q.dtype, backward=True)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device)
     dq = tokens_first(q, batch, heads, tokens, dim)
     dx = tokens_first(x, batch, heads, tokens, dim_v) if project else None
