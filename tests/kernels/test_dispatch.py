@@ -39,6 +39,16 @@ def test_without_a_device(monkeypatch):
         assert dispatch.explain() == "PyTorch forms (Triton kernels need a CUDA device)"
 
 
+def test_rocm_takes_pytorch(monkeypatch):
+    """Its devices are called cuda and of high compute capability, and kernels hold PTX."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: (9, 4))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with dispatch.use_kernels("auto"):
+        assert dispatch.explain() == "PyTorch forms (Triton kernels need a device of NVIDIA)"
+
+
 def test_unknown_setting_is_one_line(monkeypatch):
     monkeypatch.setattr(dispatch, "_choice", "cuda")
     with pytest.raises(VisionKitError, match="VISIONKIT_KERNELS='cuda'"):

@@ -114,6 +114,8 @@ def _machine_refusal() -> str | None:
         return reason
     if not torch.cuda.is_available():
         return NO_DEVICE
+    if torch.version.hip:  # which calls its devices cuda too, and knows no PTX
+        return "Triton kernels need a device of NVIDIA"
     if torch.cuda.get_device_capability() < (8, 0):
         return "Triton kernels need a device of compute capability 8.0 or newer"
     return None
