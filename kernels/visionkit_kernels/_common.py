@@ -79,7 +79,15 @@ def pairs(rotary: tuple[Tensor, ...] | None) -> Tensor | None:
     sin, cos, *both = rotary
     if both:
         return both[0].contiguous()
-    return torch.stack([cos[:, ::2], sin[:, ::2]], dim=-1).flatten(-2)
+    return torch.stack([cos[..., ::2], sin[..., ::2]], dim=-1).flatten(-2)
+
+
+def little_shared_memory(device: torch.device) -> bool:
+    """Whether a program has 99 KB of it, as on devices for the desk, instead of at least 163."""
+    if device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    return capability in ((8, 6), (8, 9)) or capability >= (12, 0)
 
 
 def on_device(x: Tensor) -> torch.cuda.device:
@@ -99,7 +107,7 @@ def dot(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
 def load_tile(x, rows, columns, row_stride, column_stride, row_count, column_count):
     """A tile of a matrix, zero outside."""
     mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]
-    place = x + (rows[:, None].to(tl.int64) * row_stride + columns[None, :] * column_stride)
+    place = x + (rows[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride)
     return tl.load(place, mask=mask, other=0.0)
 
 
@@ -107,7 +115,7 @@ def load_tile(x, rows, columns, row_stride, column_stride, row_count, column_cou
 def store_tile(x, value, rows, columns, row_stride, column_stride, row_count, column_count):
     """Writes what of a tile lies inside the matrix."""
     mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]
-    place = x + (rows[:, None].to(tl.int64) * row_stride + columns[None, :] * column_stride)
+    place = x + (rows[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride)
     tl.store(place, value.to(x.dtype.element_ty), mask=mask)
 
 

@@ -23,6 +23,7 @@ from visionkit_kernels._common import (
     cut,
     dot,
     dot_types,
+    little_shared_memory,
     load_tile,
     on_device,
     padded,
@@ -271,6 +272,9 @@ def refuses(*tensors: Tensor) -> str | None:
         return "a tensor is empty"
     if tensors[0].shape[-2] > MOST_LANDMARKS or max(x.shape[-1] for x in tensors) > LARGEST_HEAD:
         return f"at most {MOST_LANDMARKS} landmarks and {LARGEST_HEAD} channels a head"
+    full, widest = tensors[-1].dtype == torch.float32, max(x.shape[-1] for x in tensors)
+    if len(tensors) == 3 and full and widest > 32 and little_shared_memory(tensors[-1].device):
+        return "float32 heads of more than 32 channels need more shared memory than the device has"
     if len(tensors) == 2 and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "gradients run through every step"
     return "tensors must be (B, heads, N, dim)" if len(tensors) == 3 and any(x.dim() != 4 for x in tensors) else None

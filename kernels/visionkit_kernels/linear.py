@@ -68,7 +68,7 @@ def _features(
     """Raw values, features, rotated features and rotary table of a tile that starts at row ``first``.
 
     Outside the matrix features are those of zero: they meet values, gradients and states that are zero there, or rows
-    and columns that are never stored. Only a sum over rows must leave them out.
+    and columns that are never stored. Only a sum over rows must leave them out, and what divides by their sums.
     """
     raw = load_tile(x + first * row_stride, rows, columns, row_stride, column_stride, count, dim).to(ACC)
     plain = feature(raw, MAP)
@@ -78,6 +78,12 @@ def _features(
     else:
         angles, turned = plain, plain
     return raw, plain, turned, angles
+
+
+@triton.jit
+def _root(count, ACC: tl.constexpr):
+    """Square root of an integer, which Triton may have made a constant."""
+    return tl.sqrt(tl.full([1], count, ACC))
 
 
 @triton.jit
@@ -111,7 +117,7 @@ def reduce_state(
     m = tl.zeros([16, D], ACC)
     u = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
         raw, plain, turned, _ = _features(k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC)
         value = load_tile(v + first * vn, rows, columns_v, vn, vd, left, dim_v)
         s = dot(tl.trans(turned), value, s, DOT, ACC, PRECISION)
@@ -147,7 +153,7 @@ def apply_state(
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
     u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
         if GATED:  # asked for before the products, which take a while
             branch = load_tile(local + first * ln, rows, columns_v, ln, ld, left, dim_v)
             factor = load_tile(gate + first * tn, rows, columns_v, tn, td, left, dim_v)
@@ -162,7 +168,7 @@ def apply_state(
             y = a * (scale + scale / (z + tl.where(z < 0, -eps, eps)))[:, None] - z[:, None] * u[None, :]
         elif OUTPUT == "rms":
             length = tl.maximum(tl.sqrt(tl.sum(a * a, 1)) * scale, 1e-12)
-            y = a * (scale * tl.sqrt(dim_v.to(ACC)) / length)[:, None]
+            y = a * (scale * _root(dim_v, ACC) / length)[:, None]
         else:
             y = a * scale
         if GATED:
@@ -199,7 +205,7 @@ def backward_queries(
     dm = tl.zeros([16, D], ACC)
     du = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
         raw, plain, turned, angles = _features(
             q, table, first, rows, columns, qn, qd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
@@ -209,11 +215,12 @@ def backward_queries(
         if OUTPUT == "sum" or OUTPUT == "mala":
             z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
         if OUTPUT == "sum":
-            share = 1 / (z + eps)
+            share = tl.where(rows < left, 1 / (z + eps), 0.0)  # else 0 times infinity, where eps is 0
             da = g * (scale * share)[:, None]
-            dz = -tl.sum(g * a, 1) * (scale * share * share)
+            dz = -tl.sum(g * a, 1) * (scale * share) * share
         elif OUTPUT == "mala":
-            share = 1 / (z + tl.where(z < 0, -eps, eps))
+            safe = z + tl.where(z < 0, -eps, eps)
+            share = tl.where(rows < left, 1 / safe, 0.0)
             if GATED:
                 y = a * (scale + scale * share)[:, None] - z[:, None] * u[None, :]
                 y += load_tile(local + first * ln, rows, columns_v, ln, ld, left, dim_v).to(ACC)
@@ -221,20 +228,20 @@ def backward_queries(
                 g *= load_tile(gate + first * tn, rows, columns_v, tn, td, left, dim_v).to(ACC)
                 store_tile(dlocal + first * wn, g, rows, columns_v, wn, wd, left, dim_v)
             da = g * (scale + scale * share)[:, None]
-            dz = -tl.sum(g * (a * (scale * share * share)[:, None] + u[None, :]), 1)
+            dz = -tl.sum(g * (a * (scale * share)[:, None] + safe[:, None] * u[None, :]), 1) * share
             du -= column_sums(z[:, None] * g, ROWS, DV)
         elif OUTPUT == "rms":
             length = tl.sqrt(tl.sum(a * a, 1)) * scale
             share = scale / tl.maximum(length, 1e-12)
             along = tl.where(length > 1e-12, tl.sum(g * a, 1) * share * share, 0.0)
-            da = (g - a * along[:, None]) * (share * tl.sqrt(dim_v.to(ACC)))[:, None]
+            da = (g - a * along[:, None]) * (share * _root(dim_v, ACC))[:, None]
         else:
             da = g * scale
         da = da.to(DOT)
         dx = dot(da, tl.trans(s), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         ds = dot(tl.trans(turned), da, ds, DOT, ACC, PRECISION)
         if OUTPUT == "sum" or OUTPUT == "mala":
-            dz = tl.where(rows < left, dz * scale, 0.0)
+            dz *= scale
             dm += column_sums((turned if TURN_Z else plain) * dz[:, None], ROWS, D)
             dx = _back(dx, dz[:, None] * m[None, :], angles, ROWS, D, ROTARY, TURN_Z)
         elif ROTARY:
@@ -266,7 +273,7 @@ def backward_keys(
     dm = tl.load(dkey_mean + head * dim + columns, mask=columns < dim, other=0.0) / tokens
     du = tl.load(dvalue_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0) / tokens
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, (tokens - tile * ROWS).to(tl.int32)
+        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
         raw, plain, turned, angles = _features(
             k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
@@ -291,6 +298,8 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
         device: where it will run.
     """
     sizes = dict(D=padded(dim), DV=padded(dim_v), ROWS=64 if kernel == "apply" else 32)
+    if kernel == "backward queries" and dtype == torch.float32:
+        sizes["ROWS"] = 16  # more than 99 KB of shared memory otherwise
     sizes["PROGRAMS"] = 2 if kernel == "backward queries" else 4
     if padded(dim) * padded(dim_v) > 64 * 64:
         sizes.update(num_warps=8, num_stages=2)

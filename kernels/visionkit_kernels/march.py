@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionkit_kernels._common import dot, dot_types, on_device, padded, programs
+from visionkit_kernels._common import dot, dot_types, little_shared_memory, on_device, padded, programs
 from visionkit_kernels.tiles import chosen
 
 FIELDS = ("vector_matrix", "triplanes")
@@ -637,6 +637,8 @@ def refuses(
             f"networks of at most {LARGEST_WIDTH} wide, {LARGEST_CHANNELS} channels of colour a plane "
             "and 4 frequencies of directions"
         )
+    if planes.dtype == torch.float32 and little_shared_memory(planes.device):
+        return "float32 networks need more shared memory than the device has"
     if planes.shape[-1] != planes.shape[-2]:
         return "grids must have one size along all axes"
     if any(x.requires_grad for x in (origins, directions, near, far)):

@@ -20,6 +20,7 @@ from visionkit_kernels._common import (
     dot,
     dot_types,
     exponential,
+    little_shared_memory,
     load_tile,
     on_device,
     one_type,
@@ -168,6 +169,7 @@ def nala_backward_queries(
         q0, q1 = tl.where(raw > 0, value, 0.0), tl.where(raw < 0, value, 0.0)
         t0, t1 = _turned(q0, angles, ROWS, D, ROTARY), _turned(q1, angles, ROWS, D, ROTARY)
         share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)
+        share = tl.where(rows < tokens, share, 0.0)  # else 0 times infinity, where eps is 0
         a = dot(t0, s0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         a = dot(t1, s1, a, DOT, ACC, PRECISION)
         da = g * share[:, None]
@@ -335,6 +337,8 @@ def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return "tensors must be (B, heads, N, dim)"
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
+    if q.dtype == torch.float32 and max(q.shape[-1], v.shape[-1]) > 32 and little_shared_memory(q.device):
+        return "float32 heads of more than 32 channels need more shared memory than the device has"
     return "a tensor is empty" if 0 in (*q.shape, *k.shape, *v.shape) else None
 
 

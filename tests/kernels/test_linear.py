@@ -40,6 +40,24 @@ def test_what_is_not_a_number_is_not_hidden(which):
         assert mala(form)(*tensors.values()).isnan()[0, 0, 2].any(), form
 
 
+@pytest.mark.parametrize("feature_map", ["relu", "relu2", "exp"])
+def test_no_division_by_zero_beyond_the_last_token(feature_map):
+    """With eps = 0 rows beyond the end made 0 times infinity, and spoilt the gradients of all keys."""
+    q, k, v = inputs(*[(1, 1, 40, 8)] * 3, dtype=torch.float64)
+    q, k = ((x.detach().abs() + 0.1).requires_grad_() for x in (q, k))
+    run = lambda *x: linear.linear_attention(*x, feature_map=feature_map, eps=0.0)
+    assert_same(run, lambda *x: explicit(*x, feature_map, "sum", eps=0.0), [q, k, v])
+    rotated = dict(rotary=table(5, 8, 8), normalise_rotated=True, eps=0.0)
+    assert_same(mala("triton", **rotated), mala("torch", **rotated), [q, k, v], tolerance=1e-9)
+
+
+def test_tiny_sums_of_weights_do_not_overflow():
+    q, k, v = inputs(*[(1, 1, 32, 8)] * 3, dtype=torch.float32)
+    q, k = ((x.detach() - 24).requires_grad_() for x in (q, k))
+    out = linear.linear_attention(q, k, v, eps=0.0)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), [q, k, v]))
+
+
 kinds_of_heads = pytest.mark.parametrize(
     "dtype, order, dim, normalise_rotated",
     [

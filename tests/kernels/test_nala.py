@@ -28,6 +28,13 @@ def test_nala(dtype, order, dim):
     assert_same(attention("triton", **options), attention("torch", **options), tensors, tolerance=tolerance)
 
 
+def test_no_division_by_zero_beyond_the_last_token():
+    q, k, v = inputs(*[(1, 1, 40, 8)] * 3, dtype=torch.float64)
+    k = k.detach().abs().requires_grad_()
+    q = q.detach().abs().requires_grad_()
+    assert_same(attention("triton", eps=0.0), attention("torch", eps=0.0), [q, k, v], tolerance=1e-9)
+
+
 def test_batches_heads_zero_queries_and_no_rotation():
     q, k, v = inputs((2, 2, 3, 8), (2, 2, 5, 8), (2, 2, 5, 8), dtype=torch.float64, order="tokens")
     with torch.no_grad():

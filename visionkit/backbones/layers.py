@@ -215,7 +215,7 @@ class RotaryTable(nn.Module):
     def forward(self, x: Tensor) -> Rotary:
         """A map (B, H, W, C) -> sin, cos and, if kept, their pairs, each (H * W, head_dim), of its type and device."""
         height, width = x.shape[1:3]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or type(x) is not Tensor:
             return rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
         key = (height, width, x.device, x.dtype)
         if self.key != key:

@@ -45,7 +45,7 @@ def rotary_pairs(sin: Tensor, cos: Tensor) -> Tensor:
 
     A CPU and the kernels turn by it; given along as the third part of ``rotary=`` it is not made again on every call.
     """
-    return torch.stack([cos[:, ::2], sin[:, ::2]], dim=-1).flatten(-2)
+    return torch.stack([cos[..., ::2], sin[..., ::2]], dim=-1).flatten(-2)
 
 
 def rotary_2d(x: Tensor, sin: Tensor, cos: Tensor, pairs: Tensor | None = None) -> Tensor:
@@ -75,5 +75,5 @@ def _as_complex_numbers(x: Tensor) -> bool:
 def _turned_complex(x: Tensor, pairs: Tensor) -> Tensor:
     if x.stride(-1) != 1 or any(stride % 2 for stride in (x.storage_offset(), *x.stride()[:-1])):
         x = x.contiguous()
-    x, turn = (torch.view_as_complex(each.unflatten(-1, (-1, 2))) for each in (x, pairs.to(x.dtype)))
+    x, turn = (torch.view_as_complex(each.unflatten(-1, (-1, 2))) for each in (x, pairs.to(x.dtype).contiguous()))
     return torch.view_as_real(x * turn).flatten(-2)
