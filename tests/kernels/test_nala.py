@@ -1,7 +1,7 @@
 import pytest
 import torch
 from kernels.compare import DEVICE, assert_same, inputs
-from visionkit_kernels import nala
+from visionkit_kernels import _common, nala
 
 from visionkit.ops import dispatch
 from visionkit.ops.nala import nala_attention
@@ -52,3 +52,13 @@ def test_operator_is_registered_as_torch_expects():
     q, k, v = inputs((1, 1, 5, 16), (1, 1, 5, 16), (1, 1, 5, 8), dtype=torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(nala.nala_forward, (q, k, v, None, 3.0, 0.5, 1e-6, 1e-12), test_utils=tests)
+
+
+@pytest.mark.parametrize("capability, little", [((8, 0), False), ((8, 6), True), ((9, 0), False), ((12, 0), True)])
+def test_leaves_wide_float32_heads_to_pytorch_where_shared_memory_is_little(monkeypatch, capability, little):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert _common.little_shared_memory(torch.device("cuda")) == little
+    monkeypatch.setattr(nala, "little_shared_memory", lambda device: little)
+    x = torch.zeros(1, 1, 4, 64)
+    assert ("shared memory" in (nala.refuses(x, x, x) or "")) == little
+    assert nala.refuses(*[x.bfloat16()] * 3) is None and nala.refuses(*[x[..., :32]] * 3) is None

@@ -8,14 +8,14 @@ import pytest
 
 STUDIES = Path(__file__).parents[2] / "tools" / "studies"
 STUDY = """
-import json
 import pathlib
+from shapes import write_json
 
 def main(arguments):
     json_file, wanted, *given = pathlib.Path(arguments[-1]), *arguments[:-2]
     if wanted:
         assert json_file.with_name(wanted).exists(), "started too early"
-    json_file.write_text(json.dumps(dict(about="fake", rows=[dict(given=given)])))
+    write_json(json_file, dict(about="fake", rows=[dict(given=given)]))  # whole, as others read what is there
     assert "fail" not in given
 """
 
