@@ -13,6 +13,7 @@ from torch import Tensor
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 NAN = tl.constexpr(tl.PropagateNan.ALL)
 LOG2_E = tl.constexpr(1 / math.log(2))
+HALF = (torch.bfloat16, torch.float16)
 INTERPRETED_PROGRAMS = 2  # enough to see that runs of tokens are put together again
 
 

@@ -270,9 +270,10 @@ def refuses(*tensors: Tensor) -> str | None:
     """Why the kernels do not take (landmarks, q, v), or the two matrices of Newton's steps; None where they do."""
     if any(x.numel() == 0 for x in tensors):
         return "a tensor is empty"
-    if tensors[0].shape[-2] > MOST_LANDMARKS or max(x.shape[-1] for x in tensors) > LARGEST_HEAD:
+    widest = max(x.shape[-1] for x in tensors)
+    if tensors[0].shape[-2] > MOST_LANDMARKS or widest > LARGEST_HEAD:
         return f"at most {MOST_LANDMARKS} landmarks and {LARGEST_HEAD} channels a head"
-    full, widest = tensors[-1].dtype == torch.float32, max(x.shape[-1] for x in tensors)
+    full = tensors[-1].dtype == torch.float32
     if len(tensors) == 3 and full and widest > 32 and little_shared_memory(tensors[-1].device):
         return "float32 heads of more than 32 channels need more shared memory than the device has"
     if len(tensors) == 2 and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):

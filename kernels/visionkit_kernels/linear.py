@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import (
+    HALF,
     column_sums,
     cut,
     dot,
@@ -54,7 +55,6 @@ from visionkit_kernels.tiles import chosen
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
 LARGEST_HEAD = 128
 USUAL_HEAD = 64  # the state of a larger one only just fits, see config
-HALF = (torch.bfloat16, torch.float16)
 # Four warps have no registers left for the tiles of a branch and a gate.
 GATED = dict(num_warps=8, maxnreg=None, PROGRAMS=2)
 OUTPUTS = ("sum", "rms", "none", "mala")

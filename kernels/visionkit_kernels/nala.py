@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import (
+    HALF,
     cut,
     dot,
     dot_types,
@@ -239,7 +240,7 @@ def nala_backward_keys(
 
 def _sizes(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, rotary: bool) -> dict:
     """Tiles that need few instructions an element, spill few registers and fit in the shared memory of sm_80."""
-    wide, full = max(dim, dim_v) > 32, dtype not in (torch.bfloat16, torch.float16)
+    wide, full = max(dim, dim_v) > 32, dtype not in HALF
     sizes = {
         "reduce": dict(ROWS=32, num_warps=4, num_stages=2),
         "apply": dict(ROWS=64, num_warps=4, num_stages=1),

@@ -143,9 +143,8 @@ class HybridBackbone(HierarchicalBackbone):
         x = channels_last(x)
         if isinstance(self.proj, nn.Identity):
             return channels_first(x)
-        if suits_onednn(self.proj, x) or not may_fold(
-            self.proj, self.norm
-        ):  # of few cells a norm costs less than folding it
+        # of few cells a norm costs less than folding it
+        if suits_onednn(self.proj, x) or not may_fold(self.proj, self.norm):
             x = channels_last(self.norm(channels_first(linear(self.proj, x))))
         else:
             x = F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))
