@@ -59,7 +59,7 @@ def project_kernel(
     head, split = program // splits, program % splits
     q += head // heads * qb + head % heads * qh
     v += head // heads * vb + head % heads * vh
-    spots, columns, columns_v = tl.arange(0, M).to(tl.int64), tl.arange(0, D), tl.arange(0, DV)
+    spots, columns, columns_v = tl.arange(0, M), tl.arange(0, D), tl.arange(0, DV)
     l = load_tile(landmarks + head * count * dim, spots, columns, dim, 1, count, dim)
     w = tl.zeros([M, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
@@ -82,7 +82,7 @@ def apply_kernel(
     head, split = program // splits, program % splits
     q += head // heads * qb + head % heads * qh
     out += head // heads * ob + head % heads * oh
-    spots, columns, columns_v = tl.arange(0, M).to(tl.int64), tl.arange(0, D), tl.arange(0, DV)
+    spots, columns, columns_v = tl.arange(0, M), tl.arange(0, D), tl.arange(0, DV)
     l = load_tile(landmarks + head * count * dim, spots, columns, dim, 1, count, dim)
     c = load_tile(core + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
@@ -112,7 +112,7 @@ def gaussian_backward_kernel(
     dq += head // heads * rb + head % heads * rh
     if PROJECT:
         dx += head // heads * wb + head % heads * wh
-    spots, columns, columns_v = tl.arange(0, M).to(tl.int64), tl.arange(0, D), tl.arange(0, DV)
+    spots, columns, columns_v = tl.arange(0, M), tl.arange(0, D), tl.arange(0, DV)
     l = load_tile(landmarks + head * count * dim, spots, columns, dim, 1, count, dim)
     c = load_tile(small + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
     dl = tl.zeros([M, D], ACC)
@@ -145,12 +145,12 @@ def newton_kernel(a, start, out, count, steps, M: tl.constexpr, ACC: tl.constexp
     """All steps V <- 2 V - V A V of one matrix; zeros around it stay zeros."""
     place = tl.program_id(0).to(tl.int64) * count * count
     spots = tl.arange(0, M)
-    matrix = load_tile(a + place, spots.to(tl.int64), spots, count, 1, count, count)
-    v = load_tile(start + place, spots.to(tl.int64), spots, count, 1, count, count)
+    matrix = load_tile(a + place, spots, spots, count, 1, count, count)
+    v = load_tile(start + place, spots, spots, count, 1, count, count)
     for _ in range(steps):
         av = dot(matrix, v, tl.zeros([M, M], ACC), ACC, ACC, "ieee")
         v = 2 * v - dot(v, av, tl.zeros([M, M], ACC), ACC, ACC, "ieee")
-    store_tile(out + place, v, spots.to(tl.int64), spots, count, 1, count, count)
+    store_tile(out + place, v, spots, spots, count, 1, count, count)
 
 
 def _sizes(rows: int, count: int, dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:

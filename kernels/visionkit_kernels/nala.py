@@ -103,9 +103,9 @@ def nala_reduce(
         s1 = dot(tl.trans(_turned(k1, angles, ROWS, D, ROTARY)), value, s1, DOT, ACC, PRECISION)
         m0 += tl.sum(k0, 0)
         m1 += tl.sum(k1, 0)
-    place, spots = state + program * 2 * dim * dim_v, columns.to(tl.int64)
-    store_tile(place, s0 / tokens, spots, columns_v, dim_v, 1, dim, dim_v)
-    store_tile(place + dim * dim_v, s1 / tokens, spots, columns_v, dim_v, 1, dim, dim_v)
+    place = state + program * 2 * dim * dim_v
+    store_tile(place, s0 / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
+    store_tile(place + dim * dim_v, s1 / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
     tl.store(key_mean + program * 2 * dim + columns, m0 / tokens, mask=columns < dim)
     tl.store(key_mean + program * 2 * dim + dim + columns, m1 / tokens, mask=columns < dim)
 
@@ -123,9 +123,9 @@ def nala_apply(
     q += head // heads * qb + head % heads * qh
     out += head // heads * ob + head % heads * oh
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
-    place, spots = state + head * 2 * dim * dim_v, columns.to(tl.int64)
-    s0 = load_tile(place, spots, columns_v, dim_v, 1, dim, dim_v)
-    s1 = load_tile(place + dim * dim_v, spots, columns_v, dim_v, 1, dim, dim_v)
+    place = state + head * 2 * dim * dim_v
+    s0 = load_tile(place, columns, columns_v, dim_v, 1, dim, dim_v)
+    s1 = load_tile(place + dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v)
     m0 = tl.load(key_mean + head * 2 * dim + columns, mask=columns < dim, other=0.0)
     m1 = tl.load(key_mean + head * 2 * dim + dim + columns, mask=columns < dim, other=0.0)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
@@ -154,9 +154,9 @@ def nala_backward_queries(
     grad += head // heads * gb + head % heads * gh
     dq += head // heads * rb + head % heads * rh
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
-    place, spots = state + head * 2 * dim * dim_v, columns.to(tl.int64)
-    s0 = load_tile(place, spots, columns_v, dim_v, 1, dim, dim_v)
-    s1 = load_tile(place + dim * dim_v, spots, columns_v, dim_v, 1, dim, dim_v)
+    place = state + head * 2 * dim * dim_v
+    s0 = load_tile(place, columns, columns_v, dim_v, 1, dim, dim_v)
+    s1 = load_tile(place + dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v)
     m0 = tl.load(key_mean + head * 2 * dim + columns, mask=columns < dim, other=0.0)
     m1 = tl.load(key_mean + head * 2 * dim + dim + columns, mask=columns < dim, other=0.0)
     ds0, ds1 = tl.zeros([D, DV], ACC), tl.zeros([D, DV], ACC)
@@ -193,8 +193,8 @@ def nala_backward_queries(
         dx += raw * (dexponent / tl.where(norm > 0, norm, 1.0))[:, None]
         store_tile(dq, dx, rows, columns, rn, rd, tokens, dim)
     place = dstate + program * 2 * dim * dim_v
-    store_tile(place, ds0, spots, columns_v, dim_v, 1, dim, dim_v)
-    store_tile(place + dim * dim_v, ds1, spots, columns_v, dim_v, 1, dim, dim_v)
+    store_tile(place, ds0, columns, columns_v, dim_v, 1, dim, dim_v)
+    store_tile(place + dim * dim_v, ds1, columns, columns_v, dim_v, 1, dim, dim_v)
     tl.store(dkey_mean + program * 2 * dim + columns, dm0, mask=columns < dim)
     tl.store(dkey_mean + program * 2 * dim + dim + columns, dm1, mask=columns < dim)
 
@@ -214,9 +214,9 @@ def nala_backward_keys(
     dk += head // heads * rb + head % heads * rh
     dv += head // heads * wb + head % heads * wh
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
-    place, spots = dstate + head * 2 * dim * dim_v, columns.to(tl.int64)
-    ds0 = load_tile(place, spots, columns_v, dim_v, 1, dim, dim_v) / tokens
-    ds1 = load_tile(place + dim * dim_v, spots, columns_v, dim_v, 1, dim, dim_v) / tokens
+    place = dstate + head * 2 * dim * dim_v
+    ds0 = load_tile(place, columns, columns_v, dim_v, 1, dim, dim_v) / tokens
+    ds1 = load_tile(place + dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v) / tokens
     dm0 = tl.load(dkey_mean + head * 2 * dim + columns, mask=columns < dim, other=0.0) / tokens
     dm1 = tl.load(dkey_mean + head * 2 * dim + dim + columns, mask=columns < dim, other=0.0) / tokens
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
