@@ -10,17 +10,19 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from torch.utils.data import default_collate
 
-from visionkit.engine.checkpoints import load_checkpoint
+from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
 from visionkit.engine.config import check_types, load_config
 from visionkit.engine.pipeline import Context, build_stage, run_pipeline
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.captures.scene import Scene
 from visionkit.nvs.data import MVImgNet, ShapeNetSRN, fitted_view
+from visionkit.nvs.inferencer import NVSInferencer
 from visionkit.nvs.metrics import ViewMetric, psnr, ssim
-from visionkit.nvs.model import NViST
-from visionkit.nvs.weights import SHIPPED, load_shipped, load_small, save_small
+from visionkit.nvs.model import MAEFineTuning, NViST
+from visionkit.nvs.weights import SHIPPED, build_described, load_shipped, load_small, save_small
 
 pytest.importorskip("pycolmap")
 ROOT = Path(__file__).parents[2]
@@ -343,7 +345,7 @@ def test_each_part_has_its_rate_and_schedule(tree, tmp_path):
     wrapper = build_optim_wrapper(model, built["optim_wrapper"])
     rates = {id(group["params"][0]): group["lr"] for group in wrapper.optimizer.param_groups}
     for part, rate in dict(encoder=1e-4, decoder=2e-4, renderer=4e-4).items():
-        assert {round(rates[id(p)], 9) for p in getattr(model, part).parameters()} == {rate}
+        assert {round(rates[id(p)], 9) for p in getattr(model, part).parameters() if p.requires_grad} == {rate}
     assert [each["end"] for each in built["param_scheduler"]] == [2, 8]
 
 
@@ -357,6 +359,32 @@ def test_configs_name_what_exists(name, tmp_path):
     if "synthetic" in name and "gpu" not in name:
         model = NViST(**dict(cfg["stages"]["nvist"]["model"], img_size=tuple(cfg["image_size"])))
         assert sum(p.numel() for p in model.parameters()) * 2 < 20e6
+
+
+@pytest.mark.parametrize("kind, options", [(NViST, MODEL), (MAEFineTuning, {})])
+def test_every_parameter_that_is_trained_gets_a_gradient(tree, kind, options):
+    """Several processes would wait for one that never comes."""
+    own = {key: value for key, value in MODEL.items() if key.startswith("encoder_")}
+    sizes = options or {key.removeprefix("encoder_"): value for key, value in own.items()}
+    model = kind(img_size=SIZE, **sizes)
+    scenes = default_collate([MVImgNet(str(tree), img_size=SIZE, views=3)[0]])
+    sum(model(scenes=scenes, mode="loss").values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_checkpoint_names_no_class_to_call(tmp_path):
+    path = tmp_path / "odd.pth"
+    for name in ("os.getcwd", "visionkit.MAEFineTuning"):
+        save_checkpoint(dict(state_dict={}, meta=dict(model=json.dumps(dict(type=name, wrong=1)))), path)
+        with pytest.raises(VisionKitError, match=f"holds a {name}; expected a visionkit.NViST"):
+            NVSInferencer(path)
+    save_checkpoint(dict(state_dict={}, meta=dict(model=json.dumps(dict(type="visionkit.NViST", wrong=1)))), path)
+    with pytest.raises(VisionKitError, match="unknown key 'wrong'"):
+        NVSInferencer(path)
+    with pytest.raises(VisionKitError, match="unknown key 'wrong'"):
+        build_described(dict(wrong=1), path)
+    with pytest.raises(VisionKitError, match="nowhere"):
+        NVSInferencer(device="nowhere")
 
 
 def test_small_weights_come_back_and_damaged_ones_are_refused(tmp_path):

@@ -26,6 +26,16 @@ def test_exact(backend):
     np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
 
 
+def test_faiss_knows_float32_only():
+    pytest.importorskip("faiss")
+    r = np.random.RandomState(0)
+    near = 1 + 1e-5 * r.standard_normal((300, 16))  # nearer to each other than float32's distances resolve
+    order, distances, _ = expected_neighbours(near, near, 5)
+    found = nearest_neighbours(near, near, 5, backend="faiss")
+    assert (found.indices == order).all()
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-9)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 9))
 def test_ties_rank_by_index(k, gallery, seed):

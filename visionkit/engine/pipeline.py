@@ -172,6 +172,13 @@ def report(work_dir: Path, stages: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _cell(value: Any) -> str:
+    """Percent and decibel with one digit after the point, shares of one with three."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+
+
 def show_table(rows: list[dict[str, Any]]) -> None:
     """Print rows of scores as one table."""
     from rich.console import Console
@@ -180,9 +187,7 @@ def show_table(rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(*columns)
     for row in rows:
-        table.add_row(
-            *(f"{row[key]:.1f}" if isinstance(row.get(key), float) else str(row.get(key, "")) for key in columns)
-        )
+        table.add_row(*(_cell(row.get(key, "")) for key in columns))
     console = Console()
     if not console.is_terminal:
         console = Console(width=1000)  # a log has no edge

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from visionkit.apis import choose_device
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, focal_from_field_of_view, relative_to
 from visionkit.nvs.captures import Photo, Scene, read_photo
 from visionkit.nvs.captures.photos import DEFAULT_FOCAL
 from visionkit.nvs.model import Grids, NViST
+from visionkit.nvs.published import load_weights
 from visionkit.nvs.trajectories import curve, poses
-from visionkit.nvs.weights import load_shipped, load_small, scale_of
+from visionkit.nvs.weights import build_described, load_shipped, load_small, scale_of
 
 # Used where a checkpoint does not tell: a camera half-way out of the unit cube that a capture is scaled to.
 DISTANCE, NEAR_FAR = 0.5, (0.05, 1.5)
@@ -50,12 +52,12 @@ class NVSInferencer:
         device: ``"auto"`` takes a GPU if there is one.
 
     Raises:
-        VisionKitError: the checkpoint is missing, damaged or of another model.
+        VisionKitError: the checkpoint is missing, damaged or of another model, or the device is not there.
     """
 
     def __init__(self, weights: "str | os.PathLike | NViST | None" = None, device: str = "auto") -> None:
         model, scale = _load(weights)
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = choose_device(device)
         self.model = model.to(self.device).eval()
         self.distance, self.centre = float(scale.get("distance", DISTANCE)), scale.get("centre", "cube")
         self.near_far = tuple(float(each) for each in scale.get("near_far", NEAR_FAR))
@@ -184,19 +186,16 @@ def _load(weights: "str | os.PathLike | NViST | None") -> tuple[NViST, dict]:
 
 def _from_checkpoint(path: Path) -> tuple[NViST, dict]:
     from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
-    from visionkit.engine.config import build
-    from visionkit.nvs.published import load_weights
-    from visionkit.registry import MODELS
 
     checkpoint = load_checkpoint(path)
     meta = checkpoint.get("meta") or {}
     try:
-        config = json.loads(meta["model"])
-    except (TypeError, KeyError, ValueError) as error:
+        options = json.loads(meta["model"])
+        name = options.pop("type")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise VisionKitError(f"{path}: does not say which model it belongs to; use one of `visionkit train`") from error
-    config.update(lpips_weight=0, mae_checkpoint=None)  # for training only
-    model = build(MODELS, config, str(path))
-    if not isinstance(model, NViST):
-        raise VisionKitError(f"{path}: holds a {type(model).__name__}; expected an NViST")
+    if name != "visionkit.NViST":
+        raise VisionKitError(f"{path}: holds a {name}; expected a visionkit.NViST")
+    model = build_described(options, path)
     load_weights(model, state_dict_of(checkpoint), str(path))
     return model, scale_of(meta)

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
-from torch.nn import functional as F
 
+from visionkit.extras import require
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.registry import METRICS
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_WINDOW = 11
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
@@ -29,20 +28,8 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    offset = torch.arange(SSIM_WINDOW, dtype=image.dtype, device=image.device) - SSIM_WINDOW // 2
-    window = (-offset.square() / (2 * SSIM_SIGMA**2)).exp()
-    window = (window / window.sum())[None, None]
-
-    def blur(x: Tensor) -> Tensor:
-        x = x.flatten(0, 1)[:, None]
-        return F.conv2d(F.conv2d(x, window[..., None]), window[..., None, :]).unflatten(0, image.shape[:2])[:, :, 0]
-
-    mean, other = blur(image), blur(target)
-    variance, other_variance = blur(image * image) - mean**2, blur(target * target) - other**2
-    covariance = blur(image * target) - mean * other
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean * other + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean**2 + other**2 + c1) * (variance + other_variance + c2))
+    # imported here, for it takes a second
+    similarity = require("kornia.metrics", "nvs").ssim(image, target, SSIM_WINDOW, padding="valid")
     return similarity.flatten(1).mean(dim=1)
 
 

@@ -106,6 +106,8 @@ class NViST(BaseModel):
             )
         self.img_size = tuple(img_size)
         self.encoder = ViTEncoder(img_size, encoder_patch_size, encoder_embed_dim, encoder_depth, encoder_num_heads)
+        # the decoder reads the tokens before it: without a gradient several processes would wait for one
+        self.encoder.norm.requires_grad_(False)
         self.decoder = Decoder(
             encoder_embed_dim,
             self.encoder.grid[0] * self.encoder.grid[1],

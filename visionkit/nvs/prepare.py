@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 from visionkit.nvs.captures.photos import DEFAULT_FOCAL, PHOTO_SUFFIXES, focal_from_exif, photos_in, read_photo_file
 from visionkit.nvs.video import sharp_frames
 
@@ -65,8 +66,7 @@ def prepare_capture(
     Raises:
         VisionKitError: nothing to read, ``out`` is taken, or too few photographs fit together.
     """
-    import pycolmap
-
+    pycolmap = require("pycolmap", "nvs")
     source, out = Path(source), Path(out)
     _check(source, out, frames, max_side)
     work = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -164,8 +164,7 @@ def _save(picture: Image.Image, file: Path, max_side: int, focal: float | None) 
 
 def _structure_from_motion(work: Path, lenses: dict[str, Lens], ordered: bool, say: Callable) -> object | None:
     """The largest model that COLMAP finds, or None."""
-    import pycolmap
-
+    pycolmap = require("pycolmap", "nvs")
     database, images = work / "features.db", work / "images"
     say(f"finding features in {len(lenses)} photos")
     extraction = pycolmap.FeatureExtractionOptions(max_image_size=FEATURE_SIDE)

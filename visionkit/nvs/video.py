@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 
 STILL = 1.5  # mean difference of two thumbnails, of 255, below which a camera has not moved
 GAP = 4
@@ -78,8 +79,7 @@ class VideoWriter:
 
     def add(self, frame: np.ndarray) -> None:
         """Appends a frame; odd sides lose a pixel, which H.264 asks for."""
-        import av
-
+        av = require("av", "nvs")
         frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         if self.container is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visionkit.errors import VisionKitError
+from visionkit.extras import require
 from visionkit.nvs.captures.scene import Scene
 
 if TYPE_CHECKING:
@@ -27,11 +27,8 @@ def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServe
     Raises:
         VisionKitError: viser is not installed, or a photograph cannot be read.
     """
-    try:
-        import viser
-        from viser.transforms import SO3
-    except ImportError as error:
-        raise VisionKitError('the viewer needs viser: pip install "visionkit[viewer]"') from error
+    viser = require("viser", "viewer")
+    from viser.transforms import SO3
 
     sizes = [scene.target_size(row, THUMBNAIL) for row in range(len(scene))]
     images = [scene.image(row, size) for row, size in enumerate(sizes)]

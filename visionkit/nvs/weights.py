@@ -5,6 +5,7 @@ JSON, and ``scale``, what is known of the training scenes: ``near_far``, and the
 from the ``centre``.
 """
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from visionkit.engine.config import building, check_keys
 from visionkit.errors import VisionKitError
 from visionkit.nvs.model import NViST
 from visionkit.nvs.published import load_weights
@@ -67,10 +69,26 @@ def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
         options, scale = json.loads(metadata["model"]), json.loads(metadata["scale"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise VisionKitError(f"{path}: is damaged or not an NViST of visionkit; get the file again") from error
-    with torch.random.fork_rng(devices=[]):  # the initial values are thrown away and shall not move the user's seed
-        model = NViST(**options)
+    model = build_described(options, path)
     load_weights(model, tensors, str(path))
     return model.eval(), scale
+
+
+def build_described(options: Any, path: str | os.PathLike) -> NViST:
+    """An NViST with the options that a file of weights tells.
+
+    The file can name no class to call and no other file to read.
+
+    Raises:
+        VisionKitError: they are no options of an NViST.
+    """
+    if not isinstance(options, dict):
+        raise VisionKitError(f"{path}: does not describe an NViST; get the file again")
+    check_keys(options, inspect.signature(NViST).parameters, str(path))
+    for_inference = dict(options, lpips_weight=0, mae_checkpoint=None)
+    # the initial values are thrown away and shall not move the user's seed
+    with building(str(path)), torch.random.fork_rng(devices=[]):
+        return NViST(**for_inference)
 
 
 def load_shipped() -> tuple[NViST, dict[str, Any]]:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 
 PLANE_AXES = ((0, 1), (2, 0), (1, 2))
 VECTOR_AXIS = (2, 1, 0)
@@ -204,8 +205,7 @@ def composite_weights(sigma: Tensor, edges: Tensor) -> Tensor:
     Returns:
         (..., N) weights that sum to at most 1.
     """
-    import nerfacc
-
+    nerfacc = require("nerfacc", "nvs")
     shape = sigma.shape
     sigma, edges = sigma.reshape(-1, shape[-1]), edges.reshape(-1, shape[-1] + 1)
     weights, _, _ = nerfacc.render_weight_from_density(edges[:, :-1], edges[:, 1:], sigma)

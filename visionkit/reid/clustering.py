@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 from visionkit.registry import CLUSTERERS
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class KMeansLabels:
         return Clusters(model.labels_.astype(np.int64), model.cluster_centers_.astype(np.float32))
 
     def _fit_faiss(self, features: np.ndarray, seed: int) -> Clusters:
-        faiss = import_faiss()
+        faiss = require("faiss", "faiss")
         model = faiss.Kmeans(
             features.shape[1],
             self.num_clusters,
@@ -183,15 +184,6 @@ def cluster_statistics(
         statistics["NMI"] = float(normalized_mutual_info_score(true_labels, labels))
         statistics["ARI"] = float(adjusted_rand_score(true_labels, labels))
     return statistics
-
-
-def import_faiss():  # noqa: ANN201 - a module
-    """faiss, or an error that says how to get it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise VisionKitError('faiss is not installed: pip install "visionkit[faiss]", or choose another way') from error
-    return faiss
 
 
 def _checked(features: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.clustering import import_faiss
+from visionkit.extras import require
 from visionkit.reid.knn import nearest_neighbours
 
 FORMAT = "visionkit-gallery-1"
@@ -231,7 +231,7 @@ def _map_features(file: Path) -> np.ndarray:
 
 
 def _new_faiss(kind: str, parts: Sequence[Part]):  # noqa: ANN202 - a faiss index
-    faiss = import_faiss()
+    faiss = require("faiss", "faiss")
     dimension = parts[0].features.shape[1]
     if kind == "hnsw":
         return faiss.IndexHNSWFlat(dimension, 32)
@@ -248,7 +248,7 @@ def _write_faiss(index: object, folder: Path, kind: str) -> None:
     file = folder / f"{kind}.faiss"
     beside = folder / f".{file.name}.{os.getpid()}.tmp"
     try:
-        import_faiss().write_index(index, str(beside))
+        require("faiss", "faiss").write_index(index, str(beside))
         checksum = _sha256(beside)
         os.replace(beside, file)
         beside.write_text(checksum)
@@ -266,7 +266,7 @@ def _read_faiss(folder: Path | None, kind: str):  # noqa: ANN202 - a faiss index
     if not checksum.is_file() or checksum.read_text(errors="replace") != _sha256(file):
         warnings.warn(f"{file}: damaged, built anew")
         return None
-    return import_faiss().read_index(str(file))
+    return require("faiss", "faiss").read_index(str(file))
 
 
 def _sha256(file: Path) -> str:

@@ -14,6 +14,7 @@ from mmengine.dist import all_gather_object, get_dist_info
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 from visionkit.reid.distances import (
     GALLERY_TILE,
     BlockDistances,
@@ -25,7 +26,6 @@ from visionkit.reid.distances import (
 )
 
 SPARE = 8
-ROUNDING = 1e-5  # of a float32 distance, relative to the squared norms
 BACKENDS = ("auto", "torch", "faiss")
 
 
@@ -71,7 +71,8 @@ def nearest_neighbours(
         raise VisionKitError(f"nearest_neighbours: expected k >= 1 and a backend of {BACKENDS}, got {k}, {backend!r}")
     k = min(k, len(gallery))
     wanted = min(k + SPARE, len(gallery))
-    if not farthest and _use_faiss(backend, device or default_device(query)):
+    by_faiss = not farthest and _use_faiss(backend, device or default_device(query))
+    if by_faiss:
         candidates, distances, largest, square = _faiss_candidates(query, gallery, wanted)
     else:
         candidates, distances, largest, square = _torch_candidates(query, gallery, wanted, device)
@@ -79,7 +80,7 @@ def nearest_neighbours(
         raise VisionKitError("nearest neighbours: features hold NaN or infinite values; check the model's weights")
     # A distance from a product may be off by its rounding, which grows as the square root of the number of terms.
     square = max(square, square if query is gallery else _largest_square(query))
-    margin = 4 * square * query.shape[1] ** 0.5 * _epsilon(query, gallery)
+    margin = 4 * square * query.shape[1] ** 0.5 * _epsilon(query, gallery, by_faiss)
     near = np.diff(distances[:, : k + 1], axis=1) <= margin
     unsure = np.arange(len(query)) if refine else np.flatnonzero(near.any(1))
     candidates[unsure], distances[unsure] = _refine(query, gallery, unsure, candidates[unsure])
@@ -111,10 +112,6 @@ def self_neighbours(features: Features, k: int, *, distributed: bool = False, **
     distances = np.take_along_axis(found.distances, shifted, 1)
     indices[:, 0], distances[:, 0] = own[:, 0], 0
     return Neighbours(indices, distances, found.farthest)
-
-
-def _whole_search(features: Features, k: int, **options: Any) -> Neighbours:
-    return nearest_neighbours(features, features, k, **options)
 
 
 def _shared_search(features: Features, k: int, **options: Any) -> Neighbours:
@@ -177,12 +174,11 @@ def _use_faiss(backend: str, device: torch.device | str) -> bool:
 
 def _faiss_candidates(query: Features, gallery: Features, k: int) -> tuple[np.ndarray, np.ndarray, None, float]:
     """The same by faiss, which does not know the largest distance."""
-    from visionkit.reid.clustering import import_faiss
-
+    faiss = require("faiss", "faiss")
     whole = rows(gallery, 0, len(gallery)).float().numpy()
     step = 65536
     parts = [rows(query, start, start + step).float().numpy() for start in range(0, len(query), step)]
-    distances, indices = (np.concatenate(each) for each in zip(*(import_faiss().knn(part, whole, k) for part in parts)))
+    distances, indices = (np.concatenate(each) for each in zip(*(faiss.knn(part, whole, k) for part in parts)))
     return indices, distances.astype(np.float64), None, _largest_square(gallery)
 
 
@@ -191,8 +187,9 @@ def _largest_square(features: Features) -> float:
     return max(float(rows(features, start, start + GALLERY_TILE).square().sum(1).max()) for start in starts)
 
 
-def _epsilon(query: Features, gallery: Features) -> float:
-    exact = all(rows(each, 0, 1).dtype == torch.float64 for each in (query, gallery))
+def _epsilon(query: Features, gallery: Features, by_faiss: bool) -> float:
+    """Of the arithmetic that found the candidates: faiss knows float32 only."""
+    exact = not by_faiss and all(rows(each, 0, 1).dtype == torch.float64 for each in (query, gallery))
     return torch.finfo(torch.float64 if exact else torch.float32).eps
 
 

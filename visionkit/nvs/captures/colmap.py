@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 from visionkit.nvs.captures.scene import Scene, same_shape
 
 # COLMAP's parameters after focal length(s) and principal point -> places in OpenCV's k1, k2, p1, p2, k3, ..., k6.
@@ -121,8 +122,7 @@ def _read_model(folder: Path) -> tuple[object, str]:
 
 
 def _read_linked(folder: Path, ending: str, points: Path | None) -> object:
-    import pycolmap
-
+    pycolmap = require("pycolmap", "nvs")
     with tempfile.TemporaryDirectory() as place:
         for name in MODEL_FILES[:2]:
             os.symlink((folder / name).with_suffix(ending).resolve(), Path(place, name + ending))
@@ -149,8 +149,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def _after_camera(data: bytes, place: int) -> int:
-    import pycolmap
-
+    pycolmap = require("pycolmap", "nvs")
     (model,) = struct.unpack_from("<i", data, place + 4)
     return place + 24 + 8 * len(pycolmap.Camera.create_from_model_id(0, pycolmap.CameraModelId(model), 1, 1, 1).params)
 
@@ -170,12 +169,12 @@ def _read_camera(path: Path, camera: object) -> tuple[np.ndarray, tuple[int, int
     """K, (height, width) and distortion, after a look at the photograph's own size."""
     from PIL import Image
 
-    from visionkit.nvs.captures.photos import _register_heif
+    from visionkit.nvs.captures.photos import register_heif
 
     if camera.model_name not in _DISTORTION:
         raise VisionKitError(f"has a {camera.model_name} lens; undistort the capture with COLMAP's image_undistorter")
     if path.suffix.lower() in (".heic", ".heif"):
-        _register_heif(path)
+        register_heif()
     try:
         with Image.open(path) as image:
             width, height = image.size

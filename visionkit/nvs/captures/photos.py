@@ -9,6 +9,7 @@ from PIL import Image
 
 from visionkit.datasets.images import IMAGE_SUFFIXES, read_image
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 DEFAULT_FOCAL = 0.78  # of the long side: a phone's 28 mm lens
@@ -37,7 +38,7 @@ def read_photo_file(path: str | os.PathLike) -> Image.Image:
         VisionKitError: it cannot be read; the message names it.
     """
     if str(path).lower().endswith((".heic", ".heif")):
-        _register_heif(path)
+        register_heif()
     return read_image(os.fspath(path))
 
 
@@ -71,7 +72,7 @@ def focal_from_exif(path: str | os.PathLike) -> tuple[float | None, str]:
     believed.
     """
     if str(path).lower().endswith((".heic", ".heif")):
-        _register_heif(path)
+        register_heif()
     try:
         with Image.open(path) as image:
             value = image.getexif().get_ifd(_EXIF).get(_FOCAL_35MM)
@@ -101,9 +102,6 @@ def photos_in(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
-def _register_heif(path: str | os.PathLike) -> None:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise VisionKitError(f"{path}: HEIC needs pillow-heif (pip install 'visionkit[nvs]')") from error
-    pillow_heif.register_heif_opener()
+def register_heif() -> None:
+    """Makes Pillow read HEIC photos."""
+    require("pillow_heif", "nvs").register_heif_opener()

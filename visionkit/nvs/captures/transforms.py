@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from visionkit.errors import VisionKitError
+from visionkit.extras import require
 from visionkit.nvs.captures.photos import PHOTO_SUFFIXES
 from visionkit.nvs.captures.scene import Scene
 
@@ -121,11 +122,9 @@ def _focal(frame: dict, axis: str, pixels: int) -> float | None:
 
 def _read_points(folder: Path, shared: dict) -> np.ndarray:
     """nerfstudio's sparse points (P, 3), if there are any."""
-    import pycolmap
-
     name = shared.get("ply_file_path")
     if not isinstance(name, str) or not (folder / name).is_file():
         return np.zeros((0, 3))
-    model = pycolmap.Reconstruction()
+    model = require("pycolmap", "nvs").Reconstruction()
     model.import_PLY(str(folder / name))
     return np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
