@@ -128,9 +128,12 @@ def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, p
     Image.open(photo).save(folder / "a.png")
     Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "b.png")
     Image.new("RGB", (1, 1)).save(folder / "c.png")
+    Image.open(photo).convert("L").save(folder / "b.bmp")
     out = tmp_path / "views"
     assert main(["render", str(folder), "-o", str(out), "--weights", weights, "--frames", "2"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["a.jpg", "a.mp4", "b.jpg", "b.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{name}.{kind}" for name in ("a", "b.bmp", "b.png") for kind in ("jpg", "mp4")
+    ]
     assert "skipped" in capsys.readouterr().out
 
 
@@ -145,6 +148,8 @@ def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, p
         (["--weights", "none.pth"], "none.pth: no such checkpoint"),
         (["-o", "x.gif"], "ends in .mp4"),
         (["--fit"], "--fit needs a capture"),
+        (["--steps", "9"], "--steps: is for --fit"),
+        (["--device", "nowhere"], "device='nowhere'"),
     ],
 )
 def test_wrong_options_end_in_one_line(weights, photo, change, words, capsys, tmp_path, monkeypatch):
@@ -173,6 +178,8 @@ def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys):
     assert main(["render", str(capture), "-o", str(out), "--weights", weights, "--size", "32"]) == 0
     assert "mean of 5 other photos: PSNR" in capsys.readouterr().out
     assert out.is_file() and out.with_suffix(".jpg").is_file()
+    assert main(["render", str(capture), "-o", str(out), "--weights", weights, "--degrees", "9"]) == 2
+    assert "--degrees: is for a path" in capsys.readouterr().err
     path = tmp_path / "path.mp4"
     options = ["--trajectory", "dolly", "--frames", "2"]
     assert main(["render", str(capture), "-o", str(path), "--weights", weights, *options]) == 0
@@ -188,6 +195,9 @@ def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, c
     monkeypatch.setattr(fit, "Settings", lambda: small)
     capture = write_colmap(tmp_path / "balls", arc(9), xyz=points_on_balls())
     out = tmp_path / "fit.mp4"
+    for wrong in (["--frames", "0"], ["--fov", "50"], ["--weights", "w.pth"], ["--device", "cuda"]):
+        assert main(["render", str(capture), "-o", str(out), "--fit", *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err
     assert main(["render", str(capture), "-o", str(out), "--fit", "--frames", "2"]) == 0
     told = capsys.readouterr().out
     assert "fitting 7 photos, 2 held out" in told and "mean of 2 held-out photos: PSNR" in told

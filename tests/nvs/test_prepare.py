@@ -93,10 +93,11 @@ def test_copies_are_upright_scaled_and_without_twins(tmp_path):
     exif = exif_of(Camera(np.eye(3, 4), (100.0, 100.0), (160, 120)), 6)
     Image.new("RGB", (200, 100), "red").save(folder / "turned.jpg", exif=exif)
     (folder / "twin.png").write_bytes((folder / "1.png").read_bytes())
+    Image.new("RGB", (100, 90), "blue").save(folder / "turned.png")  # another picture of the same name
     (tmp_path / "images").mkdir()
     lenses, left_out = _copy_photos(sorted(folder.iterdir()), tmp_path / "images", 80, lambda line: None)
     assert dict(left_out) == {"twin.png": "is the same as 1.png"}
-    assert lenses["0.jpg"] == ((80, 60), None)
+    assert lenses["0.jpg"] == ((80, 60), None) and lenses["turned.png.jpg"] == ((80, 72), None)
     size, focal = lenses["turned.jpg"]
     assert size == (40, 80) and focal == pytest.approx(22 / 36)
     assert Image.open(tmp_path / "images" / "turned.jpg").size == (40, 80)

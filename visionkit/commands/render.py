@@ -8,6 +8,7 @@ visionkit render capture/ --fit
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,29 +43,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", action="store_true", help="fit a radiance field to the capture, without weights")
     parser.add_argument("--start", action="store_true", help="start --fit at the model's prediction for one photo")
     parser.add_argument("--steps", type=int, help="of --fit")
-    parser.add_argument("--seed", type=int, default=0, help="of --fit (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--seed", type=int, help="of --fit (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto); --fit takes the CPU")
 
 
 def run(options: argparse.Namespace) -> int:
     """Choose by what INPUT is."""
     from visionkit.errors import VisionKitError
     from visionkit.nvs.captures import is_capture
+    from visionkit.nvs.trajectories import curve
 
     source = Path(options.input)
     if not source.exists():
         raise VisionKitError(f"{source}: no such file or folder; give a photo, a folder of photos or a capture")
-    if options.trajectory:
-        from visionkit.nvs.trajectories import curve
-
-        curve(options.trajectory, options.frames, options.degrees)  # a typo shows before the work begins
-    if options.start and not options.fit:
-        raise VisionKitError("--start: is for --fit, which it begins; give both")
+    # a typo shows before the work begins
+    curve(options.trajectory or "swing", options.frames, options.degrees)
     if options.fit:
+        if not is_capture(source):
+            raise VisionKitError(f"{source}: --fit needs a capture with cameras; make one by tools/prepare_capture.py")
+        refuse(options, ("fov", "distance"), "is for a photo; a capture tells its own, leave it out with --fit")
+        if not options.start:
+            refuse(options, ("weights",), "--fit uses none; give --start to begin at their prediction")
+        if options.device not in ("auto", "cpu"):
+            raise VisionKitError(f"--device {options.device}: --fit runs on the CPU; leave it out")
         return fit(source, options)
-    if is_capture(source):
-        return render_capture(source, options)
-    return render_photos(source, options)
+    refuse(options, ("start", "steps", "seed"), "is for --fit; give both")
+    if not is_capture(source):
+        return render_photos(source, options)
+    if not options.trajectory:
+        refuse(options, ("degrees", "fov", "distance"), "is for a path; give --trajectory too")
+    return render_capture(source, options)
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises VisionKitError if one of the options is given."""
+    from visionkit.errors import VisionKitError
+
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise VisionKitError(f"--{name}: {why}")
 
 
 def render_photos(source: Path, options: argparse.Namespace) -> int:
@@ -134,13 +151,10 @@ def fit(source: Path, options: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from visionkit.errors import VisionKitError
     from visionkit.nvs import fit as fitting
-    from visionkit.nvs.captures import is_capture, read_capture
+    from visionkit.nvs.captures import read_capture
     from visionkit.nvs.metrics import psnr, ssim
 
-    if not is_capture(source):
-        raise VisionKitError(f"{source}: --fit needs a capture with cameras; make one by tools/prepare_capture.py")
     scene = read_capture(source)
     tell_skipped(scene)
     changes = dict(seed=options.seed, long_side=options.size, steps=options.steps)
@@ -236,7 +250,8 @@ def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
         folder = Path(out or "views")
         if folder.suffix.lower() == ".mp4" or folder.is_file():
             raise VisionKitError(f"--out {out}: expected a folder, for there are several photos")
-        return [folder / f"{path.stem}.mp4" for path in inputs]
+        stems = Counter(path.stem for path in inputs)
+        return [folder / f"{path.stem if stems[path.stem] == 1 else path.name}.mp4" for path in inputs]
     file = Path(out or f"{inputs[0].resolve().stem}_views.mp4")
     file = file / f"{inputs[0].resolve().stem}.mp4" if file.is_dir() else file
     if file.suffix.lower() != ".mp4":

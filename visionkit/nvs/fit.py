@@ -274,7 +274,9 @@ def split(scene: Scene) -> tuple[list[int], list[int]]:
     held_out = list(range(0, len(scene), EVERY))
     fitted = [row for row in range(len(scene)) if row % EVERY]
     if len(fitted) < FEWEST_VIEWS:
-        raise VisionKitError(f"{scene.name}: {len(scene)} photos with a camera; --fit needs at least 5, better 20")
+        raise VisionKitError(
+            f"{scene.name}: {len(scene)} photos with a camera; --fit needs at least {FEWEST_VIEWS + 1}, better 20"
+        )
     return fitted, held_out
 
 

@@ -133,10 +133,12 @@ def _copy_photos(
             left_out.append((file.name, str(error)))
             continue
         twin = seen.setdefault(hash(picture.tobytes()), file.name)
-        name = f"{file.stem}.jpg"
-        if twin != file.name or name in lenses:
-            left_out.append((file.name, f"is the same as {twin if twin != file.name else name}"))
+        if twin != file.name:
+            left_out.append((file.name, f"is the same as {twin}"))
             continue
+        name = f"{file.stem}.jpg"
+        if name in lenses:
+            name = f"{file.name}.jpg"
         lenses[name] = (_save(picture, folder / name, max_side, focal), focal)
     return lenses, left_out
 
