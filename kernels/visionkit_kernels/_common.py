@@ -70,17 +70,30 @@ def one_type(*tensors: Tensor) -> list[Tensor]:
     return [x.to(tensors[-1].dtype) for x in tensors]
 
 
-def pairs(rotary: tuple[Tensor, ...] | None) -> Tensor | None:
+def shapes_differ(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why these are no queries, keys and values of one attention, or None: a kernel would read beyond their ends."""
+    if not q.dim() == k.dim() == v.dim() == 4:
+        return "tensors must be (B, heads, N, dim)"
+    if q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1]:
+        return "tensors must agree in batch, heads, keys and channels"
+    return None if q.device == k.device == v.device else "tensors must lie on one device"
+
+
+def pairs(rotary: tuple[Tensor, ...] | None, q: Tensor, k: Tensor) -> Tensor | None:
     """Sin and cos (N, dim), alike for both channels of a pair, as one table (N, dim): cos, sin of every pair.
 
     Every head reads it, so it is half as large. Where it is given along as a third, it is not made again.
+
+    Raises:
+        ValueError: the tables are not of as many tokens and channels as q and k.
     """
     if rotary is None:
         return None
     sin, cos, *both = rotary
-    if both:
-        return both[0].contiguous()
-    return torch.stack([cos[..., ::2], sin[..., ::2]], dim=-1).flatten(-2)
+    table = both[0].contiguous() if both else torch.stack([cos[..., ::2], sin[..., ::2]], dim=-1).flatten(-2)
+    if not table.shape == q.shape[-2:] == k.shape[-2:]:
+        raise ValueError(f"rotary: expected tables {tuple(q.shape[-2:])} for q and k alike, got {tuple(table.shape)}")
+    return table
 
 
 def little_shared_memory(device: torch.device) -> bool:

@@ -27,6 +27,7 @@ from visionkit_kernels._common import (
     load_tile,
     on_device,
     padded,
+    shapes_differ,
     store_tile,
     sum_type,
     tokens_first,
@@ -278,7 +279,7 @@ def refuses(*tensors: Tensor) -> str | None:
         return "float32 heads of more than 32 channels need more shared memory than the device has"
     if len(tensors) == 2 and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "gradients run through every step"
-    return "tensors must be (B, heads, N, dim)" if len(tensors) == 3 and any(x.dim() != 4 for x in tensors) else None
+    return shapes_differ(*tensors) if len(tensors) == 3 else None
 
 
 def gaussian_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Tensor:

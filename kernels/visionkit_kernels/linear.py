@@ -44,6 +44,7 @@ from visionkit_kernels._common import (
     one_type,
     padded,
     pairs,
+    shapes_differ,
     store_tile,
     sum_type,
     tokens_first,
@@ -442,8 +443,8 @@ def _is_hopper(device: torch.device) -> bool:
 
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None."""
-    if not q.dim() == k.dim() == v.dim() == 4:
-        return "tensors must be (B, heads, N, dim)"
+    if reason := shapes_differ(q, k, v):
+        return reason
     widest = max(q.shape[-1], v.shape[-1])
     if widest > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
@@ -495,4 +496,4 @@ def mala_attention(
         local, gate, _ = one_type(local, gate, v)
     q, k, v = one_type(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return linear_forward(q, k, v, pairs(rotary), local, gate, "elu", "mala", normalise_rotated, scale, eps)[0]
+    return linear_forward(q, k, v, pairs(rotary, q, k), local, gate, "elu", "mala", normalise_rotated, scale, eps)[0]

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionkit_kernels._common import dot, dot_types, little_shared_memory, on_device, padded, programs
+from visionkit_kernels._common import dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
 from visionkit_kernels.tiles import chosen
 
 FIELDS = ("vector_matrix", "triplanes")
@@ -529,10 +529,6 @@ def _switches(field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies
     return dict(sizes, VOLUME=field.shape[1] == field.shape[2], NOISE=noise, **dot_types(planes.dtype))
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _opaque(dtype: torch.dtype) -> float:
     """Optical depth behind which nothing changes a sum of that type any more."""
     return 40.0 if dtype == torch.float64 else 17.0
@@ -546,7 +542,7 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """rgb (B, R, 3), depth, opacity, distortion (B, R). The first ``used`` channels of the grids are not zero."""
     (batch, count), size = origins.shape[:2], planes.shape[2]
-    new = lambda *shape: planes.new_empty(batch, count, *shape, dtype=_accumulator(planes.dtype))
+    new = lambda *shape: planes.new_empty(batch, count, *shape, dtype=sum_type(planes.dtype))
     out = new(3), new(), new(), new()
     sizes = config(planes, backward=False)
     with on_device(planes):
@@ -564,7 +560,7 @@ march = torch.library.custom_op("visionkit_kernels::march", launch_forward, muta
 
 @march.register_fake
 def _(field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, *rest):  # noqa: ANN001, ANN002, ANN202
-    new = lambda *shape: planes.new_empty(*origins.shape[:2], *shape, dtype=_accumulator(planes.dtype))
+    new = lambda *shape: planes.new_empty(*origins.shape[:2], *shape, dtype=sum_type(planes.dtype))
     return new(3), new(), new(), new()
 
 
@@ -578,7 +574,7 @@ def launch_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of field, bias, planes, vectors and the network's seven tensors."""
     (batch, count), size = origins.shape[:2], planes.shape[2]
-    kind = _accumulator(planes.dtype)
+    kind = sum_type(planes.dtype)
     sizes = config(planes, backward=True)
     grids = [x.new_zeros(x.shape, dtype=kind) for x in (planes, vectors)]
     dfield = field.new_zeros(field.shape, dtype=kind)
@@ -681,7 +677,7 @@ def march_rays(
     Returns:
         rgb (B, rays, 3) on black; depth, opacity and distortion loss (B, rays). At least float32.
     """
-    dtype, kind = planes.dtype, _accumulator(planes.dtype)
+    dtype, kind = planes.dtype, sum_type(planes.dtype)
     batch, rays = origins.shape[:2]
     weight1, bias1, weight2, bias2, weight3, bias3 = network
     width, channels = weight1.shape[0], planes.shape[2]

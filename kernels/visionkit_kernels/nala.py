@@ -27,6 +27,7 @@ from visionkit_kernels._common import (
     one_type,
     padded,
     pairs,
+    shapes_differ,
     store_tile,
     sum_type,
     tokens_first,
@@ -334,8 +335,8 @@ nala_forward.register_autograd(_backward, setup_context=_setup)
 
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None."""
-    if not q.dim() == k.dim() == v.dim() == 4:
-        return "tensors must be (B, heads, N, dim)"
+    if reason := shapes_differ(q, k, v):
+        return reason
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
     if q.dtype == torch.float32 and max(q.shape[-1], v.shape[-1]) > 32 and little_shared_memory(q.device):
@@ -359,4 +360,4 @@ def nala_attention(
     No gradient flows to ``rotary``. Half-precision products are taken in TF32, sums in float32.
     """
     q, k, v = one_type(q, k, v)
-    return nala_forward(q, k, v, pairs(rotary), power, offset, eps, zero_guard)[0]
+    return nala_forward(q, k, v, pairs(rotary, q, k), power, offset, eps, zero_guard)[0]

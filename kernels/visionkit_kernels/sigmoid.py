@@ -23,6 +23,7 @@ from visionkit_kernels._common import (
     on_device,
     one_type,
     padded,
+    shapes_differ,
     store_tile,
     tokens_first,
 )
@@ -227,8 +228,8 @@ sigmoid_forward.register_autograd(_backward, setup_context=_setup)
 
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None."""
-    if not q.dim() == k.dim() == v.dim() == 4:
-        return "tensors must be (B, heads, N, dim)"
+    if reason := shapes_differ(q, k, v):
+        return reason
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD:
         return f"heads must have at most {LARGEST_HEAD} channels"
     return "a tensor is empty" if 0 in (*q.shape, *k.shape, *v.shape) else None

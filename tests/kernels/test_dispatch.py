@@ -3,7 +3,8 @@ import torch
 import visionkit_kernels
 
 from visionkit.errors import VisionKitError
-from visionkit.ops import dispatch
+from visionkit.ops import dispatch, mala_attention
+from visionkit.ops.attention.sigmoid import sigmoid_attention
 
 
 def test_auto_takes_pytorch_on_a_cpu():
@@ -30,6 +31,30 @@ def test_triton_says_why_not(monkeypatch):
         with pytest.raises(VisionKitError, match="pip install triton"):
             dispatch.kernel("mala_attention", x, x, x)
         assert "pip install triton" in dispatch.explain()
+
+
+@pytest.mark.parametrize("name", ["mala", "linear", "nala", "sigmoid"])
+def test_tensors_that_do_not_fit_together_are_refused(name):
+    """A kernel would read beyond the end of the shorter one."""
+    q, long, one_head = torch.zeros(1, 2, 8, 16), torch.zeros(1, 2, 12, 16), torch.zeros(1, 1, 8, 16)
+    for k, v in ((q, long), (long, q), (one_head, one_head), (q[..., :8], q)):
+        with dispatch.use_kernels("triton"), pytest.raises(VisionKitError, match="must agree"):
+            dispatch.kernel(f"{name}_attention", q, k, v)
+    with dispatch.use_kernels("triton"), pytest.raises(VisionKitError, match="one device"):
+        dispatch.kernel(f"{name}_attention", q, q, q.to("meta"))
+
+
+def test_tables_of_other_lengths_are_refused():
+    q = torch.zeros(1, 2, 8, 16)
+    table = torch.zeros(6, 16)
+    with dispatch.use_kernels("triton"), pytest.raises(ValueError, match="rotary: expected tables"):
+        mala_attention(q, q, q, rotary=(table, table))
+
+
+def test_surplus_values_are_refused():
+    q, long = torch.zeros(1, 2, 8, 16), torch.zeros(1, 2, 12, 16)
+    with dispatch.use_kernels("torch"), pytest.raises(VisionKitError, match="each of the 8 keys, got 12"):
+        sigmoid_attention(q, q, long)
 
 
 def test_without_a_device(monkeypatch):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from visionkit.errors import VisionKitError
+
 ROWS = 512  # queries at a time
 
 
@@ -38,8 +40,13 @@ def by_rows(
         q, k, v: (B, H, N, D).
         causal: key j is seen by query i only if j <= i.
         window: ... only if |i - j| <= window.
+
+    Raises:
+        VisionKitError: not as many values as keys.
     """
     n, dtype = k.shape[-2], v.dtype
+    if v.shape[-2] != n:
+        raise VisionKitError(f"attention: expected a value for each of the {n} keys, got {v.shape[-2]}")
     q, k, v = wide(q, k, v)
     parts = []
     for start in range(0, q.shape[-2], ROWS):
