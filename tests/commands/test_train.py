@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from visionkit.apis import ReIDInferencer
 from visionkit.cli import main
 from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
 
@@ -73,13 +75,44 @@ def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
     assert "run/none.pth" in capsys.readouterr().err
 
 
+def test_a_site_without_any_label(site, capfd):
+    """Crops in a folder a camera are all that there is of it: no names, no query, no gallery."""
+    for number, image in enumerate(sorted(Path("data/DukeMTMC-reID/bounding_box_train").glob("*.jpg"))):
+        place = Path("crops") / ("door" if "_c1_" in image.name else "lift")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place / f"frame {number}.JPG")
+    more = """
+target = dict(type="visionkit.UnlabelledFolder", root="crops")
+stages["source"].update(report="before", report_on="source")
+"""
+    site.write_text(site.read_text() + more)
+    assert "UnlabelledFolder: crops has no identities to test on; give its stages report=None" in refusal(capfd)
+    site.write_text(site.read_text() + 'stages["target"].update(report=None)\n')
+    assert train() == 0
+    assert "weights in run/target/epoch_1.pth" in "".join(capfd.readouterr())
+    assert [row["model"] for row in json.loads(Path("run/results.json").read_text())] == ["before"] * 2
+    assert ReIDInferencer("run/target/epoch_1.pth").features("crops").shape[0] == len(
+        list(Path("crops").rglob("*.JPG"))
+    )
+    assert main(["test", "config.py", "run/target/epoch_1.pth", "--stage", "target"]) == 2
+    assert "has no test data" in capfd.readouterr().err
+
+
+def test_more_clusters_than_there_is_room_for(site, capfd):
+    """How many DBSCAN finds is not known before."""
+    options = dict(type="visionkit.JaccardDBSCANLabels", eps=0.01, min_samples=1, k1=3, k2=1)
+    clusterer = [f"stages.target.clusterer.{key}={value}" for key, value in options.items()]
+    assert train("--cfg-options", "stages.target.num_clusters=2", *clusterer) == 0
+    told = "".join(capfd.readouterr())
+    assert "the largest 2 are kept" in told and "raise the stage's num_clusters" in told
+
+
 def test_a_missing_and_a_half_data_set(site, capsys):
     gallery = Path("data/DukeMTMC-reID/bounding_box_test")
     gallery.rename("elsewhere")
-    assert "bounding_box_test" in refusal(capsys)
+    assert "lacks bounding_box_test" in refusal(capsys)
     gallery.mkdir()
-    message = refusal(capsys)
-    assert "bounding_box_test" in message or "gallery" in message
+    assert "the gallery split under" in refusal(capsys)
     Path("data").rename("gone")
     assert "Market" in refusal(capsys)
 
@@ -132,6 +165,13 @@ def test_fewer_images_than_clusters(site, capsys):
         (["--cfg-options", "stages.target.model.preset=publshed"], "'released'"),
         (["--stage", "sauce"], "did you mean 'source'"),
         (["--cfg-options", "stages.target.init_from=nowhere.pth"], "nowhere.pth"),
+        (["--cfg-options", "stages.target.init_from=None"], "has no init_from"),
+        (["--cfg-options", "stages.target.model.num_classes=9"], "num_classes is num_clusters"),
+        (["--cfg-options", "stages.target.num_clusters=0"], "num_clusters=0"),
+        (["--cfg-options", "stages.target.instances=1"], "instances=1"),
+        (["--cfg-options", "stages.source.warmup_epochs=-3"], "warmup_epochs=-3"),
+        (["--cfg-options", "stages.source.style_camera=nonsense"], "style_camera='nonsense'"),
+        (["--cfg-options", "stages.source.styled=camstlye"], "styled='camstlye' is neither"),
     ],
 )
 def test_a_typo_is_answered_with_the_nearest_names(site, capsys, options, expected):

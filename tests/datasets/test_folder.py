@@ -1,9 +1,10 @@
 import re
+from pathlib import Path
 
 import pytest
 import reid_trees
 
-from visionkit.datasets import FolderReID, QueryGallery
+from visionkit.datasets import FolderReID, QueryGallery, UnlabelledFolder
 from visionkit.datasets.folder import PATTERN
 from visionkit.errors import VisionKitError
 
@@ -22,6 +23,36 @@ from visionkit.errors import VisionKitError
 def test_default_pattern(path, pid, camid):
     match = re.search(PATTERN, path)
     assert (match["pid"], match["camid"]) == (pid, camid)
+
+
+@pytest.mark.parametrize("path", ["person0002/door_00.jpg", "anna/IMG_2034.jpg", "anna/2_17.jpg", "anna/cat_1.jpg"])
+def test_numbers_of_frames_are_no_cameras(path):
+    assert re.search(PATTERN, path) is None
+
+
+def test_an_unlabelled_folder_has_cameras_and_no_identities(tmp_path):
+    for name in ("door/1.jpg", "door/monday/2.jpg", "lift/1.png", "3.jpg", ".trash/4.jpg", "lift/.5.jpg"):
+        reid_trees.write_image(tmp_path / "site" / name, 0)
+    reid_trees.write_image(tmp_path / "elsewhere" / "6.jpg", 0)
+    (tmp_path / "site" / "yard").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "site" / "door" / "again").symlink_to(tmp_path / "site")  # a loop
+    data = UnlabelledFolder(tmp_path / "site", "train")
+    names = [path.relative_to(tmp_path / "site").as_posix() for path in (Path(s.path) for s in data.samples)]
+    assert names == ["3.jpg", "door/1.jpg", "door/monday/2.jpg", "lift/1.png", "yard/6.jpg"]
+    assert data.camids == [0, 1, 1, 2, 3] and set(data.pids) == {0}
+    with pytest.raises(VisionKitError, match="no identities to test on"):
+        UnlabelledFolder(tmp_path / "site", "query")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(VisionKitError, match="is empty; expected crops in it"):
+        UnlabelledFolder(tmp_path / "none", "train")
+
+
+def test_identities_beyond_64_bits_are_numbered(tmp_path):
+    for pid in ("20261129013640000001", "20261129013640000002"):
+        reid_trees.write_image(tmp_path / "train" / f"{pid}_c1_0.jpg", 0)
+        for split in ("query", "gallery"):
+            reid_trees.write_image(tmp_path / split / f"{pid}_c{1 + (split == 'query')}_0.jpg", 0)
+    assert FolderReID(tmp_path, "query").pids == [0, 1]
 
 
 def test_sub_folders_are_the_splits(tmp_path):
@@ -82,7 +113,7 @@ def test_errors(tmp_path):
     with pytest.raises(VisionKitError, match="train_share"):
         FolderReID(tmp_path, "train", train_share=1.0)
     reid_trees.write_image(tmp_path / "portrait.jpg", 0)
-    with pytest.raises(VisionKitError, match="portrait.jpg: the pattern .* finds no pid and camid"):
+    with pytest.raises(VisionKitError, match="portrait.jpg: the pattern finds no identity and camera"):
         FolderReID(tmp_path, "train")
     (tmp_path / "train").mkdir()
     with pytest.raises(VisionKitError, match="lacks query, gallery"):

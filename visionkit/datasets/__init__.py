@@ -10,6 +10,7 @@ from visionkit.datasets.market1501 import Market1501
 from visionkit.datasets.msmt17 import MSMT17
 from visionkit.datasets.samplers import RandomMultipleGallerySampler, RepeatedAugmentationSampler
 from visionkit.datasets.transforms import build_transforms, test_transforms, train_transforms
+from visionkit.datasets.unlabelled import UnlabelledFolder
 from visionkit.datasets.vehicle_id import VehicleID
 from visionkit.datasets.veri776 import VeRi776
 from visionkit.datasets.veri_wild import VERIWild
@@ -28,6 +29,7 @@ __all__ = [
     "ReIDDataset",
     "RepeatedAugmentationSampler",
     "Sample",
+    "UnlabelledFolder",
     "VERIWild",
     "VeRi776",
     "VehicleID",

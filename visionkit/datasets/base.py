@@ -14,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch.utils.data import Dataset
 
-from visionkit.datasets.images import IMAGE_SUFFIXES, ImageReader
+from visionkit.datasets.images import ImageReader, is_image_name
 from visionkit.datasets.styled import styled_samples
 from visionkit.datasets.transforms import build_transforms
 from visionkit.errors import VisionKitError
@@ -83,7 +83,6 @@ class ReIDDataset(Dataset):
         samples = self._checked(split)
         if split == "train":
             samples = relabel(samples, self._test_samples() if include_test else [])
-            self.num_pids = len({sample.pid for sample in samples})
             if styled:
                 samples = samples + styled_samples(samples, self.name, **_styled_options(self.name, styled))
         self.samples = samples
@@ -218,11 +217,7 @@ def relabel(train: list[Sample], test: list[Sample]) -> list[Sample]:
 def list_images(folder: Path) -> list[str]:
     """Image files directly in a folder, sorted by name; hidden files are passed over."""
     with os.scandir(folder) as entries:
-        return sorted(
-            entry.path
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
-        )
+        return sorted(entry.path for entry in entries if is_image_name(entry.name))
 
 
 def _styled_options(name: str, styled: dict) -> dict:

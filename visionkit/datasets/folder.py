@@ -1,6 +1,5 @@
 """A user's own crops: identity and camera from a pattern on the path."""
 
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from visionkit.datasets.base import SPLITS, ReIDDataset, Sample
-from visionkit.datasets.images import IMAGE_SUFFIXES
+from visionkit.datasets.images import images_below
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATASETS
 
-PATTERN = r"(?:^|/)(?P<pid>[^/_]+)(?:_|/(?=c))(?:cam(?:era)?|c)?_?(?P<camid>\d+)[^/]*$"
+# only at the top may a camera be a bare number: anna_2_17.jpg; in hall/door_00.jpg it would be a frame's
+PATTERN = r"""(?x) ^ (?:(?P<below>.+)/)?? (?P<pid>[^/_]+)
+    (?: / (?:cam(?:era)?|c)_? | _ (?(below) (?:cam(?:era)?|c)_? | (?:(?:cam(?:era)?|c)_?)?) ) (?P<camid>\d+) [^/]* $"""
 
 
 @DATASETS.register_module()
@@ -81,17 +82,13 @@ class FolderReID(ReIDDataset):
 
     def _find(self, folder: Path) -> list[tuple[str, str, str]]:
         rows = []
-        for parent, folders, files in os.walk(folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                    path = Path(parent, name)
-                    match = self.pattern.search(path.relative_to(folder).as_posix())
-                    if match is None:
-                        raise VisionKitError(
-                            f"{path}: the pattern {self.pattern.pattern!r} finds no pid and camid in it"
-                        )
-                    rows.append((str(path), match["pid"], match["camid"]))
+        for path in images_below(folder):
+            match = self.pattern.search(Path(path).relative_to(folder).as_posix())
+            if match is None:
+                raise VisionKitError(
+                    f"{path}: the pattern finds no identity and camera in it; give one, see datasets/{self.card}.md"
+                )
+            rows.append((path, match["pid"], match["camid"]))
         return rows
 
     def _divide(self, samples: list[Sample]) -> dict[str, list[Sample]]:
@@ -114,9 +111,9 @@ class FolderReID(ReIDDataset):
 
 
 def _numbers(words: list[str], keep: bool) -> dict[str, int]:
-    """Numbers for words: their own value where all are numbers and ``keep``, else 0..n-1 in sorted order."""
+    """Numbers for words: their own value where all are 64-bit numbers and ``keep``, else 0..n-1 in sorted order."""
     numeric = all(re.fullmatch(r"-?\d+", word) for word in words)
-    if numeric and keep:
+    if numeric and keep and all(abs(int(word)) < 1 << 63 for word in words):
         return {word: int(word) for word in words}
     values = sorted({int(word) if numeric else word for word in words})
     order = {value: number for number, value in enumerate(values)}

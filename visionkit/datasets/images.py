@@ -5,6 +5,7 @@ normal input. A file that cannot be read is named.
 """
 
 import mmap
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -14,6 +15,25 @@ from PIL import Image, ImageOps
 from visionkit.errors import VisionKitError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """All image files in a folder and below it, sorted by path; links are followed, hidden names passed over."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(place, name) for name in files if is_image_name(name)]
+    return sorted(found)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name is an image and not hidden."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def read_image(path: str) -> Image.Image:

@@ -76,6 +76,8 @@ class RunnerStage:
             rows = evaluate_checkpoints(runner, self.report)
             if is_main_process():
                 write_text(context.work_dir / "results.json", json.dumps(rows, indent=1))
+        if is_main_process():
+            print_log(f"stage {self.name}: weights in {final_checkpoint(context.work_dir)}", "current")
         self.finish(runner, context)
 
     def finish(self, runner: VisionKitRunner, context: Context) -> None:

@@ -67,8 +67,7 @@ class Classifier(nn.Module):
         capacity, channels = self.weight.shape
         if not 1 <= num_classes <= capacity:
             raise VisionKitError(
-                f"num_classes={capacity}: the classifier has no room for {num_classes} clusters; give the model a "
-                "num_classes of at least that many"
+                f"num_classes={capacity}: the classifier has no room for {num_classes} clusters; raise it to that"
             )
         self.active = num_classes
         if centroids is None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, get_dist_info, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -43,6 +44,7 @@ class PseudoLabelHook(Hook):
         reset_optimizer: forget the optimiser's moments, as the released code does by making a new one every epoch.
         compare_with_truth: log NMI and ARI against the true identities, for synthetic or benchmark data. They are
             logged only; nothing is chosen by them.
+        max_clusters: so many of each view are kept, the largest, as the classifier has room for.
     """
 
     priority = "ABOVE_NORMAL"
@@ -55,6 +57,7 @@ class PseudoLabelHook(Hook):
         num_workers: int = 0,
         reset_optimizer: bool = True,
         compare_with_truth: bool = False,
+        max_clusters: int | None = None,
     ) -> None:
         by_view = clusterer if "type" not in clusterer else dict.fromkeys(VIEWS, clusterer)
         if not set(by_view) <= set(VIEWS):
@@ -65,6 +68,7 @@ class PseudoLabelHook(Hook):
         self.clusterers = {view: CLUSTERERS.build(dict(cfg)) for view, cfg in by_view.items()}
         self.transforms, self.batch_size, self.num_workers = transforms, batch_size, num_workers
         self.reset_optimizer, self.compare_with_truth = reset_optimizer, compare_with_truth
+        self.max_clusters = max_clusters
 
     def before_train_epoch(self, runner: Any) -> None:
         """Label the data sets for the epoch that begins."""
@@ -122,6 +126,15 @@ class PseudoLabelHook(Hook):
                     f"epoch {epoch + 1}: clustering left every image of {view} out; loosen it (a larger eps, a smaller "
                     "min_samples) or use KMeansLabels"
                 )
+            count = len(clusters[view].centroids)
+            if self.max_clusters is not None and count > self.max_clusters:
+                print_log(
+                    f"epoch {epoch + 1}: {count} clusters of {view}, the largest {self.max_clusters} are kept; for all "
+                    "of them raise the stage's num_clusters",
+                    "current",
+                    logging.WARNING,
+                )
+                clusters[view] = largest(clusters[view], self.max_clusters)
         return clusters
 
     def _report(self, runner: Any, clusters: Mapping[str, Clusters], dataset: Dataset) -> None:
@@ -136,6 +149,15 @@ class PseudoLabelHook(Hook):
             )
         labels = {view: labels for view, (labels, _) in clusters.items()}
         save_labels(Path(runner.work_dir) / LABEL_FILE, runner.epoch, labels)
+
+
+def largest(clusters: Clusters, count: int) -> Clusters:
+    """The ``count`` largest clusters, in their order; the images of the others are left out (-1)."""
+    sizes = np.bincount(clusters.labels[clusters.labels >= 0], minlength=len(clusters.centroids))
+    kept = np.sort(np.argsort(-sizes, kind="stable")[:count])
+    number = np.full(len(clusters.centroids) + 1, -1)  # the last entry is that of -1
+    number[kept] = np.arange(count)
+    return Clusters(number[clusters.labels], clusters.centroids[kept])
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -28,6 +28,7 @@ from visionkit.registry import CLUSTERERS, METRICS, MODELS, STAGES
 from visionkit.reid.mean_teacher import ema_limit
 from visionkit.reid.metric import ReIDMetric
 from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID
+from visionkit.reid.pseudo_labels import VIEWS
 
 
 class ReIDStage(RunnerStage):
@@ -38,11 +39,12 @@ class ReIDStage(RunnerStage):
         epochs, iters_per_epoch: Length of the training.
         identities, instances: A batch holds so many identities with so many images each.
         lr, weight_decay: Adam's.
-        val_interval: Epochs between validations.
+        val_interval: Epochs between validations; 5 in :class:`SourcePretraining`.
         augmentation: Changes to :func:`~visionkit.datasets.transforms.train_transforms`.
         model: Further settings of the model.
         metric: Further settings of ``visionkit.ReIDMetric``, as ``dict(rerank=dict(k1=20, k2=6, lambda_value=0.3))``.
-        report: Name in the results table; None leaves the model out.
+        report: Name in the results table; None leaves the model out, and then the data of ``report_on`` need no
+            query and gallery.
         report_on: ``"source"`` or ``"target"``: the data that the results are of.
         init_from: A stage or checkpoint to start from.
     """
@@ -70,6 +72,7 @@ class ReIDStage(RunnerStage):
         super().__init__(name, report=report, init_from=init_from)
         counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities, val_interval=val_interval)
         check_counts(f"stage {name}", 1, **counts)
+        check_counts(f"stage {name}", 2, instances=instances)
         self.epochs = epochs
         self.iters_per_epoch = iters_per_epoch
         self.identities = identities
@@ -94,14 +97,16 @@ class ReIDStage(RunnerStage):
         METRICS.build(self.evaluator())
         with torch.device("meta"):  # takes no memory
             MODELS.build(self.model_cfg(cfg, num_classes=1))
-        for which in dict.fromkeys(self.evaluated_on()):
-            build_dataset(self.eval_loader(cfg, which)["dataset"])
+        reported = [self.report_on] if self.report else []
+        for which in dict.fromkeys([self.validated_on(), *reported]):
+            if which is not None:
+                build_dataset(self.eval_loader(cfg, which)["dataset"])
 
-    def evaluated_on(self) -> tuple[str, ...]:
-        """The domains whose query and gallery images are read."""
-        return (self.report_on,)
+    def validated_on(self) -> str | None:
+        """The domain whose query and gallery pick the best checkpoint; None picks none."""
+        raise NotImplementedError
 
-    def common_cfg(self, cfg: Config, validate_on: str) -> dict[str, Any]:
+    def common_cfg(self, cfg: Config) -> dict[str, Any]:
         """The parts of a Runner config that both stages have."""
         return dict(
             train_cfg=dict(
@@ -113,27 +118,39 @@ class ReIDStage(RunnerStage):
             optim_wrapper=dict(
                 type="OptimWrapper", optimizer=dict(type="Adam", lr=self.lr, weight_decay=self.weight_decay)
             ),
-            val_dataloader=self.eval_loader(cfg, validate_on),
+            log_interval=min(50, self.iters_per_epoch),
+            image_size=list(cfg["image_size"]),
+            **self.val_parts(cfg),
+            **self.test_parts(cfg),
+        )
+
+    def val_parts(self, cfg: Config) -> dict[str, Any]:
+        """The part of a Runner config that picks the best checkpoint."""
+        which = self.validated_on()
+        if which is None:
+            return {}
+        return dict(
+            val_dataloader=self.eval_loader(cfg, which),
             val_cfg=dict(type="ValLoop"),
             val_evaluator=self.evaluator(),
             best="mAP",
-            log_interval=min(50, self.iters_per_epoch),
-            **self.test_parts(cfg),
         )
 
     def test_parts(self, cfg: Config) -> dict[str, Any]:
         """The part of a Runner config that makes the results."""
+        if not self.report:
+            return {}
         return dict(
             test_dataloader=self.eval_loader(cfg, self.report_on),
             test_cfg=dict(type="TestLoop"),
             test_evaluator=self.evaluator(),
-            image_size=list(cfg["image_size"]),
         )
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training, with as many classes as the weights have."""
         classes = [len(weight) for key, weight in state.items() if key.endswith("classifier.weight")]
-        return dict(self.test_parts(context.cfg), model=self.model_cfg(context.cfg, max(classes, default=1)))
+        model = self.model_cfg(context.cfg, max(classes, default=1))
+        return dict(self.test_parts(context.cfg), model=model, image_size=list(context.cfg["image_size"]))
 
     def model_cfg(self, cfg: Config, num_classes: int) -> dict[str, Any]:
         """The model's config."""
@@ -233,6 +250,9 @@ class SourcePretraining(ReIDStage):
         **options: Any,
     ) -> None:
         super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **dict(dict(val_interval=5), **options))
+        check_counts(f"stage {name}", 0, warmup_epochs=warmup_epochs)
+        if style_camera not in ("origin", "style"):
+            raise VisionKitError(f"stage {name}: style_camera={style_camera!r}; expected 'origin' or 'style'")
         self.data = data
         self.unlabelled = unlabelled
         self.styled = styled
@@ -242,14 +262,18 @@ class SourcePretraining(ReIDStage):
         self.milestones = tuple(milestones)
 
     def check(self, cfg: Config, earlier: Sequence[str]) -> None:
-        """See :class:`ReIDStage`."""
+        """See :class:`ReIDStage`. Raises VisionKitError also where there are no styled images to come."""
         super().check(cfg, earlier)
+        if self.styled and self.styled not in earlier and not Path(str(self.styled)).is_dir():
+            raise VisionKitError(
+                f"stage {self.name}: styled={self.styled!r} is neither an earlier stage nor a folder of styled images"
+            )
         for which in filter(None, (self.data, self.unlabelled)):
             build_dataset(self.train_data(cfg, which))
 
-    def evaluated_on(self) -> tuple[str, ...]:
-        """See :class:`ReIDStage`: it is validated on the labelled domain."""
-        return self.data, self.report_on
+    def validated_on(self) -> str:
+        """See :class:`ReIDStage`: the labelled domain."""
+        return self.data
 
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config; reads the training data's folder to count identities."""
@@ -266,7 +290,7 @@ class SourcePretraining(ReIDStage):
                 dataset=dict(type="visionkit.PseudoLabelDataset", dataset=self.train_data(cfg, self.unlabelled)),
             )
         return dict(
-            self.common_cfg(cfg, validate_on=self.data),
+            self.common_cfg(cfg),
             model=dict(self.model_cfg(cfg, build_dataset(labelled).num_pids), backbone=plain(cfg["backbone"])),
             train_dataloader=loaders,
             param_scheduler=self._schedule(),
@@ -289,22 +313,21 @@ class SourcePretraining(ReIDStage):
     def _styled_root(self, context: Context) -> Path:
         if self.styled in context.outputs:
             return context.outputs[self.styled] / "images"
-        folder = Path(str(self.styled))
-        if not folder.is_dir():
-            raise VisionKitError(
-                f"stage {self.name}: styled={self.styled!r} is neither an earlier stage nor a folder of styled images"
-            )
-        return folder
+        return Path(str(self.styled))
 
 
 @STAGES.register_module()
 class TargetFinetuning(ReIDStage):
     """Stage 2: at every epoch cluster the unlabelled target into pseudo-labels, then train student and teacher on them.
 
+    With ``report`` on the target the best checkpoint is the one of the highest mAP on its query and gallery, as the
+    papers have it. A target without labels has none: with ``report=None`` the last epoch's checkpoint is the result.
+
     Args:
         num_clusters: Clusters of each view. A guess of the number of identities; too many hurts less than too few.
         clusterer: Another generator of pseudo-labels, as ``dict(type="visionkit.JaccardDBSCANLabels", eps=0.6)``;
-            ``num_clusters`` is then the largest number of clusters that there may be.
+            ``num_clusters`` is then the largest number of clusters that there may be: of more the largest stay, and
+            the images of the others are left out.
         reset_optimizer: Forget Adam's moments at every epoch, as the released code does.
         **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Where it gives no
             ``ema_limit``, the mean teacher's memory is the papers' share of the run; ``preset="released"`` has theirs.
@@ -324,6 +347,7 @@ class TargetFinetuning(ReIDStage):
         **options: Any,
     ) -> None:
         super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **options)
+        check_counts(f"stage {name}", 1, num_clusters=num_clusters)
         self.num_clusters = num_clusters
         self.clusterer = clusterer
         self.reset_optimizer = reset_optimizer
@@ -331,6 +355,12 @@ class TargetFinetuning(ReIDStage):
 
     def check(self, cfg: Config, earlier: Sequence[str]) -> None:
         """See :class:`ReIDStage`. Raises VisionKitError also where there are fewer images than clusters."""
+        if self.init_from is None:
+            raise VisionKitError(
+                f"stage {self.name}: has no init_from; expected the stage that trained on the source, or a checkpoint"
+            )
+        if "num_classes" in self.model:
+            raise VisionKitError(f"stage {self.name}, model: num_classes is num_clusters of the stage; set that")
         super().check(cfg, earlier)
         if self.clusterer is not None:
             build(CLUSTERERS, self.clusterer, f"stage {self.name}, clusterer")
@@ -341,13 +371,17 @@ class TargetFinetuning(ReIDStage):
                 "give about as many clusters as you expect identities"
             )
 
+    def validated_on(self) -> str | None:
+        """See :class:`ReIDStage`: the target, where there are labels to report on."""
+        return "target" if self.report and self.report_on == "target" else None
+
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config."""
         cfg = context.cfg
         views = VIEWS if self.model.get("local", True) else VIEWS[:1]
         dataset = dict(type="visionkit.PseudoLabelDataset", dataset=self.train_data(cfg, "target"))
         return dict(
-            self.common_cfg(cfg, validate_on="target"),
+            self.common_cfg(cfg),
             model=self.model_cfg(cfg, self.num_clusters),
             train_dataloader={view: self.train_loader(cfg, dataset) for view in views},
             custom_hooks=self._hooks(cfg, views),
@@ -369,6 +403,7 @@ class TargetFinetuning(ReIDStage):
             batch_size=self.eval_batch,
             num_workers=cfg.get("workers", 0),
             reset_optimizer=self.reset_optimizer,
+            max_clusters=self.num_clusters,
         )
         teacher = [dict(type="visionkit.MeanTeacherHook")] if self.model.get("mean_teacher", True) else []
         return [labels, *teacher]
@@ -376,9 +411,6 @@ class TargetFinetuning(ReIDStage):
     def _kmeans(self, view: str) -> dict[str, Any]:
         init_size = 1500 if view == "global_view" else 900
         return dict(type="visionkit.KMeansLabels", num_clusters=self.num_clusters, init_size=init_size)
-
-
-VIEWS = ("global_view", "top", "bottom")
 
 
 def _untrained(backbone: dict[str, Any]) -> dict[str, Any]:
