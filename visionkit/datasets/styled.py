@@ -1,7 +1,11 @@
-"""Images rendered in another camera's style: ``<stem>_fake_<A>to<B>.*`` beside or apart from their originals."""
+"""Images rendered in another camera's style: ``<stem>_fake_<A>to<B>.*`` beside or apart from their originals.
+
+Where several originals have one stem, as in a folder for each identity, it is ``<folder>__<stem>_fake_<A>to<B>.*``.
+"""
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +17,17 @@ if TYPE_CHECKING:
     from visionkit.datasets.base import Sample
 
 STYLED_NAME = re.compile(r"(?P<stem>.+)_fake_(?P<a>[A-Za-z0-9]+?)to(?P<b>[A-Za-z0-9]+)$")
+
+
+def possible_names(path: str) -> tuple[str, str]:
+    """What an image may be called in the names of its styled ones: by its stem, or with its folder's name before it."""
+    return Path(path).stem, f"{Path(path).parent.name}__{Path(path).stem}"
+
+
+def origin_names(paths: Sequence[str]) -> dict[str, str]:
+    """What each image is called in the names of its styled ones: by its stem, unless another one has that too."""
+    counts = Counter(Path(path).stem for path in paths)
+    return {path: possible_names(path)[counts[Path(path).stem] > 1] for path in paths}
 
 
 def styled_samples(
@@ -35,7 +50,8 @@ def styled_samples(
         raise VisionKitError(f"{name}: styled root {root} is no folder; make the images first or leave styled out")
     originals: dict[str, list[Sample]] = {}
     for sample in samples:
-        originals.setdefault(Path(sample.path).stem, []).append(sample)
+        for name in possible_names(sample.path):
+            originals.setdefault(name, []).append(sample)
     rows = []
     for file in sorted(os.listdir(root)):
         stem, suffix = os.path.splitext(file)

@@ -6,7 +6,7 @@ from PIL import Image
 from visionkit.errors import VisionKitError
 from visionkit.reid.camstyle.files import (
     check_styled_folder,
-    origins_by_stem,
+    origins_by_name,
     parse_styled_name,
     styled_name,
     write_image,
@@ -22,7 +22,7 @@ def folder_of(tmp_path, *names):
 
 
 def test_names_there_and_back():
-    name = styled_name("some/0002_c1s1_000451_03.jpg", "1", "4")
+    name = styled_name("0002_c1s1_000451_03", "1", "4")
     assert name == "0002_c1s1_000451_03_fake_1to4.jpg"
     styled = parse_styled_name(name)
     assert (styled.origin, styled.from_camera, styled.to_camera) == ("0002_c1s1_000451_03", "1", "4")
@@ -62,8 +62,14 @@ def test_a_missing_or_empty_folder_is_named(tmp_path):
 
 
 def test_two_originals_of_one_name_are_refused():
-    with pytest.raises(VisionKitError, match="y/1.jpg: has the same name as x/1.jpg"):
-        origins_by_stem(["x/1.jpg", "y/1.jpg"], ["1", "1"])
+    with pytest.raises(VisionKitError, match="b/x/1.jpg: has the same name as a/x/1.jpg"):
+        origins_by_name({"a/x/1.jpg": "1", "b/x/1.jpg": "1"})
+
+
+def test_originals_of_one_stem_are_told_apart_by_their_folders():
+    labels = {"x/1.jpg": "1", "y/1.jpg": "2", "y/2.jpg": "1"}
+    expected = {"x__1": ("x/1.jpg", "1"), "y__1": ("y/1.jpg", "2"), "2": ("y/2.jpg", "1")}
+    assert origins_by_name(labels) == expected
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

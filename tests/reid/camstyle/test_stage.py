@@ -1,14 +1,15 @@
 """The stage from a tiny Market-1501 tree to a folder of styled images."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from reid_trees import write_duke, write_market
+from reid_trees import write_duke, write_image, write_market
 
-from visionkit.datasets import Market1501
+from visionkit.datasets import FolderReID, Market1501
 from visionkit.engine.checkpoints import load_checkpoint
 from visionkit.engine.pipeline import Context
 from visionkit.errors import VisionKitError
@@ -70,6 +71,23 @@ def test_every_image_gets_every_other_style(market, finished):
 def test_the_source_data_set_reads_them(market, finished):
     styled = Market1501(market, "train", styled=dict(root=str(finished / "images"), camera="style"))
     assert len(styled.samples) == 12 + 24 and styled.num_pids == 3
+
+
+def test_a_folder_for_each_identity_and_an_image_that_cannot_be_read(tmp_path):
+    """Their files have the same names, and the broken one is the first that the picture would show."""
+    for person in range(4):
+        for camera in (1, 2):
+            write_image(tmp_path / "crops" / f"p{person}" / f"c{camera}_0.jpg", person)
+    Path(FolderReID(tmp_path / "crops", "train", train_share=0.75).samples[0].path).write_bytes(b"")
+    source = dict(type="visionkit.FolderReID", root=str(tmp_path / "crops"), train_share=0.75)
+    context = Context(Config(dict(source=source)), tmp_path / "camstyle", 1, "none", {})
+    CamStyleStage("camstyle", **dict(TINY, decay_epochs=0)).run(context)
+    styled = FolderReID(tmp_path / "crops", "train", train_share=0.75, styled=dict(root=context.work_dir / "images"))
+    real, made = styled.samples[:6], styled.samples[6:]
+    assert len(made) == 5 and (context.work_dir / "sheet.jpg").is_file()
+    for sample in made:
+        name = Path(sample.path).name
+        assert [each.pid for each in real if Path(each.path).parent.name == name.split("__")[0]] == [sample.pid] * 2
 
 
 def test_the_sheet_and_the_logs(finished):

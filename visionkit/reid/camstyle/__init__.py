@@ -4,8 +4,8 @@ Every image of a camera is translated into the style of each other camera, so th
 identity as each camera would have seen it. Recipe: the spec of CORE-ReID's camera-style code.
 """
 
-from visionkit.reid.camstyle.data import CameraImages, UnalignedPairs
+from visionkit.reid.camstyle.data import UnalignedPairs
 from visionkit.reid.camstyle.model import CycleGAN, CycleGANOptimizers
 from visionkit.reid.camstyle.stage import CamStyleStage
 
-__all__ = ["CameraImages", "CamStyleStage", "CycleGAN", "CycleGANOptimizers", "UnalignedPairs"]
+__all__ = ["CamStyleStage", "CycleGAN", "CycleGANOptimizers", "UnalignedPairs"]

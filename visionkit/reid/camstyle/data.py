@@ -1,4 +1,4 @@
-"""Images of one camera, and unaligned pairs of images from two of them."""
+"""Images by camera, and unaligned pairs of images from two of them."""
 
 import logging
 from collections.abc import Sequence
@@ -17,41 +17,20 @@ from visionkit.errors import VisionKitError
 from visionkit.registry import DATASETS
 
 
-@DATASETS.register_module()
-class CameraImages(Sequence):
-    """Paths of a re-identification data set's images, of one camera or of all.
+def camera_images(dataset: dict[str, Any], include_test: bool = False) -> dict[int, list[str]]:
+    """The image files of a re-identification data set by their 0-based camera.
 
     Args:
         dataset: Config of a data set of `visionkit.datasets`, without its split.
-        camera: 0-based camera; None takes every camera.
         include_test: Whether query and gallery images count too; distractors never do.
-
-    Attributes:
-        paths: The image files.
-        cameras: The 0-based camera of each.
-
-    Raises:
-        VisionKitError: Nothing is left.
     """
-
-    def __init__(self, dataset: dict[str, Any], camera: int | None = None, include_test: bool = False) -> None:
-        merged = dict(include_test=True) if include_test else {}
-        everything = DATASETS.build(dict(dataset, split="train", **merged)).samples
-        samples = [sample for sample in everything if camera is None or sample.camid == camera]
-        if not samples:
-            which = "any camera" if camera is None else f"camera {camera + 1}"
-            raise VisionKitError(f"{dataset.get('root', dataset.get('type'))}: no image of {which}; check the data set")
-        self.paths = [sample.path for sample in samples]
-        self.cameras = [sample.camid for sample in samples]
-
-    def __getitem__(self, index: int) -> str:
-        return self.paths[index]
-
-    def __len__(self) -> int:
-        return len(self.paths)
+    merged = dict(include_test=True) if include_test else {}
+    by_camera: dict[int, list[str]] = {}
+    for sample in DATASETS.build(dict(dataset, split="train", **merged)).samples:
+        by_camera.setdefault(sample.camid, []).append(sample.path)
+    return dict(sorted(by_camera.items()))
 
 
-@DATASETS.register_module()
 class UnalignedPairs(Dataset):
     """Every image of the larger side once, each with a random image of the other side.
 
@@ -60,20 +39,19 @@ class UnalignedPairs(Dataset):
     side, with a warning that names it.
 
     Args:
-        a: Config of the first side, a sequence of paths such as `CameraImages`, or the paths themselves.
-        b: The second side.
+        a, b: The files of both sides.
         load_size: Images are resized to this (height, width), bicubic ...
         image_size: ... and cropped to this one at a random place, then flipped with probability 1/2.
     """
 
     def __init__(
         self,
-        a: dict[str, Any] | Sequence[str],
-        b: dict[str, Any] | Sequence[str],
+        a: Sequence[str],
+        b: Sequence[str],
         load_size: Sequence[int] = (286, 286),
         image_size: Sequence[int] = (256, 256),
     ) -> None:
-        self.a, self.b = (DATASETS.build(side) if isinstance(side, dict) else side for side in (a, b))
+        self.a, self.b = a, b
         self.transform = v2.Compose(
             [
                 v2.Resize(list(load_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -82,6 +60,9 @@ class UnalignedPairs(Dataset):
                 v2.Lambda(image_to_tensor),
             ]
         )
+
+    def __repr__(self) -> str:
+        return f"UnalignedPairs({len(self.a)} images, {len(self.b)} images)"  # in the log of a run's settings
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The item ``index``; its smaller side is drawn at random."""

@@ -2,29 +2,34 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from visionkit.datasets.images import IMAGE_SUFFIXES
-from visionkit.datasets.styled import STYLED_NAME
+from visionkit.datasets.styled import STYLED_NAME, origin_names
 from visionkit.errors import VisionKitError
 
 
 @dataclass(frozen=True)
 class Styled:
-    """What a name such as ``0002_c1s1_000451_03_fake_1to4.jpg`` says: the origin's stem, its camera, the style's."""
+    """What a name such as ``0002_c1s1_000451_03_fake_1to4.jpg`` says: the origin, its camera, the style's."""
 
     origin: str
     from_camera: str
     to_camera: str
 
 
-def styled_name(origin: str | Path, from_camera: str, to_camera: str) -> str:
-    """The file name of an image in another camera's style. Cameras count from 1, as in the data sets' file names."""
-    return f"{Path(origin).stem}_fake_{from_camera}to{to_camera}.jpg"
+def styled_name(origin: str, from_camera: str, to_camera: str) -> str:
+    """The file name of an image in another camera's style. Cameras count from 1, as in the data sets' file names.
+
+    Args:
+        origin: What the original is called, see `origin_names`.
+        from_camera, to_camera: Labels of the original's camera and of the style's.
+    """
+    return f"{origin}_fake_{from_camera}to{to_camera}.jpg"
 
 
 def parse_styled_name(name: str | Path) -> Styled | None:
@@ -45,15 +50,18 @@ def write_image(image: Image.Image, path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def origins_by_stem(paths: Iterable[str], labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Path and camera label (``"1"``, ``"2"``, ...) of each image by its stem, which names its styled images.
+def origins_by_name(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Path and camera label (``"1"``, ``"2"``, ...) of each image, by its name in those of its styled images.
+
+    Args:
+        labels: The camera label of each path.
 
     Raises:
-        VisionKitError: Two images have one stem, so that their styled images would overwrite each other.
+        VisionKitError: Two images would be called the same, so that their styled images would overwrite each other.
     """
     origins: dict[str, tuple[str, str]] = {}
-    for path, label in zip(paths, labels):
-        other, _ = origins.setdefault(Path(path).stem, (path, label))
+    for path, name in origin_names(list(labels)).items():
+        other, _ = origins.setdefault(name, (path, labels[path]))
         if other != path:
             raise VisionKitError(f"{path}: has the same name as {other}; rename one, styled images carry that name")
     return origins
@@ -64,7 +72,7 @@ def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], style
 
     Args:
         folder: Holds ``<original stem>_fake_<A>to<B>.*`` files; images that are copies of an origin are passed over.
-        origins: As `origins_by_stem` gives.
+        origins: As `origins_by_name` gives.
         styles: The labels of the cameras whose style an image may have.
 
     Returns:

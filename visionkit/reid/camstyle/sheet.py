@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from visionkit.reid.camstyle.data import read_or_warn
 from visionkit.reid.camstyle.files import styled_name, write_image
 
 CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 128, 4, 16
@@ -16,38 +17,39 @@ def draw_sheet(folder: Path, origins: dict[str, tuple[str, str]], labels: Sequen
 
     Args:
         folder: The styled images.
-        origins: Path and camera label by stem.
+        origins: Path and camera label by name, as `origins_by_name` gives.
         labels: The cameras, one column each.
         rows: Number of originals, spread over the cameras in turn.
     """
-    chosen = _choose(origins, labels, rows)
-    sizes = [Image.open(path).size for path, _ in chosen]
-    width = max(round(w * CELL_HEIGHT / h) for w, h in sizes)
+    read = ((name, own, read_or_warn(path)) for name, path, own in _choose(origins, labels, rows))
+    chosen = [each for each in read if each[2] is not None]
+    width = max((round(image.width * CELL_HEIGHT / image.height) for *_, image in chosen), default=CELL_HEIGHT)
     total_width = (1 + len(labels)) * (width + MARGIN) + MARGIN
     sheet = Image.new("RGB", (total_width, len(chosen) * (CELL_HEIGHT + MARGIN) + TITLE_HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(["original", *(f"style {label}" for label in labels)]):
         draw.text((MARGIN + column * (width + MARGIN), 2), title, fill="black")
-    for row, (path, own) in enumerate(chosen):
+    for row, (name, own, image) in enumerate(chosen):
         top = TITLE_HEIGHT + row * (CELL_HEIGHT + MARGIN)
-        cells = [path] + [path if label == own else folder / styled_name(path, own, label) for label in labels]
-        for column, cell in enumerate(cells):
+        styled = (image if label == own else _styled(folder / styled_name(name, own, label)) for label in labels)
+        for column, cell in enumerate([image, *styled]):
             left = MARGIN + column * (width + MARGIN)
-            if Path(cell).is_file():
-                sheet.paste(_thumbnail(cell, width), (left, top))
+            if cell is not None:
+                sheet.paste(cell.resize((width, CELL_HEIGHT), Image.Resampling.BICUBIC), (left, top))
             if column and labels[column - 1] == own:
                 draw.rectangle((left, top, left + width - 1, top + CELL_HEIGHT - 1), outline="black", width=2)
     return sheet
 
 
-def _thumbnail(path: str | Path, width: int) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB").resize((width, CELL_HEIGHT), Image.Resampling.BICUBIC)
+def _styled(path: Path) -> Image.Image | None:
+    """A translation, if there is one: not all pairs of cameras need be trained."""
+    return read_or_warn(path) if path.is_file() else None
 
 
-def _choose(origins: dict[str, tuple[str, str]], labels: Sequence[str], rows: int) -> list[tuple[str, str]]:
-    """Originals of each camera in turn, evenly spread over its images."""
-    by_label = {label: [each for each in origins.values() if each[1] == label] for label in labels}
+def _choose(origins: dict[str, tuple[str, str]], labels: Sequence[str], rows: int) -> list[tuple[str, str, str]]:
+    """Name, path and label of originals of each camera in turn, evenly spread over its images."""
+    everything = [(name, *each) for name, each in origins.items()]
+    by_label = {label: [each for each in everything if each[2] == label] for label in labels}
     by_label = {label: images for label, images in by_label.items() if images}
     turns = -(-rows // max(1, len(by_label)))
     chosen = [images[turn * len(images) // turns] for turn in range(turns) for images in by_label.values()]

@@ -26,8 +26,8 @@ from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import train
 from visionkit.errors import VisionKitError
 from visionkit.registry import STAGES
-from visionkit.reid.camstyle.data import CameraImages
-from visionkit.reid.camstyle.files import check_styled_folder, origins_by_stem, styled_name
+from visionkit.reid.camstyle.data import UnalignedPairs, camera_images
+from visionkit.reid.camstyle.files import check_styled_folder, origins_by_name, styled_name
 from visionkit.reid.camstyle.model import CycleGAN, generator_weights, linear_decay, load_generators
 from visionkit.reid.camstyle.networks import PatchDiscriminator, ResnetGenerator
 from visionkit.reid.camstyle.sheet import write_sheet
@@ -38,15 +38,15 @@ GENERATORS = "generators.pth"
 
 @dataclass(frozen=True)
 class Transfer:
-    """One CycleGAN: its two sides, their labels in file names, and which translations are kept."""
+    """One CycleGAN: the files of its two sides, their labels in file names, and which translations are kept."""
 
-    a: dict[str, Any]
-    b: dict[str, Any]
+    a: list[str]
+    b: list[str]
     labels: tuple[str, str]
     directions: tuple[str, ...] = ("ab", "ba")
 
-    def translated(self) -> list[tuple[str, dict[str, Any], tuple[str, str]]]:
-        """What is translated: direction, the images, the labels from and to."""
+    def translated(self) -> list[tuple[str, list[str], tuple[str, str]]]:
+        """What is translated: direction, the files, the labels from and to."""
         sides = {"ab": (self.a, self.labels), "ba": (self.b, self.labels[::-1])}
         return [(direction, *sides[direction]) for direction in self.directions]
 
@@ -129,7 +129,7 @@ class CamStyleStage:
         """Train what is not trained, translate what is not translated, and show some of it."""
         with building(f"stage {self.name}"):
             transfers = self.transfers(context)
-            origins = self._origins(transfers)
+            origins = origins_by_name(_labels(transfers))
         folder = context.work_dir / "images"
         if self.images is not None:
             _link(Path(self.images), folder)
@@ -137,7 +137,7 @@ class CamStyleStage:
             for number, transfer in enumerate(transfers, 1):
                 print_log(f"{self.name}: {transfer.folder}, {number} of {len(transfers)}", "current")
                 self._train(transfer, context)
-                self._translate(transfer, context)
+                self._translate(transfer, {path: name for name, (path, _) in origins.items()}, context)
         if is_main_process():
             labels = sorted({label for transfer in transfers for label in transfer.labels}, key=lambda x: (len(x), x))
             self._report(folder, origins, labels, context)
@@ -148,15 +148,13 @@ class CamStyleStage:
         source = self._dataset("dataset", self.dataset, context, "source")
         if self.direction is not None:
             target = self._dataset("target", self.target, context, "target")
-            a, b = _all_images(source, self.include_test), _all_images(target, self.include_test)
+            sides = (camera_images(side, self.include_test).values() for side in (source, target))
+            a, b = (list(itertools.chain(*files)) for files in sides)
             return [Transfer(a, b, ("A", "B"), ("ab",) if self.direction == "AtoB" else ("ba",))]
-        cameras = sorted(set(CameraImages(source, include_test=self.include_test).cameras))
-        if len(cameras) < 2:
+        files = {camera + 1: paths for camera, paths in camera_images(source, self.include_test).items()}
+        if len(files) < 2:
             raise VisionKitError(f"stage {self.name}: the data set has one camera alone; leave the stage out")
-        return [
-            Transfer(*(_all_images(source, self.include_test, camera=camera - 1) for camera in pair), _labels(pair))
-            for pair in self._pairs([camera + 1 for camera in cameras])
-        ]
+        return [Transfer(files[a], files[b], (str(a), str(b))) for a, b in self._pairs(list(files))]
 
     def _pairs(self, cameras: list[int]) -> list[tuple[int, int]]:
         everything = list(itertools.combinations(cameras, 2))
@@ -199,14 +197,6 @@ class CamStyleStage:
         for part, network in (("generator", ResnetGenerator), ("discriminator", PatchDiscriminator)):
             check_keys(self.model.get(part) or {}, inspect.signature(network).parameters, f"{where}.{part}")
 
-    def _origins(self, transfers: list[Transfer]) -> dict[str, tuple[str, str]]:
-        """Every image that gets a style, by its stem."""
-        paths: dict[str, str] = {}
-        for transfer in transfers:
-            for _, images, (label, _) in transfer.translated():
-                paths.update(dict.fromkeys(CameraImages(**images).paths, label))
-        return origins_by_stem(paths.keys(), paths.values())
-
     def _train(self, transfer: Transfer, context: Context) -> None:
         """Leaves ``generators.pth``; the epochs' checkpoints, ten times as large, go once it is there."""
         folder = context.work_dir / transfer.folder
@@ -221,15 +211,8 @@ class CamStyleStage:
 
     def runner_cfg(self, transfer: Transfer, context: Context) -> dict[str, Any]:
         """The Runner's config of one CycleGAN."""
-        dataset = dict(
-            type="visionkit.UnalignedPairs",
-            a=dict(transfer.a, type="visionkit.CameraImages"),
-            b=dict(transfer.b, type="visionkit.CameraImages"),
-            load_size=self.load_size,
-            image_size=self.image_size,
-        )
-        longest = max(len(CameraImages(**transfer.a)), len(CameraImages(**transfer.b)))
-        iterations = self.iters_per_epoch or max(1, longest // (self.batch_size * get_world_size()))
+        dataset = UnalignedPairs(transfer.a, transfer.b, self.load_size, self.image_size)
+        iterations = self.iters_per_epoch or max(1, len(dataset) // (self.batch_size * get_world_size()))
         workers = context.cfg.get("workers", 0) if self.num_workers is None else self.num_workers
         return dict(
             model=dict(self.model, type="visionkit.CycleGAN"),
@@ -244,16 +227,16 @@ class CamStyleStage:
             model_wrapper_cfg=dict(type="visionkit.CycleGANDistributed"),
         )
 
-    def _translate(self, transfer: Transfer, context: Context) -> None:
-        """Writes this process's share of the translations of one CycleGAN."""
+    def _translate(self, transfer: Transfer, names: dict[str, str], context: Context) -> None:
+        """Writes this process's share of the translations of one CycleGAN; ``names`` are the originals'."""
         checkpoint = load_checkpoint(context.work_dir / transfer.folder / GENERATORS)
         generators = load_generators(checkpoint["state_dict"], self.model.get("generator"))
         folder = context.work_dir / "images"
         folder.mkdir(parents=True, exist_ok=True)
         share = slice(get_rank(), None, get_world_size())
-        for direction, images, labels in transfer.translated():
-            paths = CameraImages(**images).paths[share]
-            outputs = [folder / styled_name(path, *labels) for path in paths]
+        for direction, files, labels in transfer.translated():
+            paths = files[share]
+            outputs = [folder / styled_name(names[path], *labels) for path in paths]
             written = translate_files(
                 generators[direction], paths, outputs, self.image_size, self.test_batch_size, get_device()
             )
@@ -269,12 +252,9 @@ class CamStyleStage:
         write_sheet(context.work_dir, folder, origins, labels, self.sheet_rows)
 
 
-def _all_images(dataset: dict[str, Any], include_test: bool, camera: int | None = None) -> dict[str, Any]:
-    return dict(dataset=dataset, camera=camera, include_test=include_test)
-
-
-def _labels(pair: tuple[int, int]) -> tuple[str, str]:
-    return str(pair[0]), str(pair[1])
+def _labels(transfers: list[Transfer]) -> dict[str, str]:
+    """Every file that gets a style, with its camera's label."""
+    return {path: label for each in transfers for _, files, (label, _) in each.translated() for path in files}
 
 
 def _link(given: Path, folder: Path) -> None:
