@@ -1,3 +1,4 @@
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from visionkit.cli import COMMANDS, main
+from visionkit.commands.doctor import OPTIONAL
 from visionkit.engine.config import check_types, load_config
 from visionkit.engine.pipeline import build_stage
 
@@ -40,7 +42,14 @@ def test_an_option_that_cannot_be_read(command, option, capsys):
 def test_doctor_tells_device_and_kernels(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    assert "torch" in printed and "kernels" in printed and "device" in printed
+    assert importlib.metadata.version("torch") in printed
+    assert "PyTorch forms" in printed or "Triton kernels" in printed
+
+
+def test_doctor_knows_every_extra():
+    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("dev = ")[0]
+    names = set(re.findall(r'"([a-z-]+)>=', extras))
+    assert names == {name for name, (extra, _) in OPTIONAL.items() if extra}
 
 
 def test_importing_the_package_imports_nothing_heavy():

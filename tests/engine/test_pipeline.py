@@ -47,6 +47,11 @@ def test_a_finished_stage_is_skipped_and_other_settings_are_refused(tmp_path):
         run(tmp_path, seed=2)
     with pytest.raises(VisionKitError, match="--work-dir"):
         run(tmp_path, resume=False)
+    cfg = config()
+    cfg["stages"]["second"]["runner"]["best"] = "other"
+    run_pipeline(Config(cfg), tmp_path, seed=1, only="first")  # what comes after it does not matter
+    with pytest.raises(VisionKitError, match="second: was made with other settings"):
+        run_pipeline(Config(cfg), tmp_path, seed=1)
 
 
 def test_seeds_repeat_and_differ(tmp_path):

@@ -25,9 +25,10 @@ REQUIRED = (
 )
 OPTIONAL = {
     "faiss-cpu": ("faiss", "faster exact neighbours and k-means, IVF and HNSW indexes"),
-    "kornia": ("nvs", "SSIM and geometry for new views"),
+    "kornia": ("nvs", "SSIM of new views"),
     "nerfacc": ("nvs", "compositing along rays"),
     "pycolmap": ("nvs", "structure from motion for captures"),
+    "av": ("nvs", "videos"),
     "pillow-heif": ("nvs", "HEIC photos"),
     "lpips": ("nvs", "the LPIPS loss and metric"),
     "viser": ("viewer", "the interactive viewer"),
@@ -80,15 +81,10 @@ def machine_rows() -> list[tuple[str, str]]:
         return rows + [("device", "unknown: torch is missing")]
     import torch
 
+    from visionkit.ops import dispatch
+
     if torch.cuda.is_available():
         rows += [("device", f"cuda ({torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} in all)")]
     else:
         rows += [("device", "cpu (no CUDA device is visible to torch)")]
-    return [*rows, ("threads", str(torch.get_num_threads())), ("kernels", kernels_in_use())]
-
-
-def kernels_in_use() -> str:
-    """Which form of the operations will run, and why."""
-    from visionkit.ops.dispatch import explain
-
-    return explain()
+    return [*rows, ("threads", str(torch.get_num_threads())), ("kernels", dispatch.explain())]

@@ -88,7 +88,7 @@ class ReIDDataset(Dataset):
         self.samples = samples
         self.pids = [sample.pid for sample in samples]
         self.camids = [sample.camid for sample in samples]
-        self.num_pids, self.num_cams = len(set(self.pids)), len(set(self.camids))
+        self.num_pids = len(set(self.pids))
         self.reader = ImageReader([sample.path for sample in samples], cache, cache_size)
 
     # What sub-classes say about themselves

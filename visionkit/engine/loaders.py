@@ -76,7 +76,7 @@ class NamedLoaders:
     """Several endless training loaders, drawn from side by side.
 
     Args:
-        loaders: ``{name: dict(batch_size, dataset, sampler=None, num_workers=0, drop_last=True)}``. The sampler is
+        loaders: ``{name: dict(batch_size, dataset, sampler=None, num_workers=0)}``. The sampler is
             built with the data set; without one, images come in random order, shared among the processes.
         iters_per_epoch: Length of an epoch, in batches of each loader.
         seed: The run's seed.
@@ -120,7 +120,6 @@ class _Stream:
         sampler = cfg.pop("sampler", None)
         self.sampler = DATA_SAMPLERS.build(dict(sampler, dataset=self.dataset)) if sampler else None
         self.batch_size = cfg.pop("batch_size")
-        self.drop_last = cfg.pop("drop_last", True)
         self.num_workers = cfg.pop("num_workers", 0)
         self.seed = seed
         if cfg:
@@ -145,7 +144,7 @@ class _Stream:
             order = order * 2  # a batch norm needs two values
         places = list(enumerate(order))
         batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
-        if self.drop_last and len(batches) > 1 and len(batches[-1]) < self.batch_size:
+        if len(batches) > 1 and len(batches[-1]) < self.batch_size:
             batches.pop()
         return batches
 

@@ -100,22 +100,31 @@ def _run_stages(
         folder = work_dir / name
         context = Context(cfg, folder, seed, launcher, dict(outputs))
         mark = fingerprint(cfg, name, seed)
-        if _is_finished(folder, mark):
+        check_settings(folder, mark)
+        if (folder / "done.json").is_file():
             print_log(f"stage {name}: finished before, skipped", "current")
-        elif only in (None, name):
-            folder.mkdir(parents=True, exist_ok=True)
-            if is_main_process():
-                remove_leftovers(folder)
-            barrier()
-            print_log(f"stage {name}: starts in {folder}", "current")
-            stage.run(context)
-            barrier()
-            if is_main_process():
-                write_text(folder / "done.json", json.dumps(dict(fingerprint=mark)))
-            barrier()
-        elif _comes_before(name, only, stages):
+        elif only not in (None, name):
             raise VisionKitError(f"--stage {only}: stage {name} before it is not finished in {work_dir}; run it first")
+        else:
+            _run_stage(name, stage, context, mark)
         outputs[name] = folder
+        if name == only:
+            return
+
+
+def _run_stage(name: str, stage: Any, context: Context, mark: str) -> None:
+    folder = context.work_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_main_process():
+        remove_leftovers(folder)
+        write_text(folder / "settings.json", json.dumps(dict(fingerprint=mark)))
+    barrier()
+    print_log(f"stage {name}: starts in {folder}", "current")
+    stage.run(context)
+    barrier()
+    if is_main_process():
+        write_text(folder / "done.json", json.dumps(dict(fingerprint=mark)))
+    barrier()
 
 
 def build_stage(name: str, stage: dict[str, Any], cfg: Config) -> Any:
@@ -134,18 +143,21 @@ def fingerprint(cfg: Config, name: str, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_finished(folder: Path, mark: str) -> bool:
+def check_settings(folder: Path, mark: str) -> None:
+    """Refuse to go on with a stage's folder that was made with other settings.
+
+    A stage that a wrong setting stopped before its first checkpoint may be tried again with the right one.
+
+    Args:
+        folder: The stage's folder, which need not exist.
+        mark: The [fingerprint] of the settings.
+    """
     done, begun = folder / "done.json", folder / "settings.json"
     same = {file: _read_json(file).get("fingerprint") == mark for file in (done, begun) if file.is_file()}
-    # a stage that a wrong setting stopped before its first checkpoint may be tried again with the right one
     if not all(same.values()) and (done in same or any(folder.rglob("*.pth"))):
         raise VisionKitError(
             f"{folder}: was made with other settings or another seed; choose another --work-dir or delete that folder"
         )
-    if is_main_process() and not same.get(begun):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(begun, json.dumps(dict(fingerprint=mark)))
-    return done.is_file()
 
 
 def _read_json(file: Path) -> Any:
@@ -153,11 +165,6 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text())
     except ValueError as error:
         raise VisionKitError(f"{file}: damaged; delete {file.parent} and run that stage again") from error
-
-
-def _comes_before(name: str, other: str, stages: dict[str, Any]) -> bool:
-    names = list(stages)
-    return names.index(name) < names.index(other)
 
 
 def report(work_dir: Path, stages: dict[str, Any]) -> list[dict[str, Any]]:

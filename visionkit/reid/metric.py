@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_world_size
+from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
@@ -86,7 +86,8 @@ class ReIDMetric(BaseMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Scores in percent of the batches' (features, labels)."""
         features, (roles, index, pids, camids) = in_order(results)
-        self.features = features  # of the whole data set, in its order: what pictures are drawn from
+        if is_main_process():
+            self.features = features  # of the whole data set, in its order: what pictures are drawn from
         trials = (self.dataset_meta or {}).get("trials")
         if trials is None:
             splits, camids = [roles], camids if self.use_cameras else None

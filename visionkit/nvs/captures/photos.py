@@ -16,7 +16,7 @@ DEFAULT_FOCAL = 0.78  # of the long side: a phone's 28 mm lens
 # Equivalent focal lengths, in mm, of the widest and longest lenses that people hold in hand.
 SHORTEST, LONGEST = 8.0, 400.0
 SMALLEST = 16  # pixels
-_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405
+_EXIF, _FOCAL_35MM = 0x8769, 0xA405
 
 
 class Photo(NamedTuple):
