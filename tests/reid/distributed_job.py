@@ -26,7 +26,7 @@ def job(folder):
         reranked=[reranked.mAP, reranked.mINP, *reranked.cmc.values()],
         metric=metric_scores(data, rank, world),
         neighbours=float(self_neighbours(data[1], 5, distributed=True).distances.sum()),
-        fused=[view.tolist() for view in extract_fused(Model(), Dots(), batch_size=4)],
+        fused=[view.tolist() for view in extract_fused(Model(), Dots(), batch_size=4)],  # the first process alone
         labels=labels(folder, rank),
     )
 

@@ -25,5 +25,5 @@ def test_two_processes_equal_one(tmp_path):
     processes = [subprocess.Popen(command, env=dict(shared, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in (0, 1)]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     one = json.loads(json.dumps(job(tmp_path)))
-    for rank in (0, 1):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == one
+    assert json.loads((tmp_path / "0.json").read_text()) == one
+    assert json.loads((tmp_path / "1.json").read_text()) == dict(one, fused=[])

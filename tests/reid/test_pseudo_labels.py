@@ -8,7 +8,8 @@ from torch import nn
 
 from visionkit.errors import VisionKitError
 from visionkit.registry import HOOKS
-from visionkit.reid.pseudo_labels import VIEWS, extract_fused, load_labels, view_seed
+from visionkit.reid.clustering import Clusters
+from visionkit.reid.pseudo_labels import VIEWS, extract_fused, largest, load_labels, view_seed
 
 
 class Dots:
@@ -116,3 +117,10 @@ def test_extraction_leaves_the_random_state_alone():
     state = torch.get_rng_state()
     extract_fused(Model(), Dots(), batch_size=4)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_largest_clusters_keep_their_order():
+    clusters = Clusters(np.array([2, 0, 2, -1, 1, 3, 3, 3]), np.arange(8.0).reshape(4, 2))
+    kept = largest(clusters, 2)
+    assert kept.labels.tolist() == [0, -1, 0, -1, -1, 1, 1, 1] and kept.centroids.tolist() == [[4, 5], [6, 7]]
+    assert largest(clusters, 3).labels.tolist() == [1, 0, 1, -1, -1, 2, 2, 2]  # of equals the first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def _scheduler_states(schedulers: Any) -> Any:
     return [scheduler.state_dict() for scheduler in schedulers or []]
 
 
+PATIENCE = timedelta(hours=6)  # the first process clusters or re-ranks a large data set while the others wait
 LAUNCHERS = {  # what each sets for RANK, WORLD_SIZE and LOCAL_RANK, and how it starts a program
     "pytorch": (("RANK", "WORLD_SIZE", "LOCAL_RANK"), "torchrun --nproc-per-node 2 tools/train.py CONFIG"),
     "slurm": (("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "srun python tools/train.py CONFIG"),
@@ -196,10 +198,10 @@ def init_distributed(launcher: str) -> None:
     if torch.cuda.is_available():
         from mmengine.dist import init_dist
 
-        init_dist(launcher, backend="nccl")
+        init_dist(launcher, backend="nccl", timeout=PATIENCE)
         return
     for name, given in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names):
         os.environ.setdefault(name, os.environ[given])
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)

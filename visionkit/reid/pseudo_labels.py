@@ -173,7 +173,8 @@ def view_seed(seed: int, epoch: int, view: int) -> int:
 def extract_fused(model: nn.Module, dataset: Dataset, batch_size: int, num_workers: int = 0) -> list[np.ndarray]:
     """Clustering features of every image of a data set: one array (N, C) float32 for each view.
 
-    Under torch.distributed each process extracts every n-th image and all get the whole.
+    Under torch.distributed each process extracts every n-th image, and the first one, which clusters, gets the whole;
+    the others get nothing, for three views of a large data set are gigabytes.
     """
     rank, world = get_dist_info()
     indices = list(range(rank, len(dataset), world))
@@ -196,17 +197,19 @@ def extract_fused(model: nn.Module, dataset: Dataset, batch_size: int, num_worke
     views = [torch.cat(parts_of_view) if parts else None for parts_of_view in zip(*parts)]
     if world > 1:
         views = [_gather_strided(view, len(dataset), device) for view in views]
-    return [view.numpy() for view in views]
+    return [view.numpy() for view in views if view is not None]
 
 
-def _gather_strided(share: torch.Tensor, total: int, device: torch.device) -> torch.Tensor:
-    """Put together the rows that processes took in turn."""
-    world = torch.distributed.get_world_size()
+def _gather_strided(share: torch.Tensor, total: int, device: torch.device) -> torch.Tensor | None:
+    """Put together, on the first process, the rows that processes took in turn."""
+    rank, world = get_dist_info()
     longest = -(-total // world)
     padded = torch.zeros(longest, *share.shape[1:], device=device)
     padded[: len(share)] = share.to(device)
-    shares = [torch.empty_like(padded) for _ in range(world)]
-    torch.distributed.all_gather(shares, padded)
+    shares = [torch.empty_like(padded) for _ in range(world)] if rank == 0 else None
+    torch.distributed.gather(padded, shares)
+    if shares is None:
+        return None
     return torch.stack(shares, 1).flatten(0, 1)[:total].cpu()
 
 
