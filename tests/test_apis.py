@@ -1,4 +1,9 @@
+import io
 import json
+import os
+import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,11 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from visionkit.apis import ReIDInferencer
+from visionkit.apis import ReIDInferencer, files_below
 from visionkit.cli import main
+from visionkit.commands import index as index_command
+from visionkit.commands import search as search_command
 from visionkit.engine.checkpoints import save_checkpoint
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
+from visionkit.reid.gallery import GalleryIndex, Match, writing
 
 CONFIG = dict(
     type="visionkit.SourceReID", backbone=dict(type="visionkit.ResNet", depth=18, weights="imagenet"), num_classes=3
@@ -85,15 +93,200 @@ def test_commands_index_and_search(folder, checkpoint, capsys):
     gallery, index = folder / "gallery", folder / "gallery.index"
     (gallery / "broken.jpg").write_bytes(b"\xff\xd8nothing")
     assert main(["index", str(gallery), "--weights", str(checkpoint)]) == 0
-    assert "4 images added, 0 were there, 1 could not be read" in capsys.readouterr().out
+    assert "4 images added, 0 changed, 0 removed, 0 kept, 1 could not be read" in capsys.readouterr().out
     Image.new("RGB", (20, 40), (210, 20, 20)).save(gallery / "same.png")
     assert main(["index", str(gallery)]) == 0
-    assert "1 images added, 4 were there" in capsys.readouterr().out
+    assert "1 images added, 0 changed, 0 removed, 4 kept" in capsys.readouterr().out
     sheet = folder / "sheet.png"
     assert main(["search", str(gallery / "same.png"), str(index), "--topk", "2", "--sheet", str(sheet)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("0.000") and first.endswith("same.png") and second != first
     assert Image.open(sheet).width > 200
+
+
+def test_an_index_follows_its_folder(folder, checkpoint, capsys):
+    gallery, elsewhere, index = folder / "gallery", folder / "other", folder / "all.index"
+    elsewhere.mkdir()
+    Image.new("RGB", (20, 40), (9, 9, 9)).save(elsewhere / "black.png")
+    for each in (gallery, elsewhere):
+        assert main(["index", str(each), "--weights", str(checkpoint), "--index", str(index)]) == 0
+    Image.new("RGB", (20, 40), (250, 240, 30)).save(gallery / "green.png")
+    Image.new("RGB", (20, 40), (90, 90, 90)).save(gallery / "grey.png")
+    (gallery / "brick.png").unlink()
+    capsys.readouterr()
+    assert main(["index", str(gallery), "--index", str(index)]) == 0
+    assert "1 images added, 1 changed, 1 removed, 3 kept, 0 could not be read" in capsys.readouterr().out
+    left = GalleryIndex.load(index)
+    assert sorted(Path(path).stem for path in left.paths) == ["black", "blue", "green", "grey", "red"]
+    assert main(["search", str(gallery / "green.png"), str(index), "--topk", "1"]) == 0
+    assert capsys.readouterr().out.startswith("0.000")
+    assert main(["index", str(gallery), "--index", str(index)]) == 0
+    assert "0 images added, 0 changed, 0 removed, 5 kept" in capsys.readouterr().out
+    (gallery / "red.png").unlink()
+    assert main(["search", str(gallery / "grey.png"), str(index), "--sheet", str(folder / "sheet.jpg")]) == 0
+
+
+def test_an_index_saved_from_python_is_kept(folder, checkpoint, capsys):
+    reid = ReIDInferencer(checkpoint, device="cpu")
+    reid.save_index(reid.index(folder / "gallery"), folder / "gallery.index")
+    assert main(["index", str(folder / "gallery")]) == 0
+    assert "0 images added, 0 changed, 0 removed, 4 kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_keeps_what_was_extracted(folder, checkpoint, capsys, monkeypatch, number, status):
+    batches = ReIDInferencer.batches
+
+    def stopped(self, images, skip=False):
+        for place, batch in enumerate(batches(self, images, skip)):
+            if place == 1:
+                signal.raise_signal(number)
+            yield batch
+
+    command = ["index", str(folder / "gallery"), "--batch-size", "1"]
+    monkeypatch.setattr(ReIDInferencer, "batches", stopped)
+    assert main([*command, "--weights", str(checkpoint)]) == status
+    assert "the same command adds the rest" in capsys.readouterr().err
+    assert len(GalleryIndex.load(folder / "gallery.index")) == 2
+    monkeypatch.setattr(ReIDInferencer, "batches", batches)
+    assert main(command) == 0
+    assert "2 images added, 0 changed, 0 removed, 2 kept" in capsys.readouterr().out
+
+
+def test_a_crash_loses_one_part_at_most(folder, checkpoint, capsys, monkeypatch):
+    batches = ReIDInferencer.batches
+
+    def crashing(self, images, skip=False):
+        for place, batch in enumerate(batches(self, images, skip)):
+            if place == 3:
+                raise VisionKitError("the machine caught fire")
+            yield batch
+
+    monkeypatch.setattr(ReIDInferencer, "batches", crashing)
+    monkeypatch.setattr(index_command, "IMAGES_A_PART", 2)
+    monkeypatch.setattr(index_command, "SECONDS_A_LINE", 0)
+    assert main(["index", str(folder / "gallery"), "--weights", str(checkpoint), "--batch-size", "1"]) == 2
+    assert len(GalleryIndex.load(folder / "gallery.index")) == 2
+    assert capsys.readouterr().out.splitlines() == [f"{number} of 4 images" for number in (1, 2, 3)]
+
+
+def test_parts_grow_by_time_too(monkeypatch):
+    monkeypatch.setattr(index_command, "SECONDS_A_PART", 0)
+    batches = [(["a"], np.zeros((1, 2))), (["b", "c"], np.ones((2, 2)))]
+    assert [paths for paths, _ in index_command.parts(batches, [])] == [["a"], ["b", "c"]]
+
+
+def test_what_cannot_be_written_is_told_before_the_work(folder, checkpoint, capsys, monkeypatch):
+    gallery = str(folder / "gallery")
+    index = folder / "gallery.index"
+    assert main(["index", gallery, "--weights", str(folder / "none.pth")]) == 2
+    assert "none.pth" in capsys.readouterr().err and not index.exists()
+    assert main(["index", gallery, "--weights", str(checkpoint)]) == 0
+    (folder / "file").write_text("")
+    monkeypatch.setattr(ReIDInferencer, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
+    capsys.readouterr()
+    for place in (folder / "file", "/proc/x/y"):
+        assert main(["index", gallery, "--weights", str(checkpoint), "--index", str(place)]) == 2
+        error = capsys.readouterr().err
+        assert f"{place}: cannot be written" in error and error.count("\n") == 1
+    with writing(index):
+        assert main(["index", gallery]) == 2
+    assert "another process is writing to it" in capsys.readouterr().err
+    assert main(["search", str(folder / "query.png"), str(index), "--sheet", "s.gif"]) == 2
+    assert "s.gif: name a picture" in capsys.readouterr().err
+
+
+def test_a_linked_gallery_keeps_its_name(folder, checkpoint):
+    (folder / "link").symlink_to(folder / "gallery")
+    assert main(["index", f"{folder / 'link'}/", "--weights", str(checkpoint)]) == 0
+    assert all(path.startswith(str(folder / "link")) for path in GalleryIndex.load(folder / "link.index").paths)
+    assert not (folder / "gallery.index").exists()
+
+
+def test_linked_folders_are_followed_once(folder):
+    gallery, outside = folder / "gallery", folder / "outside"
+    own = files_below(gallery)
+    (outside / "deep").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(outside / "deep" / "far.png")
+    (gallery / "linked").symlink_to(outside)
+    (outside / "deep" / "back").symlink_to(gallery)
+    (outside / "deep" / "round").symlink_to(outside)
+    (gallery / "a").symlink_to(gallery / "sub")  # a folder's own path comes before a link to it
+    assert files_below(gallery) == sorted([*own, str(gallery / "linked" / "deep" / "far.png")])
+
+
+def test_a_folder_that_cannot_be_read_is_told(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(VisionKitError, match="sub: cannot be read"):
+        files_below(folder / "gallery")
+
+
+def test_a_pil_image_has_the_features_of_its_file(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = np.zeros((40, 20, 3), np.uint8)
+    turned[:10] = 255, 0, 0
+    Image.fromarray(turned).save(folder / "turned.png", exif=exif)
+    deep = np.arange(800, dtype=np.uint16).reshape(40, 20) * 80
+    Image.fromarray(deep).save(folder / "deep.png")
+
+    class Corner(MeanColour):
+        def extract(self, image):
+            return image[:, :, :4, :4].mean((2, 3)) * self.scale
+
+    reid = ReIDInferencer(Corner())
+    for name in ("turned.png", "deep.png"):
+        of_file = reid.features(folder / name)
+        np.testing.assert_array_equal(reid.features(Image.open(folder / name)), of_file)
+
+
+def test_images_of_another_kind_are_refused(folder):
+    reid = ReIDInferencer(MeanColour())
+    for images in (np.zeros((8, 8, 3), np.uint8), [folder / "query.png", np.zeros((8, 8, 3))], 3):
+        with pytest.raises(VisionKitError, match="images: expected paths or PIL images, got (ndarray|int)"):
+            reid.features(images)
+    (folder / "cut.png").write_bytes((folder / "query.png").read_bytes()[:60])
+    with pytest.raises(VisionKitError, match="cut.png: cannot be decoded"):
+        reid.features(Image.open(folder / "cut.png"))
+
+
+def test_a_long_list_is_cut_on_the_sheet_alone(folder, capsys):
+    answers = [[Match(str(folder / "query.png"), 0.1)] * 600]
+    search_command.draw([str(folder / "query.png")], answers, str(folder / "sheet.jpg"))
+    assert "1 of 1 queries, 50 of 600 images each" in capsys.readouterr().err
+    assert 50 * 64 < Image.open(folder / "sheet.jpg").width < 50 * 128
+
+
+def test_any_path_can_be_printed(folder, checkpoint, monkeypatch):
+    for name in (b"\xff.png", "ü.png".encode()):
+        os.link(folder / "gallery" / "red.png", os.path.join(os.fsencode(folder / "gallery"), name))
+    assert main(["index", str(folder / "gallery"), "--weights", str(checkpoint)]) == 0
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["search", str(folder / "query.png"), str(folder / "gallery.index")]) == 0
+    out.flush()
+    assert b"\\xfc.png" in out.buffer.getvalue() and b"\\udcff.png" in out.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "command, message", [("search", "unfinished is not kept"), ("index", "goes on with the images")]
+)
+def test_an_interruption_says_what_is_kept(folder, checkpoint, capsys, monkeypatch, command, message):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    assert main(["index", str(folder / "gallery"), "--weights", str(checkpoint)]) == 0
+    monkeypatch.setattr(ReIDInferencer, "__init__", interrupt)
+    arguments = [str(folder / "query.png"), str(folder / "gallery.index")]
+    assert main([command, *(arguments if command == "search" else [str(folder / "gallery")])]) == 130
+    assert message in capsys.readouterr().err
 
 
 def test_wrong_input_ends_in_one_line(folder, checkpoint, tmp_path, capsys):

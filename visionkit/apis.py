@@ -1,6 +1,7 @@
 """The few lines that a Python user types."""
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ class ReIDInferencer:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=_stack,
+            worker_init_fn=_start_worker,
         )
         for numbers, batch in loader:
             if len(numbers):
@@ -135,17 +137,25 @@ class ReIDInferencer:
 
     def index(self, images: "Images") -> "GalleryIndex":
         """An index, in memory, of an image folder or a list of files."""
-        from visionkit.reid.gallery import GalleryIndex
+        from visionkit.reid.gallery import GalleryIndex, stamp_of
 
         index = GalleryIndex(self.model_name, self.weights)
         files = as_list(images)
-        index.add(self.features(files), [str(file) for file in files])
+        stamps = [stamp_of(file) for file in files]
+        index.add(self.features(files), [str(file) for file in files], stamps)
         return index
 
     def save_index(self, index: "GalleryIndex", folder: str | os.PathLike) -> Path:
-        """Write an index; one that was loaded from there only adds what is new."""
+        """Write an index; one that was loaded from there only adds what is new.
+
+        Raises:
+            VisionKitError: the folder cannot be written, holds another index, or another process writes to it.
+        """
+        from visionkit.reid.gallery import writing
+
         index.check_model(self.model_name)
-        return index.save(folder)
+        with writing(folder):
+            return index.save(folder)
 
     def load_index(self, folder: str | os.PathLike) -> "GalleryIndex":
         """Open an index that this model made; another model's is refused."""
@@ -178,33 +188,51 @@ def as_list(images: "Images") -> list:
     """Files of a folder, or what was given as a list.
 
     Raises:
-        VisionKitError: no image, or a path that is not there.
+        VisionKitError: no image, a folder without any, or neither a path nor a PIL image.
     """
+    from PIL.Image import Image
+
     if isinstance(images, (str, os.PathLike)):
         images = files_below(images) if Path(images).is_dir() else [images]
     elif not isinstance(images, (list, tuple)):
         images = [images]
     if not images:
         raise VisionKitError("no images: give at least one file")
+    for image in images:
+        if not isinstance(image, (str, os.PathLike, Image)):
+            raise VisionKitError(f"images: expected paths or PIL images, got {type(image).__name__}; convert it to one")
     return list(images)
 
 
 def files_below(folder: str | os.PathLike) -> list[str]:
     """All image files in a folder and below it, sorted by path; hidden ones are passed over.
 
+    Links to folders are followed. A folder that can be reached in several ways is taken once, by its own path if that
+    lies below.
+
     Raises:
-        VisionKitError: there is none.
+        VisionKitError: there is none, or a folder cannot be read.
     """
     from visionkit.datasets.images import IMAGE_SUFFIXES
 
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
-        found += [os.path.join(place, name) for name in names]
+    found, seen, starts = [], set(), [os.fspath(folder)]
+    for start in starts:  # which grows by the links that are met
+        for place, folders, files in os.walk(start, onerror=_unreadable_folder):
+            real = os.path.realpath(place)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            if real in seen:
+                continue
+            seen.add(real)
+            starts += filter(os.path.islink, (os.path.join(place, name) for name in folders))
+            names = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+            found += [os.path.join(place, name) for name in names]
     if not found:
         raise VisionKitError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}); check the folder")
     return sorted(found)
+
+
+def _unreadable_folder(error: OSError) -> None:
+    raise VisionKitError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 class _Images:
@@ -220,11 +248,10 @@ class _Images:
         return len(self.images)
 
     def __getitem__(self, place: int) -> tuple:
-        from visionkit.datasets.images import read_image
+        from visionkit.datasets.images import to_picture
 
-        image = self.images[place]
         try:
-            image = read_image(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else image.convert("RGB")
+            image = to_picture(self.images[place])
         except VisionKitError as error:
             if not self.skip:
                 raise
@@ -240,3 +267,9 @@ def _stack(items: list[tuple]) -> tuple:
 
     kept = [(place, image) for place, image in items if image is not None]
     return [place for place, _ in kept], torch.stack([image for _, image in kept]) if kept else None
+
+
+def _start_worker(worker_id: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach every process of a job, to the process that uses the features."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

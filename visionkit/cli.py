@@ -22,6 +22,12 @@ COMMANDS = {
     "doctor": ("visionkit.commands.doctor", "show what is installed and what will be used"),
 }
 
+INTERRUPTED = {
+    "train": "interrupted; the same command goes on from the last checkpoint",
+    "index": "interrupted; the same command goes on with the images that the index does not hold yet",
+    "view": "stopped",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command.
@@ -29,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 after a wrong input, which is told in one line on stderr, or 143 after SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding cannot show
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("visionkit", description="Re-identification, new views, fast backbones.")
     parser.add_argument("--version", action="version", version=f"visionkit {__version__}")
@@ -54,7 +63,7 @@ def run_command(run: object, options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED.get(options.command, "interrupted; what was unfinished is not kept"), file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

@@ -6,7 +6,7 @@ import reid_trees
 from PIL import Image
 
 from visionkit.datasets import Market1501, read_image
-from visionkit.datasets.images import ImageReader
+from visionkit.datasets.images import ImageReader, to_picture
 from visionkit.errors import VisionKitError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 200, 200]]], dtype=np.uint8)
@@ -32,6 +32,30 @@ def test_16_bit_keeps_its_range(tmp_path):
     Image.fromarray(np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)).save(tmp_path / "x.png")
     pixels = np.asarray(read_image(str(tmp_path / "x.png")))
     assert np.array_equal(pixels[..., 0], [[0, 100], [200, 255]])
+
+
+def test_floating_point_grey_is_scaled_or_refused(tmp_path):
+    values = np.array([[0, 100 / 255], [200 / 255, 1]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert np.array_equal(np.asarray(read_image(str(tmp_path / "x.tif")))[..., 0], [[0, 100], [200, 255]])
+    for other in (values * 3000, values - 1, np.full_like(values, np.nan)):
+        Image.fromarray(other).save(tmp_path / "x.tif")
+        with pytest.raises(VisionKitError, match="x.tif.*floating-point values from .* expected 0 to 1"):
+            read_image(str(tmp_path / "x.tif"))
+
+
+def test_an_image_in_memory_is_read_as_its_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.repeat(COLOURS, 8, 1)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        path = tmp_path / name
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(to_picture(image)), np.asarray(to_picture(path)))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:-40])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(VisionKitError, match="cut.png: cannot be decoded"):
+        to_picture(image)
 
 
 def test_cmyk_jpeg(tmp_path):

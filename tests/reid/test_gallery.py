@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.gallery import GalleryIndex
+from visionkit.reid.gallery import UNKNOWN, GalleryIndex, stamp_of, writing
 
 
 def points(number, dim=8, seed=0):
@@ -59,6 +60,103 @@ def test_adding_writes_one_part_and_leaves_the_rest(tmp_path):
     assert all(after[name] == before[name] for name in before)
 
 
+def test_many_small_parts_are_searched_like_one():
+    index, features = GalleryIndex("m"), points(40)
+    for start in range(0, 40, 4):
+        index.add(features[start : start + 4], names(4, start))
+    order, _ = expected(features, points(3, seed=7), 9)
+    matches = index.search(points(3, seed=7), 9)
+    assert [[match.path for match in row] for row in matches] == [[names(40)[i] for i in row] for row in order]
+
+
+def test_stamps_tell_a_replaced_file(tmp_path):
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"one")
+    index = GalleryIndex("m")
+    index.add(points(1), [str(file)], [stamp_of(file)])
+    index.add(points(1), ["elsewhere.jpg"])
+    index.save(tmp_path / "index")
+    file.write_bytes(b"other")
+    stamps = GalleryIndex.load(tmp_path / "index").stamps
+    assert stamps[str(file)][0] == 3 and stamps[str(file)] != stamp_of(file)
+    assert stamps["elsewhere.jpg"] == UNKNOWN == stamp_of("elsewhere.jpg")
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_dropped_images_are_gone_and_the_model_stays(tmp_path, saved):
+    index = made(tmp_path) if saved else GalleryIndex("CoreReID-1")
+    if not saved:
+        index.add(points(30), names(30))
+        index.add(points(12, seed=1), names(12, 30))
+    index.drop({names(42)[3], *names(12, 30)})
+    index.save(tmp_path / "index")
+    for each in (index, GalleryIndex.load(tmp_path / "index", "CoreReID-1")):
+        assert each.paths == [name for name in names(30) if name != names(30)[3]]
+        assert each.search(points(30)[4:5], 1)[0][0] == (names(30)[4], 0)
+    index.drop(set(names(30)))
+    index.save(tmp_path / "index")
+    again = GalleryIndex.load(tmp_path / "index", "CoreReID-1")
+    assert len(again) == 0 and again.model == "CoreReID-1"
+    with pytest.raises(VisionKitError, match="is empty"):
+        again.search(points(1))
+    again.add(points(2), names(2))
+    again.save(tmp_path / "index")
+    assert GalleryIndex.load(tmp_path / "index").search(points(1), 1)[0][0].path == names(1)[0]
+
+
+def test_an_index_without_stamps_loads(tmp_path):
+    folder = tmp_path / "index"
+    folder.mkdir()
+    text = np.frombuffer("\0".join(names(5)).encode(), np.uint8)
+    meta = dict(format="visionkit-gallery-1", model="CoreReID-1", weights="w.pth")
+    save_file(dict(features=points(5), paths=text), folder / "part_00000.safetensors", meta)
+    index = GalleryIndex.load(folder, "CoreReID-1")
+    assert set(index.stamps.values()) == {UNKNOWN} and index.search(points(1), 1)[0][0].path == names(1)[0]
+    index.add(points(2, seed=3), names(2, 5))
+    index.save(folder)
+    assert GalleryIndex.load(folder).paths == names(7)
+
+
+def test_two_writers_lose_nothing(tmp_path):
+    made(tmp_path, sizes=(6,))
+    first, second = (GalleryIndex.load(tmp_path / "index") for _ in range(2))
+    first.add(points(2), names(2, 6))
+    second.add(points(2), names(2, 8))
+    with writing(tmp_path / "index"):
+        first.save(tmp_path / "index")
+        with pytest.raises(VisionKitError, match="another process is writing"), writing(tmp_path / "index"):
+            pass
+    with writing(tmp_path / "index"), pytest.raises(VisionKitError, match="changed since it was loaded"):
+        second.save(tmp_path / "index")
+    assert GalleryIndex.load(tmp_path / "index").paths == names(8)
+
+
+def test_a_folder_that_stays_empty_goes(tmp_path):
+    with writing(tmp_path / "index"):
+        assert (tmp_path / "index").is_dir()
+    assert not (tmp_path / "index").exists()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "index", "/proc/x/y"):
+        with pytest.raises(VisionKitError, match=f"{place}: cannot be written"), writing(place):
+            pass
+
+
+def test_a_part_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
+    index = made(tmp_path, sizes=(6,))
+    index.add(points(2), names(2, 6))
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
+    with pytest.raises(VisionKitError, match="index: cannot be written .*No space left") as caught:
+        index.save(tmp_path / "index")
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    index.save(tmp_path / "index")
+    assert GalleryIndex.load(tmp_path / "index").paths == names(8)
+
+
+def full_disk(*arguments):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
 def test_another_model_is_refused(tmp_path):
     made(tmp_path)
     with pytest.raises(VisionKitError, match="was made by CoreReID-1, the query's model is CoreReID-2"):
@@ -101,6 +199,36 @@ def test_damaged_faiss_file_is_built_anew(tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.warns(UserWarning, match="built anew"):
         assert index.search(points(2, seed=5), 3, "hnsw") == first
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_kept_structure_of_other_parts_is_built_anew(tmp_path, kind):
+    """The number of images alone does not tell that the parts are other ones."""
+    pytest.importorskip("faiss")
+    index = made(tmp_path, sizes=(50,))
+    index.search(points(1), 1, kind)
+    index.drop({names(1)[0]})
+    index.add(points(1, seed=8), ["new.jpg"])
+    index.save(tmp_path / "index")
+    again = GalleryIndex.load(tmp_path / "index")
+    assert [match.path for match in again.search(points(2)[1:], 1, kind)[0]] == [names(2)[1]]
+    assert [match.path for match in again.search(points(1, seed=8), 1, kind)[0]] == ["new.jpg"]
+    (tmp_path / "index" / "part_00000.safetensors").unlink()
+    other = GalleryIndex.load(tmp_path / "index")
+    assert [match.path for match in other.search(points(1), 5, kind)[0]] == ["new.jpg"]
+
+
+def test_a_structure_that_cannot_be_kept_still_answers(tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    index = made(tmp_path)
+
+    def refuse(index, name):
+        raise RuntimeError(f"could not open {name} for writing: Permission denied")
+
+    monkeypatch.setattr(faiss, "write_index", refuse)
+    with pytest.warns(UserWarning, match="index: cannot be written, so that each search builds hnsw anew"):
+        assert index.search(points(1), 1, "hnsw")[0][0].path == names(1)[0]
+    assert not list((tmp_path / "index").glob("*faiss*"))
 
 
 def test_wrong_input(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.pictures import RIGHT, WRONG, draw_projection, draw_ranked_lists, ranked_lists
+from visionkit.reid.pictures import MISSING, RIGHT, WRONG, draw_projection, draw_ranked_lists, ranked_lists
 
 
 @pytest.fixture
@@ -42,3 +42,11 @@ def test_wrong_input(rows, tmp_path):
     with pytest.raises(VisionKitError, match="too few"):
         draw_projection(np.zeros((5, 2)), [-1, -1, 3, 3, 3], [0] * 5, tmp_path / "map.png")
     assert not list(tmp_path.glob("*map*")) and not list(tmp_path.glob("*.doc"))
+
+
+def test_a_gallery_file_that_is_gone_is_a_grey_cell(rows, tmp_path):
+    lists = ranked_lists(*rows)
+    (tmp_path / "right.png").unlink()
+    sheet = Image.open(draw_ranked_lists(lists, tmp_path / "sheet.png"))
+    grey = dict((colour, number) for number, colour in sheet.getcolors(1 << 20))[MISSING]
+    assert 0.8 * 64 * 128 < grey < 64 * 128  # the rest is the word

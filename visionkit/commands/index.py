@@ -1,15 +1,29 @@
-"""Make or extend a gallery index: the features of all images in a folder, for `visionkit search`.
+"""Make a gallery index, or bring it up to date: the features of all images in a folder, for `visionkit search`.
 
 visionkit index crops/ --weights work_dirs/market2duke/target/best.pth
-visionkit index crops/                                  # later: adds the images that are new
+visionkit index crops/                                  # later: new, changed and removed images
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-IMAGES_A_PART = 20000  # what an interruption may lose
+if TYPE_CHECKING:
+    import numpy as np
+
+    from visionkit.apis import ReIDInferencer
+    from visionkit.reid.gallery import GalleryIndex
+
+IMAGES_A_PART, SECONDS_A_PART = 2000, 60  # what a crash may lose, whichever comes first
+SECONDS_A_LINE = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,47 +37,144 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Extract what the index does not hold yet, a part at a time."""
-    from visionkit.apis import ReIDInferencer, files_below
+    """Extract what the index does not hold yet, a part at a time, and drop what is no longer there."""
+    from visionkit.apis import files_below
+    from visionkit.errors import VisionKitError
+    from visionkit.reid.gallery import stamp_of, writing
+
+    folder = os.path.abspath(options.folder)
+    if not os.path.isdir(folder):
+        raise VisionKitError(f"{options.folder}: no such folder; give a folder of images")
+    files = {file: stamp_of(file) for file in files_below(folder)}
+    place = Path(options.index or f"{folder}.index")
+    with writing(place):
+        index, reid = open_index(place, options)
+        return update(index, reid, folder, files, place)
+
+
+def open_index(place: Path, options: argparse.Namespace) -> tuple[GalleryIndex, ReIDInferencer]:
+    """The index that lies there, or an empty one, and the model that makes its features."""
+    from visionkit.apis import ReIDInferencer
     from visionkit.errors import VisionKitError
     from visionkit.reid.gallery import GalleryIndex, holds_index
 
-    if not Path(options.folder).is_dir():
-        raise VisionKitError(f"{options.folder}: no such folder; give a folder of images")
-    folder = Path(options.index or f"{Path(options.folder).resolve()}.index")
-    index = GalleryIndex.load(folder) if holds_index(folder) else None
+    index = GalleryIndex.load(place) if holds_index(place) else None
     weights = options.weights or (index.weights if index else "")
     if not weights:
         raise VisionKitError("--weights: give a checkpoint of visionkit train; a new index does not know its model yet")
     reid = ReIDInferencer(weights, device=options.device, batch_size=options.batch_size, num_workers=options.workers)
     index = index or GalleryIndex(reid.model_name, reid.weights)
     index.check_model(reid.model_name)
-    known = set(index.paths)
-    files = [file for file in map(str, map(Path.absolute, map(Path, files_below(options.folder)))) if file not in known]
-    before = len(index)
-    for start in range(0, len(files), IMAGES_A_PART):
-        add_files(index, reid, files[start : start + IMAGES_A_PART])
-        index.save(folder)
-        print(f"{len(index)} images in {folder}", flush=True)
-    skipped = len(files) - (len(index) - before)
+    return index, reid
+
+
+def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, place: Path) -> int:
+    """Make an index hold a folder's files as they are now; images of other folders stay.
+
+    Args:
+        index: what ``place`` holds.
+        reid: its model.
+        folder: absolute path.
+        files: what ``stamp_of`` says of each image in the folder.
+        place: the index's folder.
+
+    Returns:
+        Exit status.
+    """
+    from visionkit.errors import VisionKitError
+
+    plan = compare(index.stamps, folder, files)
+    index.drop(plan.changed | plan.missing)
+    wanted = [file for file in files if file in plan.new or file in plan.changed]
+    with stop_asked() as stopped:
+        for paths, features in parts(watched(reid.batches(wanted, skip=True), len(wanted)), stopped):
+            index.add(features, paths, [files[path] for path in paths])
+            index.save(place)
+    if stopped:
+        print(f"interrupted; {place} holds {len(index)} images and the same command adds the rest", file=sys.stderr)
+        return 128 + stopped[0]
     if len(index) == 0:
-        raise VisionKitError(f"{options.folder}: none of its {len(files)} images could be read; nothing was indexed")
-    print(f"{folder}: {len(index) - before} images added, {len(known)} were there, {skipped} could not be read")
+        raise VisionKitError(f"{folder}: none of its {len(files)} images could be read; nothing was indexed")
+    held = set(index.paths)
+    added, changed, missing = len(plan.new & held), len(plan.changed & held), len(plan.missing)
+    print(
+        f"{place}: {added} images added, {changed} changed, {missing} removed, {plan.kept} kept, "
+        f"{len(wanted) - added - changed} could not be read"
+    )
     return 0
 
 
-def add_files(index: object, reid: object, files: list[str]) -> None:
-    """Add a part to an index; files that cannot be read are told and left out."""
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import Progress
+class Plan(NamedTuple):
+    """Images to extract, to extract again, to drop, and how many stay as they are."""
 
-    features, paths = [], []
-    with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as progress:
-        task = progress.add_task("images", total=len(files))
-        for images, part in reid.batches(files, skip=True):
-            features.append(part)
-            paths += images
-            progress.update(task, advance=len(images))
-    if features:
-        index.add(np.concatenate(features), paths)
+    new: set[str]
+    changed: set[str]
+    missing: set[str]
+    kept: int
+
+
+def compare(known: dict, folder: str, files: dict) -> Plan:
+    """What is to be done for an index (path: stamp) to hold the files (path: stamp) of a folder."""
+    new = files.keys() - known.keys()
+    changed = {file for file, stamp in files.items() if file in known and known[file] != stamp}
+    inside = os.path.join(folder, "")
+    missing = {path for path in known.keys() - files.keys() if path.startswith(inside)}
+    return Plan(new, changed, missing, len(known) - len(changed) - len(missing))
+
+
+def parts(batches: Iterable[tuple[list, np.ndarray]], stopped: list) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Batches of (paths, features) put together until they are worth a file; those at hand when a stop is asked for."""
+    import numpy as np
+
+    paths, features, began = [], [], time.monotonic()
+    for some, vectors in batches:
+        paths += some
+        features.append(vectors)
+        if stopped or len(paths) >= IMAGES_A_PART or time.monotonic() - began >= SECONDS_A_PART:
+            yield paths, np.concatenate(features)
+            paths, features, began = [], [], time.monotonic()
+        if stopped:
+            return
+    if paths:
+        yield paths, np.concatenate(features)
+
+
+@contextmanager
+def stop_asked() -> Iterator[list[int]]:
+    """Inside, a first SIGINT or SIGTERM is put in the list and cuts nothing in two; a second one ends the program."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        print("stopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def watched(batches: Iterable[tuple[list, np.ndarray]], total: int) -> Iterator[tuple[list, np.ndarray]]:
+    """The batches, counted by a bar on a terminal and by a plain line now and then where the output goes elsewhere."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    plain = not (console.is_terminal and sys.stdout.isatty())
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    done, told = 0, time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=total)
+        for paths, features in batches:
+            done += len(paths)
+            bar.update(task, completed=done)
+            if plain and time.monotonic() - told >= SECONDS_A_LINE:
+                print(f"{done} of {total} images", flush=True)
+                told = time.monotonic()
+            yield paths, features

@@ -6,6 +6,9 @@ visionkit search query.jpg crops.index --topk 20 --sheet found.png
 from __future__ import annotations
 
 import argparse
+import sys
+
+QUERIES, COLUMNS = 20, 50  # on a sheet, which must not grow beyond what its format can hold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approximate", choices=("hnsw", "ivf"), help="faster on large galleries, and may miss a few (needs faiss)"
     )
-    parser.add_argument("--sheet", metavar="FILE", help="also draw the answers, as .png, .jpg or .pdf")
+    parser.add_argument("--sheet", metavar="FILE", help="also draw the answers, as .png, .jpg, .webp or .pdf")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
@@ -26,9 +29,12 @@ def run(options: argparse.Namespace) -> int:
     from visionkit.apis import ReIDInferencer, as_list
     from visionkit.errors import VisionKitError
     from visionkit.reid.gallery import GalleryIndex
+    from visionkit.reid.pictures import picture_format
 
     if options.topk < 1:
         raise VisionKitError(f"--topk: expected at least 1, got {options.topk}")
+    if options.sheet:
+        picture_format(options.sheet)  # a wrong name is told before the work
     index = GalleryIndex.load(options.index)
     weights = options.weights or index.weights
     if not weights:
@@ -48,13 +54,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def draw(queries: list[str], answers: list, file: str) -> None:
-    """A sheet of the answers, at most twenty queries."""
+    """A sheet of the answers; what finds no place on it is told."""
     from pathlib import Path
 
     from visionkit.reid.pictures import Ranked, RankedList, draw_ranked_lists
 
     lists = [
         RankedList(query, Path(query).stem[:12], [Ranked(match.path, match.distance, None) for match in matches])
-        for query, matches in zip(queries[:20], answers)
+        for query, matches in zip(queries[:QUERIES], (matches[:COLUMNS] for matches in answers))
     ]
     draw_ranked_lists(lists, file, "Nearest images")
+    found = max(map(len, answers))
+    if len(queries) > QUERIES or found > COLUMNS:
+        shown = f"{min(len(queries), QUERIES)} of {len(queries)} queries, {min(found, COLUMNS)} of {found} images each"
+        print(f"{file}: shows the first {shown}", file=sys.stderr)

@@ -39,7 +39,8 @@ def is_image_name(name: str) -> bool:
 def read_image(path: str) -> Image.Image:
     """Read a file as an upright 8-bit RGB picture.
 
-    16-bit grey is scaled by 255/65535, transparency is put on black, and the EXIF orientation is applied.
+    16-bit grey is scaled by 255/65535 and floating-point grey, which must lie in 0 to 1, by 255; transparency is put on
+    black, and the EXIF orientation is applied.
 
     Args:
         path: Image file.
@@ -52,23 +53,55 @@ def read_image(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _upright_rgb(image)
     except Exception as error:  # decoders meet a broken file with almost any kind of error
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).replace("\n", " ")
+        reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error)
         raise VisionKitError(f"{path}: cannot be read as an image ({reason}); restore or remove the file") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_picture(image: str | os.PathLike | Image.Image) -> Image.Image:
+    """A file, or an image in memory, as the upright 8-bit RGB picture that :func:`read_image` gives.
+
+    Raises:
+        VisionKitError: the file cannot be read, or the image cannot be decoded.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(os.fspath(image))
+    try:
+        return _upright_rgb(image)
+    except Exception as error:  # a PIL image of a file is decoded only now
+        name = getattr(image, "filename", "") or "the PIL image"
+        raise VisionKitError(f"{name}: cannot be decoded ({_reason(error)}); give a whole image") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).replace("\n", " ")
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64) * (255 / 65535)
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+        image = _eight_bits(np.asarray(image).astype(np.float64) / 65535)
+    elif image.mode == "F":
+        image = _eight_bits(_unit_values(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
+
+
+def _unit_values(grey: np.ndarray) -> np.ndarray:
+    """Floating-point values, which have no range of their own: other ones than 0 to 1 would come out black or white."""
+    if not (grey.min() >= 0 and grey.max() <= 1):
+        raise ValueError(f"floating-point values from {grey.min():g} to {grey.max():g}, expected 0 to 1")
+    return grey.astype(np.float64)
+
+
+def _eight_bits(grey: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(grey * 255), 0, 255).astype(np.uint8))
 
 
 def _shared_zeros(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,17 +1,20 @@
 """A gallery index: features of images with their paths, made by one model, on the disk and searched from there.
 
 An index is a folder of parts. Each part is a safetensors file, written beside and renamed, that names the model; adding
-images writes one more part. Features stay in their files and are read as the search goes, so memory stays small.
+images writes one more part, and dropping some writes their parts anew. Features stay in their files and are read as the
+search goes, so memory stays small.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -22,6 +25,9 @@ from visionkit.reid.knn import nearest_neighbours
 FORMAT = "visionkit-gallery-1"
 APPROXIMATE = ("hnsw", "ivf")
 BLOCK = 65536
+SEARCHED_AT_ONCE = 16384  # rows of small parts
+UNKNOWN = (-1, -1)
+LOCK = ".lock"
 
 
 class Match(NamedTuple):
@@ -32,10 +38,17 @@ class Match(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Features (N, D) float32, possibly memory-mapped, and the N images they belong to."""
+    """Some of an index's images.
+
+    features: (N, D) float32, possibly memory-mapped. paths: N names. stamps: (N, 2) int64, of :func:`stamp_of`.
+    file: where it is written. digest: of what is written.
+    """
 
     features: np.ndarray
     paths: list[str]
+    stamps: np.ndarray
+    file: Path | None = None
+    digest: str = ""
 
 
 class GalleryIndex:
@@ -50,7 +63,6 @@ class GalleryIndex:
         self.model, self.weights = model, weights
         self.parts: list[Part] = []
         self.folder: Path | None = None
-        self._saved = 0
 
     def __len__(self) -> int:
         return sum(len(part.paths) for part in self.parts)
@@ -60,12 +72,18 @@ class GalleryIndex:
         """All images, in the order in which they were added."""
         return [path for part in self.parts for path in part.paths]
 
-    def add(self, features: np.ndarray, paths: Sequence[str]) -> None:
+    @property
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """What :func:`stamp_of` said of each image when it was added; :data:`UNKNOWN` where it was not asked."""
+        return {path: tuple(stamp) for part in self.parts for path, stamp in zip(part.paths, part.stamps.tolist())}
+
+    def add(self, features: np.ndarray, paths: Sequence[str], stamps: Sequence[tuple[int, int]] | None = None) -> None:
         """Add images.
 
         Args:
             features: (N, D).
             paths: N file names.
+            stamps: N results of :func:`stamp_of`, taken before the images were read.
 
         Raises:
             VisionKitError: another number of paths, another width than the index has, or values that are not finite.
@@ -79,10 +97,34 @@ class GalleryIndex:
         if not np.isfinite(features).all():
             raise VisionKitError("gallery index: features hold NaN or infinite values; check the model's weights")
         if len(paths):
-            self.parts.append(Part(features, [str(path) for path in paths]))
+            stamps = np.array([UNKNOWN] * len(paths) if stamps is None else stamps, dtype=np.int64)
+            self.parts.append(Part(features, [str(path) for path in paths], stamps))
+
+    def drop(self, paths: Collection[str]) -> None:
+        """Forget images. Parts on the disk are written anew, one by one; the last one stays, to name the model.
+
+        Raises:
+            VisionKitError: the folder cannot be written.
+        """
+        for part in list(self.parts):
+            kept = [row for row, path in enumerate(part.paths) if path not in paths]
+            if len(kept) < len(part.paths):
+                self._replace(part, kept)
+
+    def _replace(self, part: Part, rows: list[int]) -> None:
+        """Keep only some rows of a part."""
+        place = next(number for number, each in enumerate(self.parts) if each is part)
+        if rows or len(self.parts) == 1:
+            left = Part(part.features[rows], [part.paths[row] for row in rows], part.stamps[rows])
+            self.parts[place] = self._write(left, part.file) if part.file else left
+            return
+        with _told(self.folder):
+            if part.file:
+                part.file.unlink()
+        del self.parts[place]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the parts that the folder does not hold yet.
+        """Write the parts that the folder does not hold yet. Inside of :func:`writing` no other process interferes.
 
         Raises:
             VisionKitError: the folder holds another index, or cannot be written.
@@ -91,16 +133,24 @@ class GalleryIndex:
         if self.folder is None or self.folder.resolve() != folder.resolve():
             if _part_files(folder):
                 raise VisionKitError(f"{folder}: already holds an index; name another folder, or load that one and add")
-            self._saved = 0
-        try:
+            self.parts = [part._replace(file=None, digest="") for part in self.parts]
+        held = [part.file.name for part in self.parts if part.file]
+        if held != [file.name for file in _part_files(folder)]:
+            raise VisionKitError(f"{folder}: was changed since it was loaded; load it again and add")
+        with _told(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for number in range(self._saved, len(self.parts)):
-                _write_part(folder / f"part_{number:05d}.safetensors", self.parts[number], self.model, self.weights)
-                self._saved = number + 1
-        except OSError as error:
-            raise VisionKitError(f"{folder}: cannot be written ({error.strerror}); check the disk") from error
         self.folder = folder
+        number = int(held[-1][5:10]) + 1 if held else 0
+        for place in range(len(held), len(self.parts)):
+            file = folder / f"part_{number + place - len(held):05d}.safetensors"
+            self.parts[place] = self._write(self.parts[place], file)
         return folder
+
+    def _write(self, part: Part, file: Path) -> Part:
+        """The part as it lies on the disk: its features no longer need memory."""
+        with _told(file.parent):
+            _write_part(file, part, self.model, self.weights)
+        return _read_part(file)[0]
 
     @classmethod
     def load(cls, folder: str | Path, model: str | None = None) -> "GalleryIndex":
@@ -121,7 +171,7 @@ class GalleryIndex:
         for file, part, (owner, _) in zip(files, parts, owners):
             if owner != index.model or part.features.shape[1] != parts[0].features.shape[1]:
                 raise VisionKitError(f"{file}: was made by {owner}, the rest of the index by {index.model}; remove it")
-        index.parts, index.folder, index._saved = list(parts), Path(folder), len(parts)
+        index.parts, index.folder = list(parts), Path(folder)
         if model is not None:
             index.check_model(model)
         return index
@@ -154,14 +204,25 @@ class GalleryIndex:
 
     def _exact(self, query: np.ndarray, topk: int) -> tuple[np.ndarray, np.ndarray]:
         indices, distances, first = [], [], 0
-        for part in self.parts:
-            found = nearest_neighbours(query, part.features, topk)
+        for features in self._blocks():
+            found = nearest_neighbours(query, features, topk)
             indices.append(found.indices + first)
             distances.append(found.distances)
-            first += len(part.paths)
+            first += len(features)
         index, distance = np.concatenate(indices, 1), np.concatenate(distances, 1)
         order = np.argsort(distance, axis=1, kind="stable")[:, :topk]
         return np.take_along_axis(index, order, 1), np.take_along_axis(distance, order, 1)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """All features in turn. Small parts come together: a search has some work for each block, whatever its size."""
+        small: list[np.ndarray] = []
+        for part in self.parts:
+            if small and sum(map(len, small)) + len(part.paths) > SEARCHED_AT_ONCE:
+                yield np.concatenate(small) if len(small) > 1 else small[0]
+                small = []
+            if part.paths:
+                small.append(part.features)
+        yield np.concatenate(small) if len(small) > 1 else small[0]
 
     def _approximate(self, query: np.ndarray, topk: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         if kind not in APPROXIMATE:
@@ -171,32 +232,87 @@ class GalleryIndex:
 
     def _faiss(self, kind: str):  # noqa: ANN202 - a faiss index
         """faiss's structure over all features: the kept one with what was added since, or a new one."""
-        index = _read_faiss(self.folder, kind)
-        if index is None or index.ntotal > len(self) or index.d != self.parts[0].features.shape[1]:
-            index = _new_faiss(kind, self.parts)
+        index = _read_faiss(self.folder, kind, self.parts) or _new_faiss(kind, self.parts)
         if index.ntotal < len(self):
             first = 0
             for part in self.parts:
                 for start in range(max(index.ntotal - first, 0), len(part.paths), BLOCK):
                     index.add(np.ascontiguousarray(part.features[start : start + BLOCK]))
                 first += len(part.paths)
-            if self.folder is not None and self._saved == len(self.parts):
-                _write_faiss(index, self.folder, kind)
+            if self.folder is not None and all(part.file for part in self.parts):
+                _write_faiss(index, self.folder, kind, self.parts)
         return index
 
 
+@contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Inside, no other process that asks likewise writes to an index's folder. It is made, and goes if it stays empty.
+
+    Raises:
+        VisionKitError: the folder cannot be written, or another process is writing to it.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    with _locked(folder):
+        try:
+            yield
+        finally:
+            if made and not holds_index(folder):
+                (folder / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody put something there
+                    folder.rmdir()
+
+
+def _locked(folder: Path) -> TextIO:
+    """An open file that holds the lock, which goes with the process, however that ends."""
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise VisionKitError(f"{folder}: another process is writing to it; wait until that has ended") from error
+    return lock
+
+
+def stamp_of(image: object) -> tuple[int, int]:
+    """Size in bytes and last change in ns of a file, which tell whether it was replaced; ``UNKNOWN`` if it is none."""
+    try:
+        status = os.stat(image)  # type: ignore[arg-type]
+    except (OSError, TypeError):  # gone, or an image in memory
+        return UNKNOWN
+    return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _told(folder: Path | None) -> Iterator[None]:
+    """An index that cannot be written is told in one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
+        raise VisionKitError(
+            f"{folder}: cannot be written ({reason}); name another folder or check the disk"
+        ) from error
+
+
 def _part_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part_*.safetensors"))
+    return sorted(folder.glob(f"part_{'[0-9]' * 5}.safetensors"))
 
 
 def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
     from safetensors.numpy import save_file
 
     names = np.frombuffer("\0".join(part.paths).encode("utf-8", "surrogateescape"), np.uint8)
+    tensors = dict(features=np.ascontiguousarray(part.features), paths=names, stamps=np.ascontiguousarray(part.stamps))
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.reshape(-1).view(np.uint8))
     beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        tensors = dict(features=np.ascontiguousarray(part.features), paths=names)
-        save_file(tensors, beside, dict(format=FORMAT, model=model, weights=weights))
+        save_file(tensors, beside, dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest()))
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
@@ -209,15 +325,22 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
     try:
         with safe_open(file, "numpy") as tensors:  # checks the header against the file's size
             meta = tensors.metadata() or {}
-            names = tensors.get_tensor("paths").tobytes().decode("utf-8", "surrogateescape").split("\0")
+            names = tensors.get_tensor("paths").tobytes().decode("utf-8", "surrogateescape")
+            stamps = tensors.get_tensor("stamps") if "stamps" in tensors.keys() else None
         if meta.get("format") != FORMAT or "model" not in meta:
             raise VisionKitError(f"{file}: is no gallery index; make one with `visionkit index`")
         features = _map_features(file)
+        digest = meta.get("digest") or "{}-{}".format(*stamp_of(file))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise VisionKitError(f"{file}: cannot be read as a gallery index (damaged?); make the index again") from error
-    if features.ndim != 2 or len(features) != len(names):
-        raise VisionKitError(f"{file}: damaged, it holds {len(names)} paths for features of shape {features.shape}")
-    return Part(features, names), (meta["model"], meta.get("weights", ""))
+    paths = names.split("\0") if names else []
+    if features.ndim != 2 or len(features) != len(paths):
+        raise VisionKitError(f"{file}: damaged, it holds {len(paths)} paths for features of shape {features.shape}")
+    if stamps is None:  # parts were written without, once
+        stamps = np.full((len(paths), 2), UNKNOWN)
+    if stamps.dtype != np.int64 or stamps.shape != (len(paths), 2):
+        raise VisionKitError(f"{file}: damaged, it holds {len(paths)} paths for stamps of shape {stamps.shape}")
+    return Part(features, paths, stamps, file, digest), (meta["model"], meta.get("weights", ""))
 
 
 def _map_features(file: Path) -> np.ndarray:
@@ -227,6 +350,8 @@ def _map_features(file: Path) -> np.ndarray:
         entry = json.loads(opened.read(length))["features"]
     if entry["dtype"] != "F32":
         raise ValueError(f"features of type {entry['dtype']}")
+    if 0 in entry["shape"]:
+        return np.zeros(entry["shape"], np.float32)  # nothing to map
     return np.memmap(file, np.float32, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
 
 
@@ -244,27 +369,34 @@ def _new_faiss(kind: str, parts: Sequence[Part]):  # noqa: ANN202 - a faiss inde
     return index
 
 
-def _write_faiss(index: object, folder: Path, kind: str) -> None:
+def _write_faiss(index: object, folder: Path, kind: str, parts: Sequence[Part]) -> None:
+    """Keep a structure; beside it its checksum, and a line for each part that is in it."""
     file = folder / f"{kind}.faiss"
     beside = folder / f".{file.name}.{os.getpid()}.tmp"
     try:
         require("faiss", "faiss").write_index(index, str(beside))
-        checksum = _sha256(beside)
+        lines = [_sha256(beside), *(part.digest for part in parts)]
         os.replace(beside, file)
-        beside.write_text(checksum)
+        beside.write_text("\n".join(lines))
         os.replace(beside, file.with_name(file.name + ".sha256"))
+    except (OSError, RuntimeError):  # faiss knows RuntimeError only; the search can do without
+        warnings.warn(f"{folder}: cannot be written, so that each search builds {kind} anew; check its permissions")
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
-def _read_faiss(folder: Path | None, kind: str):  # noqa: ANN202 - a faiss index
-    """The kept structure; None where there is none, or its checksum tells that it is not what was written."""
+def _read_faiss(folder: Path | None, kind: str, parts: Sequence[Part]):  # noqa: ANN202 - a faiss index
+    """The kept structure; None where there is none, it is not what was written, or not of the index's first parts."""
     file = folder / f"{kind}.faiss" if folder else None
     if file is None or not file.is_file():
         return None
-    checksum = file.with_name(file.name + ".sha256")
-    if not checksum.is_file() or checksum.read_text(errors="replace") != _sha256(file):
+    lines = file.with_name(file.name + ".sha256")
+    checksum, *digests = lines.read_text(errors="replace").split("\n") if lines.is_file() else [""]
+    if checksum != _sha256(file):
         warnings.warn(f"{file}: damaged, built anew")
+        return None
+    if not digests or digests != [part.digest for part in parts[: len(digests)]]:
         return None
     return require("faiss", "faiss").read_index(str(file))
 

@@ -15,6 +15,7 @@ Row = tuple[str, int, int]  # path, pid, camid: a visionkit.datasets.Sample, for
 
 HEIGHT = 128  # of an image on a sheet; its width follows from the first query's shape
 FRAME, GAP, HEAD, TEXT = 4, 8, 56, 15
+MISSING = (215, 215, 215)
 RIGHT, WRONG, QUERY_FRAME, UNKNOWN = (30, 150, 70), (205, 50, 50), (40, 40, 40), (150, 150, 150)
 
 
@@ -67,6 +68,8 @@ def ranked_lists(
 
 def draw_ranked_lists(lists: Sequence[RankedList], path: str | Path, title: str = "") -> Path:
     """Draw a sheet: a row for each query, its gallery to the right, right ones framed green and wrong ones red.
+
+    The place of a gallery image whose file is gone stays grey and says so.
 
     Args:
         lists: from :func:`ranked_lists`.
@@ -179,7 +182,12 @@ def _draw_cell(sheet, draw, corner, cell, path, colour, caption, font) -> None: 
 
     x, y = corner
     draw.rectangle((x, y, x + cell[0] + 2 * FRAME - 1, y + cell[1] + 2 * FRAME - 1), fill=colour)
-    sheet.paste(resize(read_image(path), cell[1], cell[0]), (x + FRAME, y + FRAME))
+    if os.path.exists(path):
+        sheet.paste(resize(read_image(path), cell[1], cell[0]), (x + FRAME, y + FRAME))
+    else:
+        inside = (x + FRAME, y + FRAME, x + FRAME + cell[0] - 1, y + FRAME + cell[1] - 1)
+        draw.rectangle(inside, fill=MISSING)
+        draw.text((x + FRAME + cell[0] // 2, y + FRAME + cell[1] // 2), "missing", "black", font, anchor="mm")
     draw.text((x, y + cell[1] + 2 * FRAME + 2), caption, "black", font)
 
 
@@ -193,13 +201,22 @@ def _draw_legend(draw, corner, kinds, font) -> None:  # noqa: ANN001 - PIL's
         x += 30 + int(draw.textlength(text, font))
 
 
-def _save(path: Path, write: object) -> Path:
-    """Write beside, then rename; the format follows from the name's ending."""
-    kind = path.suffix.lstrip(".").lower().replace("jpg", "jpeg")
+def picture_format(path: str | Path) -> str:
+    """The format that a picture's name asks for: ``"png"``, ``"jpeg"``, ``"webp"`` or ``"pdf"``.
+
+    Raises:
+        VisionKitError: the name ends otherwise.
+    """
+    kind = Path(path).suffix.lstrip(".").lower().replace("jpg", "jpeg")
     if kind not in ("png", "jpeg", "webp", "pdf"):
         raise VisionKitError(f"{path}: name a picture *.png, *.jpg, *.webp or *.pdf")
+    return kind
+
+
+def _save(path: Path, write: object) -> Path:
+    """Write beside, then rename; the format follows from the name's ending."""
     data = io.BytesIO()
-    write(data, kind)
+    write(data, picture_format(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
