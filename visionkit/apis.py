@@ -205,34 +205,17 @@ def as_list(images: "Images") -> list:
 
 
 def files_below(folder: str | os.PathLike) -> list[str]:
-    """All image files in a folder and below it, sorted by path; hidden ones are passed over.
-
-    Links to folders are followed. A folder that can be reached in several ways is taken once, by its own path if that
-    lies below.
+    """All image files in a folder and below it, see [visionkit.datasets.images.images_below].
 
     Raises:
         VisionKitError: there is none, or a folder cannot be read.
     """
-    from visionkit.datasets.images import IMAGE_SUFFIXES
+    from visionkit.datasets.images import IMAGE_SUFFIXES, images_below
 
-    found, seen, starts = [], set(), [os.fspath(folder)]
-    for start in starts:  # which grows by the links that are met
-        for place, folders, files in os.walk(start, onerror=_unreadable_folder):
-            real = os.path.realpath(place)
-            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-            if real in seen:
-                continue
-            seen.add(real)
-            starts += filter(os.path.islink, (os.path.join(place, name) for name in folders))
-            names = (name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
-            found += [os.path.join(place, name) for name in names]
+    found = images_below(folder)
     if not found:
         raise VisionKitError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}); check the folder")
-    return sorted(found)
-
-
-def _unreadable_folder(error: OSError) -> None:
-    raise VisionKitError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+    return found
 
 
 class _Images:

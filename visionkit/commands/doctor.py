@@ -21,6 +21,7 @@ REQUIRED = (
     "matplotlib",
     "rich",
     "safetensors",
+    "filelock",
     "tensorboard",
 )
 OPTIONAL = {

@@ -18,17 +18,29 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def images_below(folder: str | os.PathLike) -> list[str]:
-    """All image files in a folder and below it, sorted by path; links are followed, hidden names passed over."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(place, name) for name in files if is_image_name(name)]
+    """All image files in a folder and below it, sorted by path; hidden ones are passed over.
+
+    Links to folders are followed. A folder that can be reached in several ways is taken once, by its own path if that
+    lies below.
+
+    Raises:
+        VisionKitError: a folder cannot be read.
+    """
+    found, seen, starts = [], set(), [os.fspath(folder)]
+    for start in starts:  # which grows by the links that are met
+        for place, folders, files in os.walk(start, onerror=_unreadable_folder):
+            real = os.path.realpath(place)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            if real in seen:
+                continue
+            seen.add(real)
+            starts += filter(os.path.islink, (os.path.join(place, name) for name in folders))
+            found += [os.path.join(place, name) for name in files if is_image_name(name)]
     return sorted(found)
+
+
+def _unreadable_folder(error: OSError) -> None:
+    raise VisionKitError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def is_image_name(name: str) -> bool:

@@ -5,7 +5,6 @@ images writes one more part, and dropping some writes their parts anew. Features
 search goes, so memory stays small.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,9 +13,10 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
@@ -253,7 +253,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     """
     folder = Path(folder)
     made = not folder.exists()
-    with _locked(folder):
+    with _lock(folder):
         try:
             yield
         finally:
@@ -263,16 +263,14 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _locked(folder: Path) -> TextIO:
-    """An open file that holds the lock, which goes with the process, however that ends."""
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """A lock that goes with the process, however that ends."""
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            return FileLock(folder / LOCK, timeout=0).acquire()
+        except Timeout as error:
             raise VisionKitError(f"{folder}: another process is writing to it; wait until that has ended") from error
-    return lock
 
 
 def stamp_of(image: object) -> tuple[int, int]:
