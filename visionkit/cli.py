@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from visionkit import __version__
 from visionkit.errors import VisionKitError
@@ -58,13 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(run: object, options: argparse.Namespace) -> int:
     """Call a command; a wrong input becomes one line and exit status 2."""
     try:
-        return run(options) or 0  # type: ignore[operator]
+        with stoppable():
+            return run(options) or 0  # type: ignore[operator]
     except VisionKitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(INTERRUPTED.get(options.command, "interrupted; what was unfinished is not kept"), file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -72,6 +76,27 @@ def run_command(run: object, options: argparse.Namespace) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
         return 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, SIGTERM ends the work as Ctrl-C does, so that what is half written is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may listen
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was set outside Python
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise Terminated
 
 
 def run_tool(command: str) -> None:

@@ -1,6 +1,8 @@
 """Libraries that only some of the work needs."""
 
 import importlib
+import signal
+import threading
 from types import ModuleType
 
 from visionkit.errors import VisionKitError
@@ -16,7 +18,11 @@ def require(module: str, extra: str) -> ModuleType:
     Raises:
         VisionKitError: it is not installed.
     """
+    listener = signal.getsignal(signal.SIGTERM)
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise VisionKitError(f'{module}: is not installed; get it by: pip install "visionkit[{extra}]"') from error
+    finally:
+        if listener and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, listener)  # pycolmap puts one of its own there, which dumps its stack

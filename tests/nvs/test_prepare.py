@@ -1,5 +1,8 @@
 """From photographs to a capture."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +88,19 @@ def test_photos_without_overlap_are_refused_and_leave_nothing(tmp_path, capsys):
     assert main(["prepare_capture", str(noise(tmp_path / "photos")), str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert "4 photos do not fit together" in message and message.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_sigterm_ends_it_in_one_line_and_leaves_nothing(tmp_path):
+    photos = noise(tmp_path / "photos")
+    for number in range(4, 24):
+        Image.effect_noise((800, 600), 90).save(photos / f"{number}.png")
+    command = [sys.executable, "-m", "visionkit.cli", "prepare_capture", str(photos), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as work:
+        assert any("finding features" in line for line in work.stdout)
+        work.terminate()
+        assert work.wait(timeout=120) == 143
+        assert work.stderr.read() == "interrupted; what was unfinished is not kept\n"
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
