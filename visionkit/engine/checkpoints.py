@@ -22,6 +22,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 
 _EPOCH_FILE = re.compile(r"epoch_(\d+)(?:_iter_(\d+))?\.pth")  # so many epochs, and iterations of the next one
 
@@ -38,19 +39,18 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """
     path = Path(path)
     checksum = checksum_file(path)
-    beside = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _sha256(beside)
-        if path.is_file():  # for a moment both files must be right, the old one and the new
-            write_text(checksum, f"{digest}\n{_first_checksum(path)}\n")
-        else:
-            write_text(checksum, f"{digest}\n")
-        os.replace(beside, path)
+        with beside(path) as temporary:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = _sha256(temporary)
+            if path.is_file():  # for a moment both files must be right, the old one and the new
+                write_text(checksum, f"{digest}\n{_first_checksum(path)}\n")
+            else:
+                write_text(checksum, f"{digest}\n")
         write_text(checksum, f"{digest}\n")
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -58,8 +58,6 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         if not isinstance(error.__context__, OSError):
             raise
         raise cannot_write(path, error.__context__) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -91,21 +89,13 @@ def write_text(path: str | Path, text: str) -> None:
         VisionKitError: The disk is full or the folder cannot be written.
     """
     path = Path(path)
-    beside = _beside(path)
     try:
-        with open(beside, "w") as file:
+        with beside(path) as temporary, open(temporary, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -20,6 +20,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
+from visionkit.files import beside
 from visionkit.reid.knn import nearest_neighbours
 
 FORMAT = "visionkit-gallery-1"
@@ -308,12 +309,8 @@ def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
     digest = hashlib.sha256()
     for tensor in tensors.values():
         digest.update(tensor.reshape(-1).view(np.uint8))
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, beside, dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest()))
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(file) as temporary:
+        save_file(tensors, temporary, dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest()))
 
 
 def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
@@ -370,18 +367,14 @@ def _new_faiss(kind: str, parts: Sequence[Part]):  # noqa: ANN202 - a faiss inde
 def _write_faiss(index: object, folder: Path, kind: str, parts: Sequence[Part]) -> None:
     """Keep a structure; beside it its checksum, and a line for each part that is in it."""
     file = folder / f"{kind}.faiss"
-    beside = folder / f".{file.name}.{os.getpid()}.tmp"
     try:
-        require("faiss", "faiss").write_index(index, str(beside))
-        lines = [_sha256(beside), *(part.digest for part in parts)]
-        os.replace(beside, file)
-        beside.write_text("\n".join(lines))
-        os.replace(beside, file.with_name(file.name + ".sha256"))
+        with beside(file) as temporary:
+            require("faiss", "faiss").write_index(index, str(temporary))
+            lines = [_sha256(temporary), *(part.digest for part in parts)]
+        with beside(file.with_name(file.name + ".sha256")) as temporary:
+            temporary.write_text("\n".join(lines))
     except (OSError, RuntimeError):  # faiss knows RuntimeError only; the search can do without
         warnings.warn(f"{folder}: cannot be written, so that each search builds {kind} anew; check its permissions")
-    finally:
-        with suppress(OSError):
-            beside.unlink()
 
 
 def _read_faiss(folder: Path | None, kind: str, parts: Sequence[Part]):  # noqa: ANN202 - a faiss index

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 from visionkit.reid.distances import BlockDistances, Features
 
 Row = tuple[str, int, int]  # path, pid, camid: a visionkit.datasets.Sample, for example
@@ -218,10 +219,6 @@ def _save(path: Path, write: object) -> Path:
     data = io.BytesIO()
     write(data, picture_format(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data.getvalue())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        temporary.write_bytes(data.getvalue())
     return path

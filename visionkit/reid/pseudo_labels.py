@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from visionkit.engine.loaders import start_worker
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 from visionkit.registry import CLUSTERERS, HOOKS
 from visionkit.reid.clustering import Clusters, cluster_statistics
 
@@ -217,12 +217,8 @@ def save_labels(path: Path, epoch: int, labels: Mapping[str, np.ndarray]) -> Non
     """Write the labels of an epoch for later pictures: beside, then renamed."""
     data = io.BytesIO()
     np.savez_compressed(data, epoch=epoch, **labels)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data.getvalue())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        temporary.write_bytes(data.getvalue())
 
 
 def load_labels(path: str | Path) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """The styled images of a folder: their names, writing and checking."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from PIL import Image
 from visionkit.datasets.images import IMAGE_SUFFIXES
 from visionkit.datasets.styled import STYLED_NAME, origin_names
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,8 @@ def parse_styled_name(name: str | Path) -> Styled | None:
 
 def write_image(image: Image.Image, path: Path) -> None:
     """Writes an image under a temporary name, then renames it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(beside, format="JPEG", quality=95)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        image.save(temporary, format="JPEG", quality=95)
 
 
 def origins_by_name(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:

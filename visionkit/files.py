@@ -1,0 +1,32 @@
+"""Files that are whole or not there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def beside(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name in the same folder, whose file takes the path's place if nothing goes wrong inside.
+
+    >>> with beside("features.npy") as temporary:
+    ...     temporary.write_bytes(data)
+
+    Args:
+        path: the file to write; its folder must exist.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes for its user alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
