@@ -115,6 +115,40 @@ def test_small_weights_and_their_absence(tmp_path, model, monkeypatch):
         NVSInferencer()
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(near_far=[2.0, 0.1]), r"near_far is \[2.0, 0.1\]; expected two numbers, 0 < near < far"),
+        (dict(near_far=[0.0, 1.0]), "near_far is"),
+        (dict(near_far=1.0), "near_far is"),
+        (dict(near_far=["a", 2]), "near_far is"),
+        (dict(distance=float("inf")), "distance is inf; expected a number above 0"),
+        (dict(distance=-1), "distance is -1"),
+        (dict(distance=None), "distance is None"),
+        (dict(centre="middle"), "centre is 'middle'; expected one of viewed, cube"),
+        (dict(centre=["cube"]), "centre is"),
+    ],
+)
+def test_a_scale_that_cannot_be_is_named_with_its_file(tmp_path, model, change, words):
+    from visionkit.nvs.weights import save_small
+
+    save_small(tmp_path / "s.safetensors", model, TINY, change)
+    with pytest.raises(VisionKitError, match=f"s.safetensors: {words}"):
+        NVSInferencer(tmp_path / "s.safetensors")
+    meta = dict(change, model=json.dumps(dict(type="visionkit.NViST", **TINY)))
+    save_checkpoint(dict(meta=meta, state_dict=model.state_dict()), tmp_path / "s.pth")
+    with pytest.raises(VisionKitError, match=f"s.pth: {words}"):
+        NVSInferencer(tmp_path / "s.pth")
+
+
+def test_a_scale_that_is_no_table_is_refused(tmp_path, model):
+    from visionkit.nvs.weights import save_small
+
+    save_small(tmp_path / "s.safetensors", model, TINY, [1])
+    with pytest.raises(VisionKitError, match="s.safetensors: does not describe the scenes"):
+        NVSInferencer(tmp_path / "s.safetensors")
+
+
 def test_one_command_renders_a_photo(weights, photo, tmp_path, capsys):
     out = tmp_path / "out" / "cat.mp4"
     assert main(["render", str(photo), "-o", str(out), "--weights", weights, "--frames", "3", "--size", "32"]) == 0
