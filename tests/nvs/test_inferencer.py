@@ -229,6 +229,17 @@ def test_off_a_terminal_progress_is_a_line_every_ten_seconds(capsys, monkeypatch
     assert capsys.readouterr().out == ""
 
 
+def test_depth_colours_are_spread_over_what_is_seen():
+    from visionkit.commands.render import depth_range
+    from visionkit.nvs.fit import Bounds
+    from visionkit.nvs.video import depth_picture
+
+    bounds = Bounds(torch.zeros(3), torch.ones(3), near=0.5, middle=10.0, far=100.0)
+    depth = np.linspace(4, 6, 100).reshape(10, 10)
+    assert depth_picture(depth, *depth_range(depth, bounds)).max(axis=-1).min() > 100
+    assert depth_range(np.full((10, 10), 50.0), bounds) == (0.5, 10.0)  # nothing was fitted
+
+
 def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
     import rich.console
 

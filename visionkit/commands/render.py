@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from visionkit.nvs.fit import Bounds
+
 FRAMES = 48
 SHEET = 12  # frames on a contact sheet
 SECONDS = 10  # between lines of progress off a terminal
@@ -185,20 +187,22 @@ def fit(source: Path, options: argparse.Namespace) -> int:
         model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start)
     print(f"fitted in {time.perf_counter() - began:.0f} s")
 
-    bounds, scores, pictures = model.bounds, [], []
+    scores, pictures, depths = [], [], None
     for row in held_out:
         camera = scene.camera(row, scene.target_size(row, settings.long_side))
         truth = scene.image(row, camera.size)
         rgb, depth = _rendered(model, camera)
         scores.append([float(score(*_batch(rgb, truth))) for score in (psnr, ssim)])
         print(f"{scene.names[row]}: PSNR {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.3f}")
-        pictures.append(_beside(truth, rgb, depth, bounds.near, bounds.middle))
+        depths = depths or depth_range(depth, model.bounds)
+        pictures.append(_beside(truth, rgb, depth, *depths))
     _tell_scores("held-out photos", scores)
     width = max(picture.shape[1] for picture in pictures)
     pictures = [np.pad(each, ((0, 4), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
     _save_sheet(np.concatenate(pictures), held_out_sheet)
-    cameras = fitting.path(scene, rows, bounds, settings.long_side, options.trajectory, options.frames, options.degrees)
-    frames = (_beside(None, *_rendered(model, camera), bounds.near, bounds.middle) for camera in cameras)
+    path = settings.long_side, options.trajectory, options.frames, options.degrees
+    cameras = fitting.path(scene, rows, model.bounds, *path)
+    frames = (_beside(None, *_rendered(model, camera), *depths) for camera in cameras)
     write(frames, out, options.frames)
     return 0
 
@@ -309,6 +313,17 @@ def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     if inputs[0].resolve() == file.with_suffix(".jpg").resolve():
         raise VisionKitError(f"--out {out}: its contact sheet would replace {inputs[0]}; give another name")
     return [file]
+
+
+def depth_range(depth: np.ndarray, bounds: Bounds) -> tuple[float, float]:
+    """Distances between which colours are spread: from the nearest that a view shows to the subject's far end.
+
+    The fitted bounds begin at the nearest point of any photograph, which would leave dark colours alone to the subject.
+    """
+    import numpy as np
+
+    near = float(np.quantile(depth, 0.02))
+    return (near if bounds.near < near < bounds.middle else bounds.near), bounds.middle
 
 
 def _beside(truth: np.ndarray | None, rgb: np.ndarray, depth: np.ndarray, near: float, far: float) -> np.ndarray:
