@@ -102,7 +102,7 @@ def export(checkpoint: Path, path: Path) -> None:
     model = NViST(**config)
     load_weights(model, content["state_dict"], str(checkpoint))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_small(path, model, config, scale_of(meta))
+    save_small(path, model, config, scale_of(meta, checkpoint))
 
 
 def score(target: Tensor, predicted: Tensor, lpips: PerceptualLoss | None) -> dict[str, float]:

@@ -111,7 +111,7 @@ def test_paths_of_the_video(scene):
 
 
 def test_what_cannot_be_fitted(scene):
-    with pytest.raises(VisionKitError, match="at least 5"):
+    with pytest.raises(VisionKitError, match="at least 4"):
         fitting.split(scene.subset([0, 1, 2]))
     with pytest.raises(VisionKitError, match="--size"):
         fitting.check(SMALL._replace(long_side=4))

@@ -1,5 +1,6 @@
 """New views from Python and from the command line, by a model of a few tokens."""
 
+import itertools
 import json
 
 import numpy as np
@@ -115,6 +116,40 @@ def test_small_weights_and_their_absence(tmp_path, model, monkeypatch):
         NVSInferencer()
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(near_far=[2.0, 0.1]), r"near_far is \[2.0, 0.1\]; expected two numbers, 0 < near < far"),
+        (dict(near_far=[0.0, 1.0]), "near_far is"),
+        (dict(near_far=1.0), "near_far is"),
+        (dict(near_far=["a", 2]), "near_far is"),
+        (dict(distance=float("inf")), "distance is inf; expected a number above 0"),
+        (dict(distance=-1), "distance is -1"),
+        (dict(distance=None), "distance is None"),
+        (dict(centre="middle"), "centre is 'middle'; expected one of viewed, cube"),
+        (dict(centre=["cube"]), "centre is"),
+    ],
+)
+def test_a_scale_that_cannot_be_is_named_with_its_file(tmp_path, model, change, words):
+    from visionkit.nvs.weights import save_small
+
+    save_small(tmp_path / "s.safetensors", model, TINY, change)
+    with pytest.raises(VisionKitError, match=f"s.safetensors: {words}"):
+        NVSInferencer(tmp_path / "s.safetensors")
+    meta = dict(change, model=json.dumps(dict(type="visionkit.NViST", **TINY)))
+    save_checkpoint(dict(meta=meta, state_dict=model.state_dict()), tmp_path / "s.pth")
+    with pytest.raises(VisionKitError, match=f"s.pth: {words}"):
+        NVSInferencer(tmp_path / "s.pth")
+
+
+def test_a_scale_that_is_no_table_is_refused(tmp_path, model):
+    from visionkit.nvs.weights import save_small
+
+    save_small(tmp_path / "s.safetensors", model, TINY, [1])
+    with pytest.raises(VisionKitError, match="s.safetensors: does not describe the scenes"):
+        NVSInferencer(tmp_path / "s.safetensors")
+
+
 def test_one_command_renders_a_photo(weights, photo, tmp_path, capsys):
     out = tmp_path / "out" / "cat.mp4"
     assert main(["render", str(photo), "-o", str(out), "--weights", weights, "--frames", "3", "--size", "32"]) == 0
@@ -149,6 +184,7 @@ def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, p
         (["-o", "x.gif"], "ends in .mp4"),
         (["--fit"], "--fit needs a capture"),
         (["--steps", "9"], "--steps: is for --fit"),
+        (["--seed", "0"], "--seed: is for --fit"),
         (["--device", "nowhere"], "device='nowhere'"),
     ],
 )
@@ -160,6 +196,61 @@ def test_wrong_options_end_in_one_line(weights, photo, change, words, capsys, tm
     assert not list(tmp_path.glob("*.mp4"))
 
 
+@pytest.mark.parametrize("out", ["file/x.mp4", "file/deep/x.mp4", "/proc/none/x.mp4", "sheet.mp4", "views"])
+def test_an_out_that_cannot_be_written_is_told_before_the_work(photo, out, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("visionkit.nvs.inferencer.NVSInferencer", lambda *_: pytest.fail("the work began"))
+    (tmp_path / "file").touch()
+    (tmp_path / "sheet.jpg").mkdir()
+    (tmp_path / "views" / "cat.mp4").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["render", str(photo), "-o", out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out.split('.')[0].rsplit('/', 1)[0]}") and error.count("\n") == 1
+    assert "give another" in error and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refusal_after_the_look_at_out_leaves_no_folder(photo, tmp_path, capsys):
+    assert main(["render", str(photo), "-o", str(tmp_path / "a" / "b" / "x.mp4"), "--weights", "none.pth"]) == 2
+    assert "none.pth" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+def test_off_a_terminal_progress_is_a_line_every_ten_seconds(capsys, monkeypatch):
+    from visionkit.commands import render
+
+    clock = itertools.count(0, 4)
+    monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
+    with render.progress("fitting", 9) as advance:
+        for _ in range(9):
+            advance()
+    assert capsys.readouterr().out == "fitting: 3 of 9\nfitting: 6 of 9\n"
+    with render.progress("fitting", 1) as advance:
+        advance()
+    assert capsys.readouterr().out == ""
+
+
+def test_depth_colours_are_spread_over_what_is_seen():
+    from visionkit.commands.render import depth_range
+    from visionkit.nvs.fit import Bounds
+    from visionkit.nvs.video import depth_picture
+
+    bounds = Bounds(torch.zeros(3), torch.ones(3), near=0.5, middle=10.0, far=100.0)
+    depth = np.linspace(4, 6, 100).reshape(10, 10)
+    assert depth_picture(depth, *depth_range(depth, bounds)).max(axis=-1).min() > 100
+    assert depth_range(np.full((10, 10), 50.0), bounds) == (0.5, 10.0)  # nothing was fitted
+
+
+def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
+    import rich.console
+
+    from visionkit.commands import render
+
+    monkeypatch.setattr("rich._console", rich.console.Console(force_terminal=True, force_interactive=True))
+    with render.progress("fitting", 2) as advance:
+        advance()
+    assert "fitting" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("mode, size", [("1x1", (1, 1)), ("gone", None)])
 def test_wrong_photos_end_in_one_line(weights, tmp_path, mode, size, capsys):
     path = tmp_path / f"{mode}.png"
@@ -169,7 +260,7 @@ def test_wrong_photos_end_in_one_line(weights, tmp_path, mode, size, capsys):
     assert f"{mode}.png" in capsys.readouterr().err
 
 
-def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys):
+def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys, monkeypatch):
     pytest.importorskip("pycolmap")
     from nvs.captures.trees import write_colmap
 
@@ -178,8 +269,15 @@ def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys):
     assert main(["render", str(capture), "-o", str(out), "--weights", weights, "--size", "32"]) == 0
     assert "mean of 5 other photos: PSNR" in capsys.readouterr().out
     assert out.is_file() and out.with_suffix(".jpg").is_file()
-    assert main(["render", str(capture), "-o", str(out), "--weights", weights, "--degrees", "9"]) == 2
-    assert "--degrees: is for a path" in capsys.readouterr().err
+    for option, value in (("--degrees", "9"), ("--frames", "0"), ("--frames", "5")):
+        assert main(["render", str(capture), "-o", str(out), "--weights", weights, option, value]) == 2
+        assert f"{option}: is for a path" in capsys.readouterr().err
+    monkeypatch.setattr(NVSInferencer, "represent", lambda *_: pytest.fail("the work began"))
+    for small in ([], ["--size", "21"]):  # the model's own views are 20 x 10
+        assert main(["render", str(capture), "-o", str(out), "--weights", weights, *small]) == 2
+        told = capsys.readouterr().err
+        assert f"--size {(small or ['', 20])[1]}: " in told and "expected at least 22" in told
+    monkeypatch.undo()
     path = tmp_path / "path.mp4"
     options = ["--trajectory", "dolly", "--frames", "2"]
     assert main(["render", str(capture), "-o", str(path), "--weights", weights, *options]) == 0
@@ -198,6 +296,15 @@ def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, c
     for wrong in (["--frames", "0"], ["--fov", "50"], ["--weights", "w.pth"], ["--device", "cuda"]):
         assert main(["render", str(capture), "-o", str(out), "--fit", *wrong]) == 2
         assert wrong[0] in capsys.readouterr().err
+    (tmp_path / "fit_held_out.png").mkdir()
+    assert main(["render", str(capture), "-o", str(out), "--fit"]) == 2
+    assert "fit_held_out.png: is a folder" in capsys.readouterr().err
+    (tmp_path / "fit_held_out.png").rmdir()
+    monkeypatch.setattr(fit, "Settings", lambda: small._replace(long_side=14))
+    monkeypatch.setattr(fit, "check", lambda settings: None)
+    assert main(["render", str(capture), "-o", str(out), "--fit"]) == 2
+    assert "--size 14: gives views too small to be scored" in capsys.readouterr().err
+    monkeypatch.setattr(fit, "Settings", lambda: small)
     assert main(["render", str(capture), "-o", str(out), "--fit", "--frames", "2"]) == 0
     told = capsys.readouterr().out
     assert "fitting 7 photos, 2 held out" in told and "mean of 2 held-out photos: PSNR" in told

@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from visionkit.errors import VisionKitError
+from visionkit.nvs import field
+from visionkit.nvs import model as nvist
+from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.decoder import Decoder, fourier_features
 from visionkit.nvs.encoder import MaskedAutoencoder, ViTEncoder, patchify, sincos_table_2d, unpatchify
 from visionkit.nvs.model import MAEFineTuning, NViST
 from visionkit.nvs.published import checkpoint_filter_fn, load_mae, load_weights
+from visionkit.ops import march
+from visionkit.ops.render import ray_edges
 
 TINY = dict(
     img_size=(20, 10),
@@ -55,6 +60,27 @@ def test_every_variant_trains_all_its_parameters(representation, conditioning):
 def test_predict_renders_every_view():
     views = NViST(**TINY).eval()(**scenes(), mode="predict")
     assert views.shape == (2, 3, 3, 20, 10) and 0 <= views.min() and views.max() <= 1
+
+
+@pytest.mark.parametrize("representation", ["vector_matrix", "triplanes", "CP"])
+@pytest.mark.parametrize("jitter", [None, "ray", "shared"])
+def test_intervals_are_made_chunk_by_chunk_and_are_the_same(representation, jitter, monkeypatch):
+    torch.manual_seed(0)
+    model, made = NViST(**TINY, representation=representation).eval(), []
+    for module in (march, field, nvist):
+        monkeypatch.setattr(module, "ray_edges", lambda *args: made.append(ray_edges(*args)) or made[-1])
+    batch, results = scenes(), []
+    for model.chunk in (1000, 150):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            grids = model.represent(batch["image"][:, 0], batch["camera_params"])
+            origins, directions = (x.flatten(1, 3) for x in pixel_rays(batch["c2w"], batch["focal"], (20, 10)))
+            seen = model.render(grids, origins, directions, batch["near_far"], jitter=jitter)
+        assert len(made) == 600 // model.chunk + (600 % model.chunk > 0)
+        results.append((torch.cat(made, dim=1), seen))
+        made.clear()
+    (whole, seen), (parts, in_parts) = results
+    assert torch.equal(whole, parts) and torch.allclose(seen.rgb, in_parts.rgb, atol=1e-6)
 
 
 def test_adaln_zero_starts_as_identity_and_the_camera_matters_elsewhere():

@@ -163,6 +163,61 @@ def test_without_a_list_every_hundredth_scene_of_a_class_is_a_test_scene(copy):
         MVImgNet(str(copy / "nowhere"))
 
 
+@pytest.fixture
+def messages(monkeypatch):
+    found = []
+    monkeypatch.setattr("visionkit.nvs.data.print_log", lambda text, *_: found.append(text))
+    return found
+
+
+def bare_tree(root, classes=("a", "b"), scenes=2):
+    """MVImgNet's tree, the same capture in each scene."""
+    from nvs.captures import trees
+
+    folder = trees.write_colmap(root / "tree" / classes[0] / "0")
+    for name in (f"{kind}/{i}" for kind in classes for i in range(scenes)):
+        if name != f"{classes[0]}/0":
+            shutil.copytree(folder, root / "tree" / name)
+    return root / "tree"
+
+
+def test_other_cameras_or_photos_are_noticed_and_reasons_told_again(tmp_path, messages):
+    root = bare_tree(tmp_path)
+    (root / "a" / "1" / "sparse" / "0" / "images.bin").unlink()
+    assert len(MVImgNet(str(root), img_size=SIZE)) == 1
+    told, messages[:] = messages[:], []
+    assert any("a/1 is left out" in text for text in told)
+    MVImgNet(str(root), img_size=SIZE)
+    assert messages == told  # from the file, too
+
+    shutil.copy(root / "a" / "0" / "sparse" / "0" / "images.bin", root / "a" / "1" / "sparse" / "0")
+    assert len(MVImgNet(str(root), img_size=SIZE)) == 2
+    (root / "b" / "1" / "images" / "002.png").unlink()
+    scene = MVImgNet(str(root), img_size=SIZE).scenes[1].scene
+    assert scene.name == "b/1" and len(scene) == 5 and "002.png" not in scene.names
+
+
+@pytest.mark.parametrize("text", ["[", '{"a": 1}', '["a", 1]', '"a"', "\xff"])
+def test_a_damaged_list_of_test_classes_is_named(tmp_path, text):
+    (tmp_path / "a" / "0").mkdir(parents=True)
+    (tmp_path / "test_classes.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(VisionKitError, match="test_classes.json: (is not valid JSON|expected a list of class names)"):
+        MVImgNet(str(tmp_path))
+
+
+def test_a_split_without_scenes_says_why(tmp_path):
+    with pytest.raises(VisionKitError, match="holds no scene; expected MVImgNet's tree"):
+        MVImgNet(str(tmp_path))
+    for name in ("a", "b"):
+        (tmp_path / name / "0").mkdir(parents=True)
+    with pytest.raises(VisionKitError, match="no scene of the train split.*list the test classes in"):
+        MVImgNet(str(tmp_path))
+    for listed, split in ((["a", "b"], "train"), ([], "test")):
+        (tmp_path / "test_classes.json").write_text(json.dumps(listed))
+        with pytest.raises(VisionKitError, match=f"test_classes.json: there is no scene of the {split} split"):
+            MVImgNet(str(tmp_path), split=split)
+
+
 @pytest.mark.parametrize("shape", [(24, 60), (60, 24), (50, 50)])
 def test_turned_and_cropped_views_keep_their_rays(tmp_path, shape):
     """Each pixel's colour codes its place in the file; the same ray must be found behind it afterwards."""

@@ -80,5 +80,5 @@ def test_a_way_along_cameras_stays_near_them():
     way = through(c2w, target, 30)
     gap = np.linalg.norm(way[:, None, :, 3] - eyes[None], axis=-1).min(axis=1)
     assert gap.max() < 0.2
-    assert np.ptp(way[:, 0, 3]) > 1.5
+    assert 1.2 < np.ptp(way[:, 0, 3]) < 1.6  # most of the way, not the last photographs
     assert (way[:, :, 1] @ c2w[4, :, 1] > 0.9).all()  # upright

@@ -1,3 +1,4 @@
+import socket
 import sys
 import urllib.request
 
@@ -8,9 +9,10 @@ import torch  # noqa: F401  before pycolmap, see captures/conftest.py
 pytest.importorskip("pycolmap")
 from nvs.captures.trees import write_colmap  # noqa: E402
 
+from visionkit.cli import main  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs.captures import read_capture  # noqa: E402
-from visionkit.nvs.viewer import point_colours, serve  # noqa: E402
+from visionkit.nvs.viewer import LAST_PORT, free_port, point_colours, serve  # noqa: E402
 
 
 @pytest.fixture
@@ -27,6 +29,33 @@ def test_the_page_is_served(scene):
             assert answer.status == 200 and b"<html" in answer.read().lower()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--port", "99999", "expected 0 to 65535"),
+        ("--port", "-1", "expected 0 to 65535"),
+        ("--host", "192.0.2.1", "no address of this machine"),
+        ("--host", "nowhere.invalid", "no address of this machine"),
+        ("--host", "a..b", "no address of this machine"),
+    ],
+)
+def test_addresses_that_nobody_can_listen_at(scene, option, value, words, capsys):
+    pytest.importorskip("viser")
+    assert main(["view", str(scene.paths[0].parent.parent), f"{option}={value}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option} {value}: ") and words in error and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_gives_the_next():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert port < free_port("127.0.0.1", port) < port + 100
+    with socket.create_server(("127.0.0.1", LAST_PORT)):
+        with pytest.raises(VisionKitError, match=f"--port {LAST_PORT}: is taken"):
+            free_port("127.0.0.1", LAST_PORT)
+    assert free_port("127.0.0.1", 0) == 0
 
 
 def test_points_take_the_colour_of_their_photograph(scene):

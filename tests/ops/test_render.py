@@ -166,6 +166,15 @@ def test_jitter_per_ray_or_shared():
         R.ray_edges(1.0, 3.0, 8, origins, "batch")
 
 
+@pytest.mark.parametrize("jitter", [None, "ray", "shared"])
+def test_edges_of_some_rays_are_those_among_all(jitter):
+    origins, seed = torch.zeros(2, 7, 3), torch.tensor(5)
+    near = torch.rand(2, 7, generator=torch.Generator().manual_seed(0))
+    whole = R.ray_edges(near, 3.0, 8, origins, jitter, seed)
+    for rays in (slice(0, 3), slice(3, 6), slice(6, 9)):
+        assert torch.equal(R.ray_edges(near, 3.0, 8, origins, jitter, seed, rays), whole[:, rays])
+
+
 def test_near_and_far_may_differ_between_scenes():
     edges = R.ray_edges(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]]), 4, torch.zeros(2, 5, 3))
     assert edges[0, 0, 0] == 1 and edges[1, 4, -1] == 4

@@ -8,15 +8,22 @@ visionkit render capture/ --fit
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from visionkit.nvs.fit import Bounds
+
+FRAMES = 48
 SHEET = 12  # frames on a contact sheet
+SECONDS = 10  # between lines of progress off a terminal
 FPS = 24
 
 
@@ -35,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="swing, orbit, spiral, dolly or a .json file (default: swing; a capture's own cameras)",
     )
-    parser.add_argument("--frames", type=int, default=48, help="frames of the video (default: 48)")
+    parser.add_argument("--frames", type=int, help=f"frames of the video (default: {FRAMES})")
     parser.add_argument("--degrees", type=float, help="reach of the trajectory")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="long side of the views")
     parser.add_argument("--fov", type=float, metavar="DEGREES", help="field of view across the long side")
@@ -56,6 +63,10 @@ def run(options: argparse.Namespace) -> int:
     source = Path(options.input)
     if not source.exists():
         raise VisionKitError(f"{source}: no such file or folder; give a photo, a folder of photos or a capture")
+    if is_capture(source) and not options.fit and not options.trajectory:
+        refuse(options, ("frames", "degrees", "fov", "distance"), "is for a path; give --trajectory too")
+    if options.frames is None:
+        options.frames = FRAMES
     # a typo shows before the work begins
     curve(options.trajectory or "swing", options.frames, options.degrees)
     if options.fit:
@@ -70,8 +81,6 @@ def run(options: argparse.Namespace) -> int:
     refuse(options, ("start", "steps", "seed"), "is for --fit; give both")
     if not is_capture(source):
         return render_photos(source, options)
-    if not options.trajectory:
-        refuse(options, ("degrees", "fov", "distance"), "is for a path; give --trajectory too")
     return render_capture(source, options)
 
 
@@ -80,7 +89,7 @@ def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     from visionkit.errors import VisionKitError
 
     for name in names:
-        if getattr(options, name) not in (None, False):
+        if getattr(options, name) is not None and getattr(options, name) is not False:
             raise VisionKitError(f"--{name}: {why}")
 
 
@@ -119,7 +128,7 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
 
     from visionkit.nvs.captures import read_capture
     from visionkit.nvs.inferencer import NVSInferencer
-    from visionkit.nvs.metrics import psnr, ssim
+    from visionkit.nvs.metrics import check_scored, psnr, ssim
 
     scene = read_capture(source)
     tell_skipped(scene)
@@ -131,6 +140,7 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
         views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
         write((_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views), out, options.frames)
         return 0
+    check_scored(nvs.model.img_size, options.size or max(nvs.model.img_size))
     scores = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -147,13 +157,11 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
 
 def fit(source: Path, options: argparse.Namespace) -> int:
     """Fit a field, score it on every eighth photo, render a path."""
-    import time
-
     import numpy as np
 
     from visionkit.nvs import fit as fitting
     from visionkit.nvs.captures import read_capture
-    from visionkit.nvs.metrics import psnr, ssim
+    from visionkit.nvs.metrics import check_scored, psnr, ssim
 
     scene = read_capture(source)
     tell_skipped(scene)
@@ -161,7 +169,11 @@ def fit(source: Path, options: argparse.Namespace) -> int:
     settings = fitting.Settings()._replace(**{key: value for key, value in changes.items() if value is not None})
     fitting.check(settings)
     rows, held_out = fitting.split(scene)
+    for row in held_out:
+        check_scored(scene.sizes[row], settings.long_side)
     out = _outs([source], options.out, False)[0]
+    held_out_sheet = out.with_name(f"{out.stem}_held_out.png")
+    check_targets([held_out_sheet])
     start = None
     if options.start:
         from visionkit.nvs.inferencer import NVSInferencer
@@ -175,20 +187,22 @@ def fit(source: Path, options: argparse.Namespace) -> int:
         model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start)
     print(f"fitted in {time.perf_counter() - began:.0f} s")
 
-    bounds, scores, pictures = model.bounds, [], []
+    scores, pictures, depths = [], [], None
     for row in held_out:
         camera = scene.camera(row, scene.target_size(row, settings.long_side))
         truth = scene.image(row, camera.size)
         rgb, depth = _rendered(model, camera)
         scores.append([float(score(*_batch(rgb, truth))) for score in (psnr, ssim)])
         print(f"{scene.names[row]}: PSNR {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.3f}")
-        pictures.append(_beside(truth, rgb, depth, bounds.near, bounds.middle))
+        depths = depths or depth_range(depth, model.bounds)
+        pictures.append(_beside(truth, rgb, depth, *depths))
     _tell_scores("held-out photos", scores)
     width = max(picture.shape[1] for picture in pictures)
     pictures = [np.pad(each, ((0, 4), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
-    _save_sheet(np.concatenate(pictures), out.with_name(f"{out.stem}_held_out.png"))
-    cameras = fitting.path(scene, rows, bounds, settings.long_side, options.trajectory, options.frames, options.degrees)
-    frames = (_beside(None, *_rendered(model, camera), bounds.near, bounds.middle) for camera in cameras)
+    _save_sheet(np.concatenate(pictures), held_out_sheet)
+    path = settings.long_side, options.trajectory, options.frames, options.degrees
+    cameras = fitting.path(scene, rows, model.bounds, *path)
+    frames = (_beside(None, *_rendered(model, camera), *depths) for camera in cameras)
     write(frames, out, options.frames)
     return 0
 
@@ -214,19 +228,31 @@ def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, f
     print(f"wrote {out} and {sheet}")
 
 
-def progress(title: str, total: int):  # noqa: ANN201 - a context of a function
-    """A bar on a terminal; silent elsewhere."""
-    from contextlib import contextmanager
-
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, elsewhere a line every ten seconds; yields what to call after each of ``total`` steps."""
     from rich.progress import Progress
 
-    @contextmanager
-    def bar() -> Iterator:
-        with Progress(transient=True) as shown:
-            task = shown.add_task(title, total=total)
-            yield lambda: shown.advance(task)
+    bar = Progress(transient=True)
+    if not bar.console.is_interactive:
+        yield _lines(title, total)
+        return
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
 
-    return bar()
+
+def _lines(title: str, total: int) -> Callable[[], None]:
+    done, told = 0, time.monotonic()
+
+    def advance() -> None:
+        nonlocal done, told
+        done, now = done + 1, time.monotonic()
+        if now - told >= SECONDS and done < total:
+            told = now
+            print(f"{title}: {done} of {total}", flush=True)
+
+    return advance
 
 
 def tell_skipped(scene) -> None:  # noqa: ANN001 - a Scene
@@ -243,7 +269,35 @@ def _tell_scores(what: str, scores: list) -> None:
         print(f"mean of {len(scores)} {what}: PSNR {decibel:.2f} dB, SSIM {similarity:.3f}")
 
 
+def check_targets(targets: list[Path]) -> None:
+    """Raises VisionKitError if one of the files cannot be written; leaves nothing behind."""
+    from visionkit.errors import VisionKitError
+
+    for target in targets:
+        if target.is_dir():
+            raise VisionKitError(f"{target}: is a folder, a file is to be written there; give another name with --out")
+    for folder in dict.fromkeys(target.parent for target in targets):
+        made = []
+        try:
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise VisionKitError(f"{folder}: cannot be written to ({error.strerror}); give another --out") from error
+        finally:
+            for each in made:  # the work ahead may still be refused
+                with contextlib.suppress(OSError):
+                    each.rmdir()
+
+
 def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
+    """The video of each input, after a look at whether it and its contact sheet can be written."""
+    files = _videos(inputs, out, several)
+    check_targets([each for file in files for each in (file, file.with_suffix(".jpg"))])
+    return files
+
+
+def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     from visionkit.errors import VisionKitError
 
     if several:
@@ -259,6 +313,17 @@ def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     if inputs[0].resolve() == file.with_suffix(".jpg").resolve():
         raise VisionKitError(f"--out {out}: its contact sheet would replace {inputs[0]}; give another name")
     return [file]
+
+
+def depth_range(depth: np.ndarray, bounds: Bounds) -> tuple[float, float]:
+    """Distances between which colours are spread: from the nearest that a view shows to the subject's far end.
+
+    The fitted bounds begin at the nearest point of any photograph, which would leave dark colours alone to the subject.
+    """
+    import numpy as np
+
+    near = float(np.quantile(depth, 0.02))
+    return (near if bounds.near < near < bounds.middle else bounds.near), bounds.middle
 
 
 def _beside(truth: np.ndarray | None, rgb: np.ndarray, depth: np.ndarray, near: float, far: float) -> np.ndarray:

@@ -27,7 +27,7 @@ from visionkit.nvs.captures.scene import CENTRES, Scene
 from visionkit.registry import DATASETS
 
 # Raised whenever the cached numbers change their meaning.
-CACHE_EDITION = 1
+CACHE_EDITION = 2
 NEAR_QUANTILE, FAR_QUANTILE = 0.01, 0.99
 TEST_CLASSES = "test_classes.json"
 
@@ -145,9 +145,10 @@ def fitted_view(scene: Scene, row: int, img_size: tuple[int, int]) -> tuple[np.n
 class MVImgNet(SceneViews):
     """MVImgNet's tree, ``<root>/<class>/<instance>/{images,sparse/0}``.
 
-    Cameras, near and far are read once and kept in ``<root>/visionkit_<split>.npz``. A scene that cannot be used is
-    left out; the log and that file tell its name and the reason. Rays are sampled between the nearest and the farthest
-    distance of the training scenes (quantiles 1% and 99%), in the test split too.
+    Cameras, near and far are read once and kept in ``<root>/visionkit_<split>.npz``, until a scene's model or its
+    folder of photographs changes. A scene that cannot be used is left out; the log and that file tell its name and the
+    reason. Rays are sampled between the nearest and the farthest distance of the training scenes (quantiles 1% and
+    99%), in the test split too.
 
     Args:
         root: the folder.
@@ -175,6 +176,7 @@ class MVImgNet(SceneViews):
         if split not in ("train", "test"):
             raise VisionKitError(f"split={split!r}: expected 'train' or 'test'")
         folders = _split_folders(Path(root), test_every)
+        _check_split(Path(root), folders, split, test_every)
         read = lambda which: _cached(Path(root), which, folders[which], images)
         train = read("train")
         near = float(np.quantile([each.near for each in train], NEAR_QUANTILE))
@@ -190,7 +192,7 @@ def _split_folders(root: Path, test_every: int) -> dict[str, list[str]]:
     if not root.is_dir():
         raise VisionKitError(f"{root}: no such folder; expected MVImgNet's tree, see datasets/mvimgnet.md")
     classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    listed = json.loads((root / TEST_CLASSES).read_text()) if (root / TEST_CLASSES).is_file() else None
+    listed = _test_classes(root / TEST_CLASSES)
     folders: dict[str, list[str]] = dict(train=[], test=[])
     for name in classes:
         found = (path.name for path in (root / name).iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -200,23 +202,65 @@ def _split_folders(root: Path, test_every: int) -> dict[str, list[str]]:
     return folders
 
 
+def _test_classes(file: Path) -> list[str] | None:
+    """The classes that the file lists, if there is one."""
+    try:
+        listed = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise VisionKitError(f"{file}: is not valid JSON ({error}); restore it") from error
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise VisionKitError(f'{file}: expected a list of class names, as ["chair", "shoe"]')
+    return listed
+
+
+def _check_split(root: Path, folders: dict[str, list[str]], split: str, test_every: int) -> None:
+    """Raises VisionKitError if no scene falls to the split, or none to the training split, which tells near and far."""
+    empty = next((name for name in ("train", split) if not folders[name]), None)
+    if empty is None:
+        return
+    if (root / TEST_CLASSES).is_file():
+        raise VisionKitError(
+            f"{root / TEST_CLASSES}: there is no scene of the {empty} split; list some classes of {root}, not all"
+        )
+    if not folders["test"]:
+        raise VisionKitError(f"{root}: holds no scene; expected MVImgNet's tree, see datasets/mvimgnet.md")
+    raise VisionKitError(
+        f"{root}: there is no scene of the train split, for the first scene of each class and every {test_every}th"
+        f" after it are of the test split; list the test classes in {root / TEST_CLASSES}, or add scenes to the classes"
+    )
+
+
 def _cached(root: Path, split: str, folders: list[str], images: str) -> list[PosedScene]:
     """The scenes of a split: from its file where that is of these very folders, else read and written there."""
-    key = hashlib.sha256(json.dumps([CACHE_EDITION, images, folders]).encode()).hexdigest()[:16]
+    states = [_state(root / folder, images) for folder in folders]
+    key = hashlib.sha256(json.dumps([CACHE_EDITION, images, folders, states]).encode()).hexdigest()[:16]
     file = root / f"visionkit_{split}.npz"
-    scenes = _load(file, root, key, images)
-    if scenes is None:
-        scenes, skipped = read_scenes(root, folders, lambda folder: read_colmap(folder, images))
+    found = _load(file, root, key, images)
+    scenes, skipped = found or read_scenes(root, folders, lambda folder: read_colmap(folder, images))
+    if found is None:
         _store(file, scenes, skipped, key)
+    _tell_skipped(root, skipped, len(folders))
     if not scenes:
         raise VisionKitError(f"{root}: no scene of the {split} split can be used; see the log for the reasons")
     return scenes
 
 
+def _state(folder: Path, images: str) -> list:
+    """What tells that a scene is still as it was: sizes and times of its model's files, and its photographs' folder's.
+
+    A folder's time moves with each photograph that comes, goes or gets another name.
+    """
+    model = [path for path in sorted(folder.glob("sparse/**/*")) if path.is_file()]
+    files = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in model]
+    return files + [(folder / images).stat().st_mtime_ns if (folder / images).is_dir() else None]
+
+
 def read_scenes(
     root: Path, folders: list[str], read: Callable[[Path], Scene]
 ) -> tuple[list[PosedScene], list[tuple[str, str]]]:
-    """Reads and normalises scenes; those that cannot be used are told in the log with their reason.
+    """Reads and normalises scenes.
 
     Returns:
         The scenes without their points, and (name, reason) of those left out.
@@ -237,11 +281,14 @@ def read_scenes(
             normal.scene, name=name, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene)
         )
         scenes.append(PosedScene(bare, normal.near, normal.far))
+    return scenes, skipped
+
+
+def _tell_skipped(root: Path, skipped: list[tuple[str, str]], total: int) -> None:
     for name, reason in skipped:
         print_log(f"{root}: scene {name} is left out: {reason}", "current", logging.WARNING)
     if skipped:
-        print_log(f"{root}: {len(skipped)} of {len(folders)} scenes are left out", "current", logging.WARNING)
-    return scenes, skipped
+        print_log(f"{root}: {len(skipped)} of {total} scenes are left out", "current", logging.WARNING)
 
 
 def _store(file: Path, scenes: list[PosedScene], skipped: list[tuple[str, str]], key: str) -> None:
@@ -262,7 +309,8 @@ def _store(file: Path, scenes: list[PosedScene], skipped: list[tuple[str, str]],
         print_log(f"{file}: cannot be written ({error.strerror}); scenes will be read anew", "current", logging.WARNING)
 
 
-def _load(file: Path, root: Path, key: str, images: str) -> list[PosedScene] | None:
+def _load(file: Path, root: Path, key: str, images: str) -> tuple[list[PosedScene], list[tuple[str, str]]] | None:
+    """What [read_scenes] gave, if the file holds it under this key."""
     if not file.is_file():
         return None
     try:
@@ -286,7 +334,7 @@ def _load(file: Path, root: Path, key: str, images: str) -> list[PosedScene] | N
             **{name: array[rows] for name, array in arrays.items()},
         )
         scenes.append(PosedScene(scene, row["near"], row["far"]))
-    return scenes
+    return scenes, [(name, reason) for name, reason in table["skipped"]]
 
 
 @DATASETS.register_module()

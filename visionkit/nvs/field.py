@@ -104,5 +104,6 @@ class FieldRenderer(nn.Module):
                 planes, density, self.network, *rays, sigma_dim=self.sigma_dim, seed=seed, **options
             )
         origins, directions, near, far, box = rays
-        edges = ray_edges(near, far, options.pop("num_samples"), origins, "ray" if seed is not None else None, seed)
+        num_samples, jitter = options.pop("num_samples"), "ray" if seed is not None else None
+        edges = lambda rays: ray_edges(near, far, num_samples, origins, jitter, seed, rays)
         return render_rays_in_chunks(self.field(planes, vectors), origins, directions, edges, box, **options)

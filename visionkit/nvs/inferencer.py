@@ -196,6 +196,7 @@ def _from_checkpoint(path: Path) -> tuple[NViST, dict]:
         raise VisionKitError(f"{path}: does not say which model it belongs to; use one of `visionkit train`") from error
     if name != "visionkit.NViST":
         raise VisionKitError(f"{path}: holds a {name}; expected a visionkit.NViST")
+    scale = scale_of(meta, path)
     model = build_described(options, path)
     load_weights(model, state_dict_of(checkpoint), str(path))
-    return model, scale_of(meta)
+    return model, scale

@@ -1,10 +1,12 @@
 """How close rendered views come to photographs: PSNR, SSIM, LPIPS."""
 
+import math
 from collections.abc import Sequence
 
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.registry import METRICS
@@ -15,6 +17,22 @@ SSIM_WINDOW = 11
 def psnr(image: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB: (B, ...) twice, in [0, 1] -> (B,)."""
     return -10 * (image - target).square().flatten(1).mean(dim=1).log10()
+
+
+def check_scored(size: tuple[int, int], long_side: int) -> None:
+    """Raises VisionKitError if views are smaller than SSIM's window.
+
+    Args:
+        size: (height, width) that gives their shape.
+        long_side: theirs, in pixels.
+    """
+    short, long = min(size), max(size)
+    if round(short * long_side / long) < SSIM_WINDOW:
+        least = math.ceil(SSIM_WINDOW * long / short)
+        raise VisionKitError(
+            f"--size {long_side}: gives views too small to be scored, which takes {SSIM_WINDOW} pixels on the short"
+            f" side; expected at least {least}"
+        )
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:

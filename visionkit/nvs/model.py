@@ -192,11 +192,11 @@ class NViST(BaseModel):
         """
         near, far = near_far[:, :1], near_far[:, 1:]
         options = dict(chunk=self.chunk, min_weight=min_weight)
+        seed = torch.randint(2**31, (), device=origins.device) if jitter is not None else None
         if jitter == "shared" or keep_weights or grids.frustum is not None:
-            edges = ray_edges(near, far, self.num_samples, origins, jitter)
+            edges = lambda rays: ray_edges(near, far, self.num_samples, origins, jitter, seed, rays)
             options.update(background=self.renderer.background, keep_weights=keep_weights)
             return render_rays_in_chunks(self.field(grids), origins, directions, edges, self.aabb, **options)
-        seed = torch.randint(2**31, (), device=origins.device) if jitter == "ray" else None
         rays = origins, directions, near, far, self.aabb
         # on a GPU a kernel does it, whose sums stay in float32
         half = self.bf16 and self.training and origins.is_cuda

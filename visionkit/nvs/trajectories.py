@@ -18,6 +18,7 @@ TRAJECTORIES = ("swing", "orbit", "spiral", "dolly")
 FILE_KEYS = {"azimuth": (-720.0, 720.0), "elevation": (-89.0, 89.0), "distance": (0.05, 20.0)}
 REST = {"azimuth": 0.0, "elevation": 0.0, "distance": 1.0}
 STRAIGHT = 89.0
+SIDES = 0.2, 0.8  # quantiles of the cameras' azimuth; further out the background is seen that few photographs show
 
 
 def curve(name: str, frames: int, degrees: float | None = None) -> np.ndarray:
@@ -119,7 +120,8 @@ def poses(path: np.ndarray, distance: float, base: np.ndarray | None = None) -> 
 def through(c2w: np.ndarray, target: np.ndarray, frames: int) -> np.ndarray:
     """A smooth way along the cameras of a capture, from one side of ``target`` to the other and back.
 
-    It follows a parabola through the cameras, so that it stays where photographs were taken.
+    It follows a parabola through the cameras and turns before the outermost ones, so that it stays where photographs
+    were taken.
 
     Args:
         c2w: (N, 3, 4).
@@ -140,7 +142,7 @@ def through(c2w: np.ndarray, target: np.ndarray, frames: int) -> np.ndarray:
     shape = np.stack([np.arctan2(-local[:, 1], np.hypot(local[:, 0], local[:, 2])), np.linalg.norm(local, axis=1)], 1)
     degree = min(2, len(c2w) - 1)
     fits = [np.polyfit(azimuth, column, degree) for column in shape.T]
-    low, high = np.quantile(azimuth, [0.1, 0.9])
+    low, high = np.quantile(azimuth, SIDES)
     swing = (low + high) / 2 - (high - low) / 2 * np.cos(2 * np.pi * np.arange(frames) / frames)
     elevation, distance = (np.polyval(fit, swing) for fit in fits)
     distance = np.clip(distance, *np.quantile(shape[:, 1], [0.1, 1.0]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.nvs.captures.scene import Scene
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels on the long side
 GREY = 128
+LAST_PORT = 65535
 
 
 def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServer:
@@ -21,13 +25,14 @@ def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServe
 
     Args:
         scene: the capture.
-        port: of the page; the next free one if it is taken.
+        port: of the page; the next free one if it is taken. 0 takes any.
         host: the address that it listens at; by default this machine alone can see it.
 
     Raises:
-        VisionKitError: viser is not installed, or a photograph cannot be read.
+        VisionKitError: viser is not installed, the address is none to listen at, or a photograph cannot be read.
     """
     viser = require("viser", "viewer")
+    port = free_port(host, port)
     from viser.transforms import SO3
 
     sizes = [scene.target_size(row, THUMBNAIL) for row in range(len(scene))]
@@ -50,6 +55,39 @@ def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServe
             position=camera.c2w[:, 3],
         )
     return server
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or the next one that is free.
+
+    It is tried here because viser listens in a thread, whose failure would leave everyone waiting.
+
+    Raises:
+        VisionKitError: nobody can listen there.
+    """
+    if not 0 <= port <= LAST_PORT:
+        raise VisionKitError(f"--port {port}: expected 0 to {LAST_PORT}; 0 takes any that is free")
+    for attempt in range(port, LAST_PORT + 1):
+        try:
+            _listen(host, attempt)
+            return attempt
+        except PermissionError as error:
+            raise VisionKitError(f"--port {attempt}: is not allowed to this user; give one above 1023") from error
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
+                raise VisionKitError(
+                    f"--host {host}: is no address of this machine; expected one of its own, as 127.0.0.1 or 0.0.0.0"
+                ) from error
+    raise VisionKitError(f"--port {port}: is taken, and so are all above it; give a lower one")
+
+
+def _listen(host: str, port: int) -> None:
+    """Raises OSError, or ValueError for what is no name at all, if a server cannot listen there."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, for ports in TIME_WAIT
+            probe.bind(address)
+            probe.listen()
 
 
 def point_colours(scene: Scene, images: list[np.ndarray]) -> np.ndarray:

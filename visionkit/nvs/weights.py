@@ -7,6 +7,7 @@ from the ``centre``.
 
 import inspect
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from visionkit.engine.config import building, check_keys
 from visionkit.errors import VisionKitError
+from visionkit.nvs.captures.scene import CENTRES
 from visionkit.nvs.model import NViST
 from visionkit.nvs.published import load_weights
 
@@ -43,9 +45,39 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
         beside.unlink(missing_ok=True)
 
 
-def scale_of(meta: dict[str, Any]) -> dict[str, Any]:
-    """What a training checkpoint's ``meta`` tells of ``scale``; older ones do not tell all of it."""
-    return {key: meta[key] for key in ("near_far", "distance", "centre") if key in meta}
+def scale_of(meta: Any, path: str | os.PathLike) -> dict[str, Any]:
+    """What a file's metadata tell of ``scale``; older ones do not tell all of it.
+
+    Args:
+        meta: a training checkpoint's ``meta``, or ``scale`` of a file of [save_small].
+        path: the file, for messages.
+
+    Raises:
+        VisionKitError: a value that cannot be.
+    """
+    expected = dict(
+        near_far=("two numbers, 0 < near < far", _is_near_far),
+        distance=("a number above 0", _is_length),
+        centre=(f"one of {', '.join(CENTRES)}", CENTRES.__contains__),
+    )
+    if not isinstance(meta, dict):
+        raise VisionKitError(f"{path}: does not describe the scenes it was trained on; get the file again")
+    scale = {key: meta[key] for key in expected if key in meta}
+    for key, value in scale.items():
+        words, holds = expected[key]
+        if not holds(value):
+            raise VisionKitError(f"{path}: {key} is {value!r}; expected {words}; get the file again")
+    return scale
+
+
+def _is_length(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
+
+
+def _is_near_far(value: Any) -> bool:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return is_pair and all(map(_is_length, value)) and value[0] < value[1]
 
 
 def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
@@ -69,6 +101,7 @@ def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
         options, scale = json.loads(metadata["model"]), json.loads(metadata["scale"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise VisionKitError(f"{path}: is damaged or not an NViST of visionkit; get the file again") from error
+    scale = scale_of(scale, path)
     model = build_described(options, path)
     load_weights(model, tensors, str(path))
     return model.eval(), scale

@@ -165,6 +165,7 @@ def _in_chunks(
     field: Field, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, aabb: Tensor,
     num_samples: int, seed: Tensor | None, background: Tensor | None, min_weight: float, chunk: int,
 ) -> Rendering:  # fmt: skip
-    edges = ray_edges(near, far, num_samples, origins, "ray" if seed is not None else None, seed)
+    jitter = "ray" if seed is not None else None
+    edges = lambda rays: ray_edges(near, far, num_samples, origins, jitter, seed, rays)
     options = dict(background=background, min_weight=min_weight)
     return render_rays_in_chunks(field, origins, directions, edges, aabb, chunk=chunk, **options)

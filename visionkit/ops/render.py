@@ -58,6 +58,7 @@ def ray_edges(
     origins: Tensor,
     jitter: str | None = None,
     seed: Tensor | None = None,
+    rays: slice = slice(None),
 ) -> Tensor:
     """Edges of the sampling intervals along each ray.
 
@@ -68,38 +69,40 @@ def ray_edges(
         jitter: None for even edges; ``"ray"`` moves all edges but the last by U(0, 1) of an interval, every ray on its
             own; ``"shared"`` moves those of all rays alike (the released code).
         seed: a whole number as a tensor of no dimension, of which the noise is a function; by default it is drawn.
+        rays: of every scene, the rays that edges are wanted of; with one seed they are the same as among all.
 
     Returns:
-        (B, R, num_samples + 1).
+        (B, R, num_samples + 1), R as many as ``rays`` says.
     """
-    batch, rays = origins.shape[:2]
-    near = torch.as_tensor(near, dtype=origins.dtype, device=origins.device).expand(batch, rays)[..., None]
-    far = torch.as_tensor(far, dtype=origins.dtype, device=origins.device).expand(batch, rays)[..., None]
-    step = torch.arange(num_samples + 1, dtype=origins.dtype, device=origins.device).expand(batch, rays, -1)
+    batch, count = origins.shape[:2]
+    near = torch.as_tensor(near, dtype=origins.dtype, device=origins.device).expand(batch, count)[:, rays, None]
+    far = torch.as_tensor(far, dtype=origins.dtype, device=origins.device).expand(batch, count)[:, rays, None]
+    step = torch.arange(num_samples + 1, dtype=origins.dtype, device=origins.device)
     if jitter is not None:
         if jitter not in ("ray", "shared"):
             raise VisionKitError(f"jitter={jitter!r}: expected 'ray', 'shared' or None")
         seed = torch.randint(2**31, (), device=origins.device) if seed is None else seed
-        noise = ray_noise(seed, batch * rays if jitter == "ray" else 1, num_samples, origins.dtype)
-        noise = noise.view(-1, rays if jitter == "ray" else 1, num_samples).expand(batch, rays, -1)
-        step = step + F.pad(noise, (0, 1))
+        number = torch.arange(batch * count if jitter == "ray" else 1, device=origins.device)
+        number = number.view(batch, count)[:, rays] if jitter == "ray" else number
+        step = step + F.pad(ray_noise(seed, number, num_samples, origins.dtype), (0, 1))
     return near + (far - near) * (step / num_samples)
 
 
-def ray_noise(seed: Tensor, rays: int, num_samples: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def ray_noise(seed: Tensor, rays: Tensor, num_samples: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """U(0, 1) for each interval of each ray, a function of the three numbers that a kernel can count out again.
 
     Args:
         seed: a whole number, a tensor of no dimension.
-        rays, num_samples: how many.
+        rays: (...) numbers of the rays.
+        num_samples: how many.
         dtype: of the result, whose values have 24 bits.
 
     Returns:
-        (rays, num_samples).
+        (..., num_samples).
     """
-    ray, sample = (torch.arange(size, device=seed.device) for size in (rays, num_samples))
-    key = _scramble((seed & 0xFFFFFFFF) ^ _scramble(ray))
-    return (_scramble((key[:, None] + sample) & 0xFFFFFFFF) >> 8).to(dtype) / 2**24
+    sample = torch.arange(num_samples, device=seed.device)
+    key = _scramble((seed & 0xFFFFFFFF) ^ _scramble(rays))
+    return (_scramble((key[..., None] + sample) & 0xFFFFFFFF) >> 8).to(dtype) / 2**24
 
 
 def _scramble(x: Tensor) -> Tensor:
@@ -374,20 +377,30 @@ def render_rays(
 
 
 def render_rays_in_chunks(
-    field: Field, origins: Tensor, directions: Tensor, edges: Tensor, aabb: Tensor, *, chunk: int, **options: object
+    field: Field,
+    origins: Tensor,
+    directions: Tensor,
+    edges: Tensor | Callable[[slice], Tensor],
+    aabb: Tensor,
+    *,
+    chunk: int,
+    **options: object,
 ) -> Rendering:
     """[render_rays] over ``chunk`` rays of every scene at a time.
+
+    ``edges`` may be a function that gives those of some rays, so that not all lie in memory at once.
 
     With gradients and several chunks each is recomputed in the backward pass, so that what is kept per ray does not
     grow with the number of samples (unless ``keep_weights`` asks for it). A single one would be kept whole anyway.
     """
+    edges_of = edges if callable(edges) else lambda rays: edges[:, rays]
     several = origins.shape[1] > chunk
     background = options.pop("background", None)
     parts = []
     for start in range(0, origins.shape[1], chunk):
         rays = slice(start, start + chunk)
         behind = background[:, rays] if background is not None and background.dim() == 3 else background
-        arguments = (field, origins[:, rays], directions[:, rays], edges[:, rays], aabb)
+        arguments = (field, origins[:, rays], directions[:, rays], edges_of(rays), aabb)
         options_here = dict(options, background=behind)
         if several and torch.is_grad_enabled():
             parts.append(checkpoint(render_rays, *arguments, use_reentrant=False, **options_here))

@@ -1,8 +1,10 @@
 """Readers on whole and on damaged captures."""
 
 import dataclasses
+import functools
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -174,3 +176,105 @@ def test_a_subset_keeps_rows_together(tmp_path):
     part = scene.subset([4, 1])
     assert part.names == ("004.png", "001.png") and np.array_equal(part.c2w, scene.c2w[[4, 1]])
     assert dataclasses.replace(part, names=()).skipped == ()
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """Captures to copy, each drawn once."""
+    return functools.cache(lambda write: write(tmp_path_factory.mktemp("trees") / "a"))
+
+
+def marked(folder, orientation, size):
+    """Gives the first photograph of a capture an EXIF orientation and a red upper left corner as it is stored."""
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[: size[0] // 2, : size[1] // 2, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(folder / "images" / "000.png", exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("kind", [write_colmap, write_transforms])
+def test_cameras_speak_of_the_pixels_as_stored_whatever_exif_says(tmp_path, trees, kind, orientation):
+    folder = shutil.copytree(trees(kind), tmp_path / "a")
+    marked(folder, orientation, arc()[0].size)
+    scene = read_capture(folder)
+    assert len(scene) == 6 and scene.camera(0).size == arc()[0].size
+    image = scene.image(0)
+    assert image[5, 5, 0] > 200 and image[-5, 5, 0] < 50 and image[5, -5, 0] < 50
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(w=0), "w and h"),
+        (dict(h=-40), "w and h"),
+        (dict(w="wide"), "w is 'wide'"),
+        (dict(w=300), "is 30x40, but its w and h say 300x40"),
+        (dict(cx=float("nan")), "cx is nan"),
+        (dict(cy=41), "cy is 41"),
+        (dict(cx=-1), "cx is -1"),
+        (dict(k1=float("inf")), "k1 is inf"),
+        (dict(k5=None), "k5 is None"),
+        (dict(p2="0"), "p2 is '0'"),
+        (dict(fl_x=0), "fl_x is 0"),
+        (dict(fl_y=float("inf")), "fl_y is inf"),
+        (dict(camera_angle_x=0), "camera_angle_x is 0"),
+        (dict(transform_matrix="here"), "transform_matrix: expected"),
+        (dict(transform_matrix=(1e300 * np.eye(4)).tolist()), "transform_matrix: expected"),
+    ],
+)
+def test_odd_numbers_of_transforms_are_named(tmp_path, trees, change, words):
+    folder = shutil.copytree(trees(write_transforms), tmp_path / "a")
+    content = json.loads((folder / "transforms.json").read_text())
+    if "camera_angle_x" in change:
+        del content["fl_x"]
+    content["frames"][2].update(change)
+    (folder / "transforms.json").write_text(json.dumps(content))
+    scene = read_capture(folder)
+    assert len(scene) == 5
+    ((name, reason),) = scene.skipped
+    assert name == "images/002.png" and words in reason
+    for frame in content["frames"]:
+        frame.update(change)
+    (folder / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(VisionKitError, match="transforms.json: none of its 6 frames can be used .images/000.png"):
+        read_capture(folder)
+
+
+def test_lens_terms_that_are_not_supported_are_told(tmp_path):
+    scene = read_capture(write_transforms(tmp_path / "a", k4=0.01, k5=0, k6=-0.1))
+    assert len(scene) == 6 and not scene.distortion.any()
+    assert scene.skipped == (("k4, k6", "of the lens: not supported; the capture is used without"),)
+
+
+PLY = """ply
+format ascii 1.0
+element vertex 2
+property float x
+property float y
+property float z
+property uchar red
+property uchar green
+property uchar blue
+end_header
+0 0 1 9 9 9
+"""
+
+
+@pytest.mark.parametrize("text", ["", "junk", PLY.replace("ascii", "binary_little_endian"), PLY + "a b c 9 9 9\n"])
+def test_a_damaged_ply_is_done_without(tmp_path, text):
+    folder = write_transforms(tmp_path / "a", ply_file_path="points.ply")
+    (folder / "points.ply").write_text(text)
+    scene = read_capture(folder)
+    assert len(scene) == 6 and scene.points.shape == (0, 3)
+    assert scene.skipped == (("points.ply", "cannot be read; the capture is used without its points"),)
+
+
+def test_points_of_a_ply_come_back_without_those_that_lie_nowhere(tmp_path):
+    folder = write_transforms(tmp_path / "a", ply_file_path="points.ply")
+    header = PLY.replace("ascii", "binary_little_endian").rsplit("0 0 1", 1)[0].encode()
+    rows = (struct.pack("<3f3B", *xyz, 9, 9, 9) for xyz in ((0, 0, 1), (float("nan"), 0, 1)))
+    (folder / "points.ply").write_bytes(header + b"".join(rows))
+    scene = read_capture(folder)
+    assert scene.points.tolist() == [[0, 0, 1]] and scene.skipped == ()

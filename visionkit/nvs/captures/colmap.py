@@ -167,21 +167,11 @@ def _after_point(data: bytes, place: int) -> int:
 
 def _read_camera(path: Path, camera: object) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """K, (height, width) and distortion, after a look at the photograph's own size."""
-    from PIL import Image
-
-    from visionkit.nvs.captures.photos import register_heif
+    from visionkit.nvs.captures.photos import stored_size
 
     if camera.model_name not in _DISTORTION:
         raise VisionKitError(f"has a {camera.model_name} lens; undistort the capture with COLMAP's image_undistorter")
-    if path.suffix.lower() in (".heic", ".heif"):
-        register_heif()
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:
-                width, height = height, width
-    except Exception as error:
-        raise VisionKitError("cannot be read as an image") from error
+    height, width = stored_size(path)
     if not same_shape((height, width), (camera.height, camera.width)):
         raise VisionKitError(f"is {width}x{height}, but its camera {camera.width}x{camera.height}")
     distortion = np.zeros(8)

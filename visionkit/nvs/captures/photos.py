@@ -16,7 +16,17 @@ DEFAULT_FOCAL = 0.78  # of the long side: a phone's 28 mm lens
 # Equivalent focal lengths, in mm, of the widest and longest lenses that people hold in hand.
 SHORTEST, LONGEST = 8.0, 400.0
 SMALLEST = 16  # pixels
-_EXIF, _FOCAL_35MM = 0x8769, 0xA405
+_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405
+# What takes an upright picture back to how it is stored, by its EXIF orientation.
+_TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 class Photo(NamedTuple):
@@ -40,6 +50,35 @@ def read_photo_file(path: str | os.PathLike) -> Image.Image:
     if str(path).lower().endswith((".heic", ".heif")):
         register_heif()
     return read_image(os.fspath(path))
+
+
+def read_stored_photo(path: str | os.PathLike) -> Image.Image:
+    """Any image file as an RGB picture of its pixels as they are stored, not turned as EXIF asks.
+
+    COLMAP, nerfstudio and instant-ngp pass over EXIF's orientation, so their cameras speak of these pixels.
+
+    Raises:
+        VisionKitError: it cannot be read; the message names it.
+    """
+    picture = read_photo_file(path)
+    with Image.open(path) as image:
+        turn = _TURN_BACK.get(image.getexif().get(_ORIENTATION, 1))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) of a file's stored pixels, by its header alone.
+
+    Raises:
+        VisionKitError: it cannot be read; the message leaves the name to the caller.
+    """
+    if str(path).lower().endswith((".heic", ".heif")):
+        register_heif()
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:  # decoders meet a broken file with almost any kind of error
+        raise VisionKitError("cannot be read as an image") from error
 
 
 def read_photo(path: str | os.PathLike, focal_ratio: float | None = None) -> Photo:

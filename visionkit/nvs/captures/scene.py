@@ -23,7 +23,7 @@ class Scene:
         name: for messages.
         names: file names of the N photographs, sorted.
         paths: their files.
-        K: (N, 3, 3) intrinsics in pixels of the upright image file, pixel centres at +0.5.
+        K: (N, 3, 3) intrinsics in pixels of the image file as it is stored, pixel centres at +0.5.
         sizes: (N, 2) int, (height, width) that ``K`` speaks of.
         c2w: (N, 3, 4).
         distortion: (N, 8) of the lenses, OpenCV's k1, k2, p1, p2, k3, ..., k6; zeros for a pinhole.
@@ -93,10 +93,10 @@ class Scene:
         import cv2
         from PIL import Image
 
-        from visionkit.nvs.captures.photos import read_photo_file
+        from visionkit.nvs.captures.photos import read_stored_photo
 
         height, width = (int(side) for side in self.sizes[row])
-        picture = read_photo_file(self.paths[row])
+        picture = read_stored_photo(self.paths[row])
         if not same_shape(picture.size[::-1], (height, width)):
             raise VisionKitError(
                 f"{self.paths[row]}: is {picture.width}x{picture.height}, its camera is {width}x{height};"
