@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 from visionkit.nvs.cameras import Camera, relative_to, roll_to_portrait
 from visionkit.nvs.captures.colmap import read_colmap
 from visionkit.nvs.captures.scene import CENTRES, Scene
@@ -301,10 +301,9 @@ def _store(file: Path, scenes: list[PosedScene], skipped: list[tuple[str, str]],
         name: np.concatenate([getattr(each.scene, name) for each in scenes]) if scenes else np.zeros(0)
         for name in ("K", "sizes", "c2w", "distortion")
     }
-    beside = file.with_name(f".{file.stem}.{os.getpid()}.npz")
     try:
-        np.savez(beside, table=np.frombuffer(json.dumps(table).encode(), dtype=np.uint8), **arrays)
-        os.replace(beside, file)
+        with beside(file) as temporary, open(temporary, "wb") as opened:
+            np.savez(opened, table=np.frombuffer(json.dumps(table).encode(), dtype=np.uint8), **arrays)
     except OSError as error:
         print_log(f"{file}: cannot be written ({error.strerror}); scenes will be read anew", "current", logging.WARNING)
 

@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from visionkit.nvs.video import save_picture
+
 GAP = 4
 
 
@@ -32,7 +34,5 @@ def write_sheet(path: Path, rows: list[np.ndarray]) -> Path:
     """Writes rows of one width below each other."""
     space = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
     stack = [part for i, row in enumerate(rows) for part in ([space] if i else []) + [row]]
-    beside = path.with_name(f".{path.name}")
-    Image.fromarray(np.concatenate(stack)).save(beside, format="JPEG" if path.suffix == ".jpg" else None, quality=92)
-    beside.replace(path)
+    save_picture(Image.fromarray(np.concatenate(stack)), path)
     return path

@@ -9,6 +9,7 @@ from PIL import Image
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
+from visionkit.files import beside
 
 STILL = 1.5  # mean difference of two thumbnails, of 255, below which a camera has not moved
 GAP = 4
@@ -130,12 +131,8 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> Image.Image
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Writes beside, then renames; the name's ending gives the format."""
+    """Writes a whole file or none; the name's ending gives the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        picture.save(beside, quality=92)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        picture.save(temporary, format=Image.registered_extensions()[path.suffix.lower()], quality=92)

@@ -16,6 +16,7 @@ import torch
 
 from visionkit.engine.config import building, check_keys
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 from visionkit.nvs.captures.scene import CENTRES
 from visionkit.nvs.model import NViST
 from visionkit.nvs.published import load_weights
@@ -34,15 +35,10 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     metadata = dict(model=json.dumps({key: value for key, value in options.items() if key != "type"}))
-    try:
-        save_file(tensors, beside, dict(metadata, scale=json.dumps(scale)))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        save_file(tensors, temporary, dict(metadata, scale=json.dumps(scale)))
 
 
 def scale_of(meta: Any, path: str | os.PathLike) -> dict[str, Any]:
