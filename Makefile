@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/python datasets/synthesize_reid.py --out $(DEMO)/data --scale tiny --seed 1
-	$(BIN)/visionkit train configs/core_reid_demo.py --work-dir $(DEMO)
+	$(BIN)/visionkit train configs/core_reid_demo.py --work-dir $(DEMO) --cfg-options source.root=$(DEMO)/data target.root=$(DEMO)/data
 	$(BIN)/visionkit render docs/images/photo.jpg -o $(DEMO)/views.mp4 --frames 12
 
 test: $(INSTALLED)

@@ -9,6 +9,7 @@ import functools
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -203,7 +204,10 @@ def run_jobs(jobs: list[tuple[Path, int, list[Shot]]], workers: int) -> Iterator
     if workers == 1:
         yield from map(write_chunk, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit it: Ctrl-C is for this process
+    pool = multiprocessing.get_context("spawn").Pool(workers)
+    signal.signal(signal.SIGINT, before)
+    with pool:
         yield from pool.imap_unordered(write_chunk, jobs)
 
 
@@ -289,4 +293,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command makes the tree anew", file=sys.stderr)
+        sys.exit(130)

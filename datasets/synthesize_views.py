@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -148,7 +149,10 @@ def run_jobs(jobs: list[tuple], workers: int) -> Iterator[int]:
         _one_thread()
         yield from map(write_scene, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit it: Ctrl-C is for this process
+    pool = multiprocessing.get_context("spawn").Pool(workers, _one_thread)
+    signal.signal(signal.SIGINT, before)
+    with pool:
         yield from pool.imap_unordered(write_scene, jobs, chunksize=4)
 
 
@@ -232,4 +236,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command makes the tree anew", file=sys.stderr)
+        sys.exit(130)

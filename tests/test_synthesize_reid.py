@@ -3,10 +3,13 @@
 import contextlib
 import hashlib
 import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -141,3 +144,13 @@ def test_refuses_a_file(tmp_path):
 def test_refuses_bad_arguments(tmp_path, option, value):
     refused(command("--out", tmp_path / "new", option, value), option)
     assert not (tmp_path / "new").exists()
+
+
+def test_an_interruption_ends_in_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--scale", "small"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as work:
+        while work.poll() is None and not list(tmp_path.rglob("*.jpg")):
+            time.sleep(0.05)
+        os.killpg(work.pid, signal.SIGINT)
+        assert work.wait(timeout=60) == 130
+        assert work.stderr.read() == "interrupted; the same command makes the tree anew\n"

@@ -1,5 +1,6 @@
 """Check that a built wheel holds both packages and works where the repository is not at hand."""
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -35,4 +36,6 @@ def main(wheel: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wheel", help="a .whl file")
+    main(parser.parse_args().wheel)

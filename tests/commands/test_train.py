@@ -71,8 +71,11 @@ def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
     # the target stage's network is not the source stage's
     assert main(["test", "config.py", "run/source/epoch_1.pth", "--stage", "target"]) == 2
     assert "another architecture" in capsys.readouterr().err
-    assert main(["test", "config.py", "run/none.pth", "--stage", "target"]) == 2
-    assert "run/none.pth" in capsys.readouterr().err
+    assert main(["test", "config.py", "elsewhere/none.pth"]) == 2
+    assert "elsewhere/none.pth: no such checkpoint" in capsys.readouterr().err
+    shutil.copy("run/target/epoch_1.pth", "moved.pth")
+    assert main(["test", "config.py", "moved.pth"]) == 2
+    assert "is no stage of the config; give --stage" in capsys.readouterr().err
 
 
 def test_a_site_without_any_label(site, capfd):
@@ -169,6 +172,11 @@ def test_fewer_images_than_clusters(site, capsys):
         (["--cfg-options", "stages.target.model.num_classes=9"], "num_classes is num_clusters"),
         (["--cfg-options", "stages.target.num_clusters=0"], "num_clusters=0"),
         (["--cfg-options", "stages.target.instances=1"], "instances=1"),
+        (["--cfg-options", "stages.source.lr=big"], "lr='big'; expected a number above 0"),
+        (["--cfg-options", "image_size=[0,0]"], "image_size=[0, 0]; expected (height, width)"),
+        (["--cfg-options", "image_size=foo"], "image_size='foo'"),
+        (["--cfg-options", "workers=-1"], "workers=-1"),
+        (["--cfg-options", "source.root=nowhere"], "or make its stand-in: python datasets/synthesize_reid.py"),
         (["--cfg-options", "stages.source.warmup_epochs=-3"], "warmup_epochs=-3"),
         (["--cfg-options", "stages.source.style_camera=nonsense"], "style_camera='nonsense'"),
         (["--cfg-options", "stages.source.styled=camstlye"], "styled='camstlye' is neither"),
@@ -196,7 +204,7 @@ def test_a_wrong_value_is_one_line(site, capsys, options, expected):
 
 
 def test_a_stage_that_a_wrong_setting_stopped_is_tried_again(site, capsys):
-    assert "optim" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.lr=fast")
+    assert "optim" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.weight_decay=fast")
     assert train("--stage", "source") == 0
     assert "other settings" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.lr=0.1")
 

@@ -236,8 +236,8 @@ def test_depth_colours_are_spread_over_what_is_seen():
 
     bounds = Bounds(torch.zeros(3), torch.ones(3), near=0.5, middle=10.0, far=100.0)
     depth = np.linspace(4, 6, 100).reshape(10, 10)
-    assert depth_picture(depth, *depth_range(depth, bounds)).max(axis=-1).min() > 100
-    assert depth_range(np.full((10, 10), 50.0), bounds) == (0.5, 10.0)  # nothing was fitted
+    assert depth_picture(depth, *depth_range([depth + 40, depth], bounds)).max(axis=-1).min() > 100
+    assert depth_range([np.full((10, 10), 50.0)], bounds) == (0.5, 10.0)  # nothing was fitted
 
 
 def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):

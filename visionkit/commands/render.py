@@ -187,16 +187,17 @@ def fit(source: Path, options: argparse.Namespace) -> int:
         model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start)
     print(f"fitted in {time.perf_counter() - began:.0f} s")
 
-    scores, pictures, depths = [], [], None
+    scores, views = [], []
     for row in held_out:
         camera = scene.camera(row, scene.target_size(row, settings.long_side))
         truth = scene.image(row, camera.size)
         rgb, depth = _rendered(model, camera)
         scores.append([float(score(*_batch(rgb, truth))) for score in (psnr, ssim)])
         print(f"{scene.names[row]}: PSNR {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.3f}")
-        depths = depths or depth_range(depth, model.bounds)
-        pictures.append(_beside(truth, rgb, depth, *depths))
+        views.append((truth, rgb, depth))
     _tell_scores("held-out photos", scores)
+    depths = depth_range([depth for *_, depth in views], model.bounds)
+    pictures = [_beside(*view, *depths) for view in views]
     width = max(picture.shape[1] for picture in pictures)
     pictures = [np.pad(each, ((0, 4), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
     _save_sheet(np.concatenate(pictures), held_out_sheet)
@@ -315,14 +316,14 @@ def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     return [file]
 
 
-def depth_range(depth: np.ndarray, bounds: Bounds) -> tuple[float, float]:
-    """Distances between which colours are spread: from the nearest that a view shows to the subject's far end.
+def depth_range(depths: list[np.ndarray], bounds: Bounds) -> tuple[float, float]:
+    """Distances between which colours are spread: from the nearest that some views show to the subject's far end.
 
     The fitted bounds begin at the nearest point of any photograph, which would leave dark colours alone to the subject.
     """
     import numpy as np
 
-    near = float(np.quantile(depth, 0.02))
+    near = min(float(np.quantile(depth, 0.02)) for depth in depths)
     return (near if bounds.near < near < bounds.middle else bounds.near), bounds.middle
 
 

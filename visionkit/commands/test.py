@@ -27,12 +27,17 @@ def run(options: argparse.Namespace) -> int:
     from visionkit.errors import VisionKitError
 
     cfg = load_config(options.config, options.cfg_options)
-    name = options.stage or Path(options.checkpoint).resolve().parent.name
+    checkpoint = Path(options.checkpoint)
+    if not checkpoint.is_file():
+        raise VisionKitError(f"{checkpoint}: no such checkpoint; give the path of a .pth or .safetensors file")
+    name = options.stage or checkpoint.resolve().parent.name
+    if options.stage is None and name not in cfg.get("stages", {}):
+        raise VisionKitError(f"{checkpoint}: its folder {name!r} is no stage of the config; give --stage")
     check_keys([name], cfg.get("stages", {}), "--stage")
     work_dir = Path(options.work_dir or Path("work_dirs") / f"{Path(options.config).stem}_test")
     stage = build_stage(name, cfg["stages"][name], cfg)
     if not hasattr(stage, "test"):
         raise VisionKitError(f"--stage {name}: has no test data; choose a stage that reports")
     context = Context(cfg, work_dir, cfg.get("seed", 1), "none", {})
-    show_table([dict(checkpoint=options.checkpoint, **stage.test(context, Path(options.checkpoint)))])
+    show_table([dict(checkpoint=options.checkpoint, **stage.test(context, checkpoint))])
     return 0

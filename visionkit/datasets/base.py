@@ -59,6 +59,7 @@ class ReIDDataset(Dataset):
     published: dict[str, tuple[tuple[int, int], ...]] = {}  # split -> (identities, images), alternatives if disputed
     ask = ""  # who gives the data set out
     card = ""  # its page under datasets/
+    stand_in = ""  # what makes a tree like it of drawn images
     zero_is_distractor = False
 
     def __init__(
@@ -124,7 +125,9 @@ class ReIDDataset(Dataset):
 
     def _where_from(self) -> str:
         parts = ", ".join(self.tree())
-        return f"expected {self.folder or 'a folder'} with {parts}, from {self.ask}; see datasets/{self.card}.md"
+        stand_in = f", or make its stand-in: {self.stand_in}" if self.stand_in else ""
+        where = f"see datasets/{self.card}.md{stand_in}"
+        return f"expected {self.folder or 'a folder'} with {parts}, from {self.ask}; {where}"
 
     def _checked(self, split: str) -> list[Sample]:
         dropped = (-1, 0) if self.zero_is_distractor and split != "gallery" else (-1,)

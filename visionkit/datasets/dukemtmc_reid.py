@@ -13,4 +13,5 @@ class DukeMTMCreID(ReIDDataset):
     published = dict(train=((702, 16522),), query=((702, 2228),), gallery=((1110, 17661),))
     ask = "nobody any more: its authors withdrew it in 2019"
     card = "dukemtmc_reid"
+    stand_in = "python datasets/synthesize_reid.py --out ROOT"
     zero_is_distractor = True

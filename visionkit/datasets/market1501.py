@@ -16,4 +16,5 @@ class Market1501(ReIDDataset):
     published = dict(train=((751, 12936),), query=((750, 3368),), gallery=((751, 15913),))
     ask = "its authors (https://zheng-lab.cecs.anu.edu.au/Project/project_reid.html)"
     card = "market1501"
+    stand_in = "python datasets/synthesize_reid.py --out ROOT"
     zero_is_distractor = True

@@ -166,7 +166,7 @@ def _parameters(cls: Any) -> list[str] | None:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names += [p.name for p in parameters if p.kind in named and p.name != "self"]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
+            return list(dict.fromkeys(names))  # bases may name an option again
     return None
 
 

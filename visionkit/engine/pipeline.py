@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
 from visionkit.engine.checkpoints import FULL, cannot_write, remove_leftovers, write_text
-from visionkit.engine.config import building, check_keys, check_types, plain
+from visionkit.engine.config import building, check_counts, check_keys, check_types, plain
 from visionkit.engine.runner import init_distributed
 from visionkit.engine.stopping import listening
 from visionkit.errors import VisionKitError
@@ -66,6 +67,9 @@ def run_pipeline(
     check_keys(cfg, TOP_LEVEL, "config")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise VisionKitError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
+    check_counts("config", 0, workers=cfg.get("workers", 0))
+    if not _is_size(cfg.get("image_size", (1, 1))):
+        raise VisionKitError(f"config: image_size={cfg['image_size']!r}; expected (height, width) in pixels")
     work_dir = Path(work_dir)
     stages = cfg.get("stages")
     if not isinstance(stages, dict) or not stages or not all(isinstance(stage, dict) for stage in stages.values()):
@@ -90,6 +94,10 @@ def run_pipeline(
                 raise
             raise cannot_write(work_dir, error) from error
     return report(work_dir, stages)
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
 
 
 def _run_stages(

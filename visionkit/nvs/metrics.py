@@ -63,7 +63,7 @@ class ViewMetric(BaseMetric):
         lpips_scaling: see [PerceptualLoss].
     """
 
-    default_prefix = None
+    default_prefix = ""  # none, said so: mmengine warns of None
 
     def __init__(self, lpips: str | None = "vgg", lpips_scaling: str = "right") -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class ReIDMetric(BaseMetric):
         prefix: put before each name in the log.
     """
 
-    default_prefix = None
+    default_prefix = ""  # none, said so: mmengine warns of None
 
     def __init__(
         self,

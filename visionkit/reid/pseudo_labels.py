@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from visionkit.engine.config import build
 from visionkit.engine.loaders import start_worker
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
@@ -65,7 +66,7 @@ class PseudoLabelHook(Hook):
                 f"PseudoLabelHook: clusterer needs a type, or one config for each of {', '.join(VIEWS)}; "
                 f"got {', '.join(by_view)}"
             )
-        self.clusterers = {view: CLUSTERERS.build(dict(cfg)) for view, cfg in by_view.items()}
+        self.clusterers = {view: build(CLUSTERERS, cfg, "PseudoLabelHook, clusterer") for view, cfg in by_view.items()}
         self.transforms, self.batch_size, self.num_workers = transforms, batch_size, num_workers
         self.reset_optimizer, self.compare_with_truth = reset_optimizer, compare_with_truth
         self.max_clusters = max_clusters

@@ -73,6 +73,8 @@ class ReIDStage(RunnerStage):
         counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities, val_interval=val_interval)
         check_counts(f"stage {name}", 1, **counts)
         check_counts(f"stage {name}", 2, instances=instances)
+        if not isinstance(lr, (int, float)) or lr <= 0:
+            raise VisionKitError(f"stage {name}: lr={lr!r}; expected a number above 0, as 3.5e-4")
         self.epochs = epochs
         self.iters_per_epoch = iters_per_epoch
         self.identities = identities
