@@ -97,3 +97,16 @@ def test_half_precision_over_many_tokens(dtype):
     out = mala_attention(q.to(dtype), k.to(dtype), v.to(dtype), rotary=[x.to(dtype) for x in table])
     expected = mala_attention(q, k, v, rotary=table)
     assert out.isfinite().all() and (out - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_strongly_negative_queries_in_half_precision(dtype):
+    """1 / z left float16's range, and its gradient did so before that."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 64, 16)
+    given = [x.to(dtype).requires_grad_() for x in (q - 14, k, v)]
+    out = mala_attention(*given)
+    out.sum().backward()
+    assert out.dtype == dtype and all(x.grad.isfinite().all() for x in given)
+    expected = mala_attention(*(x.detach().double() for x in given))
+    torch.testing.assert_close(out.double(), expected, atol=0.01, rtol=0.01)

@@ -36,6 +36,8 @@ def mala_attention(
     sum to one only nearly. ``normalise_rotated`` takes z after it too: rows sum to one, but z may come near zero or
     become negative, which the published order avoids.
 
+    Computed in float32 at least: of strongly negative queries 1 / z, and its gradient more so, leaves half precision.
+
     With ``local`` and ``gate`` the result is (attention + local) * gate, the paper's module between its projections:
     there ``local`` is a depthwise convolution of the values and ``gate`` a linear layer of the input.
 
@@ -51,7 +53,7 @@ def mala_attention(
             neither.
 
     Returns:
-        (B, heads, N, dim_v).
+        (B, heads, N, dim_v), in the type of ``v``.
 
     Raises:
         VisionKitError: only one of ``local`` and ``gate``, or another shape of them.
@@ -61,15 +63,18 @@ def mala_attention(
         options = dict(rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
         return kernel(q, k, v, local=local, gate=gate, **options)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q, k = elu_plus_one(q), elu_plus_one(k)
-    rotated_q, rotated_k = (rotary_2d(q, *rotary), rotary_2d(k, *rotary)) if rotary else (q, k)
-    if normalise_rotated:
-        q, k = rotated_q, rotated_k
-    z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
-    safe_z = torch.where(z < 0, z - eps, z + eps)
-    scores_v = rotated_q @ scaled_kv(rotated_k, v, scale / k.shape[-2])
-    out = torch.addcmul(scores_v * (1 + 1 / safe_z), z, v.mean(dim=-2, keepdim=True), value=-1)
-    return out if gate is None else (out + local) * gate
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    with without_autocast(v):
+        q, k, value = elu_plus_one(q.to(dtype)), elu_plus_one(k.to(dtype)), v.to(dtype)
+        rotated_q, rotated_k = (rotary_2d(q, *rotary), rotary_2d(k, *rotary)) if rotary else (q, k)
+        if normalise_rotated:
+            q, k = rotated_q, rotated_k
+        z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
+        safe_z = torch.where(z < 0, z - eps, z + eps)
+        scores_v = rotated_q @ (rotated_k.transpose(-2, -1) @ value * (scale / k.shape[-2]))
+        out = torch.addcmul(scores_v * (1 + 1 / safe_z), z, value.mean(dim=-2, keepdim=True), value=-1)
+        out = out if gate is None else (out + local) * gate
+    return out.to(v.dtype)
 
 
 def check_gating(local: Tensor | None, gate: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -91,17 +96,6 @@ def elu_plus_one(x: Tensor) -> Tensor:
     """
     positive = F.threshold(x, 0, 0)
     return positive.add_((x - positive).exp_())
-
-
-def scaled_kv(k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """scale * k^T v: (..., N, dim), (..., N, dim_v) -> (..., dim, dim_v).
-
-    Each factor takes a root of the scale, lest a sum over many tokens leaves the range of half precision.
-    """
-    if k.dtype in (torch.float16, torch.bfloat16):
-        root = scale**0.5
-        return (k * root).transpose(-2, -1) @ (v * root)
-    return (k.transpose(-2, -1) @ v) * scale
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

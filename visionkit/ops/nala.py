@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
-from visionkit.ops.mala import scaled_kv, without_autocast
+from visionkit.ops.mala import without_autocast
 from visionkit.ops.rotary import Rotary, rotary_2d
 
 FEATURE_MAPS = ("signs", "cosine")
@@ -63,7 +63,7 @@ def nala_attention(
         if rotary:
             q_halves = [rotary_2d(half, *rotary) for half in q_halves]
             k_halves = [rotary_2d(half, *rotary) for half in k_halves]
-        kv = scaled_kv(torch.cat(k_halves, -1), value, 1 / n)
+        kv = torch.cat(k_halves, -1).transpose(-2, -1) @ value * (1 / n)
         out = torch.cat(q_halves, -1) @ kv / (z + eps)
     return out.to(v.dtype)
 
