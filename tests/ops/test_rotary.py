@@ -59,3 +59,10 @@ def test_a_single_precision_table_leaves_half_precision_as_it_is():
     table = rotary_table_2d(3, 4, 8)
     q, k, v = (torch.randn(1, 2, 12, 8).bfloat16() for _ in range(3))
     assert mala_attention(q, k, v, rotary=table).dtype == torch.bfloat16
+
+
+def test_a_double_table_is_computed_in_double_precision():
+    sin, cos = rotary_table_2d(1, 300, 64, dtype=torch.float64)
+    angle = 299 * 10000 ** -(1 / 15)
+    assert sin[299, 34].item() == pytest.approx(math.sin(angle), abs=1e-12)
+    assert cos[299, 34].item() == pytest.approx(math.cos(angle), abs=1e-12)
