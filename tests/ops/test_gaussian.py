@@ -126,3 +126,9 @@ for symmetric in (False, True):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_an_empty_batch_gives_an_empty_batch(symmetric):
+    q, v, landmarks = (x[:0] for x in tokens())
+    assert gaussian_attention(q, None, v, landmarks=landmarks, symmetric=symmetric).shape == v.shape

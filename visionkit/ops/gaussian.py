@@ -150,6 +150,8 @@ def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
 
     The scale is halved, at most ten times, until no column of I - A V_0 sums to more than 1.01.
     """
+    if a.numel() == 0:  # an empty batch has no largest sum
+        return a
     alpha = 2 / a.sum(dim=-1).flatten().amax(dim=-1).square()
     with torch.no_grad():
         halvings = 0.5 ** torch.arange(11, dtype=a.dtype, device=a.device)
