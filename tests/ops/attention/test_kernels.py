@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from ops.attention.explicit import elu1, masked_softmax, qkv
+from torch.nn import functional as F
 
 from visionkit.ops.attention import _masks, attend
 from visionkit.ops.attention._masks import visible
@@ -142,3 +143,11 @@ def test_gaam_weights_sum_to_one_over_tokens():
     _, k, _ = qkv()
     weights = gaussian_weights(k, None, None)
     torch.testing.assert_close(weights.sum(-2), torch.ones_like(weights.sum(-2)))
+
+
+def test_softmax_of_one_width_copies_nothing(monkeypatch):
+    q, k, v, seen = *torch.randn(3, 1, 2, 5, 8), []
+    plain = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **options: seen.extend(x) or plain(*x, **options))
+    attend("softmax", q, k, v)
+    assert all(a is b for a, b in zip(seen, (q, k, v)))

@@ -27,7 +27,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
     if window is None:
         # fused kernels want one width: zeros in q and k, or in v, change nothing
         width, scale, wide = v.shape[-1], q.shape[-1] ** -0.5, max(q.shape[-1], v.shape[-1])
-        q, k, v = (F.pad(x, (0, wide - x.shape[-1])) for x in (q, k, v))
+        q, k, v = (F.pad(x, (0, wide - x.shape[-1])) if x.shape[-1] < wide else x for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)[..., :width]
     return by_rows(_weights, q, k, v, causal=causal, window=window)
 
