@@ -4,11 +4,13 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionkit.backbones.layers import (
     HAS_ONEDNN,
     ConvNorm,
+    RotaryTable,
     add_branch,
     is_smaller_than_weights,
     linear,
@@ -87,6 +89,28 @@ def test_a_hook_sees_the_branch_alone(name):
     torch.testing.assert_close(seen[0], seen[1])
 
 
+@pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_sees_a_layer(hook):
+    layer, seen = nn.Linear(8, 8), []
+    getattr(layer, hook)(lambda *_: seen.append(1) or None)
+    linear(layer, torch.randn(3, 8, requires_grad=True), gamma=torch.randn(8)).sum().backward()
+    assert seen == [1]
+
+
+def test_a_global_hook_sees_every_part():
+    torch.manual_seed(0)
+    options = dict(dims=(32, 32, 64, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
+    model, image, seen = timm.create_model("soft_tiny", **options).eval(), torch.randn(1, 3, 64, 64), set()
+    hook = register_module_forward_hook(lambda module, *_: seen.add(module) and None)
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        hook.remove()
+    containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterDict)
+    assert not [part for part in model.modules() if part not in seen and not isinstance(part, containers)]
+
+
 class Means(nn.Module):
     """As a user may put in an attention's place."""
 
@@ -104,6 +128,67 @@ def test_another_module_in_a_branch_runs_in_inference_too(name):
     expected = model(image)
     with torch.no_grad():
         torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_xtiny", "soft_tiny"])
+def test_a_subclass_need_not_add_the_map_itself(name):
+    torch.manual_seed(0)
+    model, image = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
+    own = type(model.stages[0].blocks[0].attn)
+
+    class Doubled(own):
+        def forward(self, x, *others):
+            return 2 * super().forward(x, *others)
+
+    model.stages[0].blocks[0].attn.__class__ = Doubled
+    expected = model(image)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), expected, atol=1e-5, rtol=1e-4)
+
+
+class Doubling(nn.BatchNorm2d):
+    """As norms with an activation of their own are."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+NORMS = dict(
+    group=lambda: nn.GroupNorm(2, 8),
+    without_statistics=lambda: nn.BatchNorm2d(8, track_running_stats=False),
+    without_weights=lambda: nn.BatchNorm2d(8, affine=False),
+    subclass=lambda: Doubling(8),
+    none=nn.Identity,
+)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_that_cannot_be_folded_is_called(norm):
+    torch.manual_seed(0)
+    layer, x = ConvNorm(8, 8).eval(), torch.randn(2, 16, 16, 8)
+    layer.norm = NORMS[norm]().eval()
+    expected = layer.norm(layer.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(layer(x), expected)
+
+
+class Interrupted(RotaryTable):
+    """Another thread asks for a grid whenever an attribute is set."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if getattr(self, "other", None) is not None:
+            grid, self.__dict__["other"] = self.other, None
+            self.__dict__["found"] = self(grid)
+
+
+def test_threads_that_share_a_rotary_table_each_get_their_own():
+    table, own, other = Interrupted(8), torch.zeros(1, 3, 3, 8), torch.zeros(1, 4, 4, 8)
+    table(other)
+    table.__dict__["other"] = other
+    assert [len(each) for each in table(own)] == [9] * 3
+    assert [len(each) for each in table.found] == [16] * 3
 
 
 def test_forward_mode_gradients_pass():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from visionkit.ops.rotary import Rotary, rotary_pairs, rotary_table_2d
@@ -66,7 +67,10 @@ def is_smaller_than_weights(x: Tensor, conv: nn.Conv2d) -> bool:
 
 
 def may_fold(layer: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm may go into the weights of the layer before it: in eval mode, where no hook looks at either."""
+    """Whether a norm may go into the weights of the layer before it: a batch norm of torch's own, with statistics and
+    weights, in eval mode, where no hook looks at either."""
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or norm.running_mean is None or norm.weight is None:
+        return False
     return not norm.training and is_plain(layer) and not has_hooks(norm)
 
 
@@ -122,11 +126,12 @@ class ConvFFN(nn.Module):
 def add_branch(x: Tensor, drop: nn.Module, branch: Callable[..., Tensor], *inputs: Tensor | Rotary) -> Tensor:
     """x + drop(branch(*inputs)).
 
-    In inference the branch adds x itself, in its last product: branch(*inputs, onto=x); unless it is a module that does
-    not say ``adds_onto``, as one that a user has put there, or a hook looks at the branch alone.
+    In inference the branch adds x itself, in its last product: branch(*inputs, onto=x); unless it is a module whose
+    class does not say ``adds_onto`` itself, as one that a user has put there (a subclass may have another forward), or
+    a hook looks at the branch alone.
     """
     drops = drop.training and not isinstance(drop, nn.Identity)
-    adds = getattr(branch, "adds_onto", not isinstance(branch, nn.Module))
+    adds = not isinstance(branch, nn.Module) or "adds_onto" in vars(type(branch))
     if torch.is_grad_enabled() or drops or not adds or has_hooks(branch) or has_hooks(drop):
         return x + drop(branch(*inputs))
     return branch(*inputs, onto=x)
@@ -185,7 +190,10 @@ def linear_gelu(layer: nn.Linear, x: Tensor, approximate: str = "none") -> Tenso
 
 def has_hooks(part: Callable) -> bool:
     """Whether a hook looks at a module; at a function none can."""
-    return bool(getattr(part, "_forward_hooks", None) or getattr(part, "_forward_pre_hooks", None))
+    if not isinstance(part, nn.Module):
+        return False
+    own = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return bool(own or _has_any_global_hook())
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -209,8 +217,7 @@ class RotaryTable(nn.Module):
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.key: tuple | None = None
-        self.table: Rotary | None = None
+        self.cached: tuple[tuple | None, Rotary | None] = None, None  # one attribute: threads may share a model
 
     def forward(self, x: Tensor) -> Rotary:
         """A map (B, H, W, C) -> sin, cos and, if kept, their pairs, each (H * W, head_dim), of its type and device."""
@@ -218,9 +225,10 @@ class RotaryTable(nn.Module):
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or type(x) is not Tensor:
             return rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
         key = (height, width, x.device, x.dtype)
-        if self.key != key:
+        known, table = self.cached
+        if known != key:
             with torch.inference_mode(False), torch.no_grad():
-                table = rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
-                self.table = *table, rotary_pairs(*table)
-            self.key = key
-        return self.table
+                sin, cos = rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
+                table = sin, cos, rotary_pairs(sin, cos)
+            self.cached = key, table
+        return table
