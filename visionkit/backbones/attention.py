@@ -1,7 +1,7 @@
 """Any attention by its name: the core that backbones call, and a layer for plain vision transformers.
 
-A core is a function of q, k and v, each (B, heads, N, head_dim). Known are those of :mod:`visionkit.ops.attention` and
-``mala``, ``nala``, ``gaussian`` (SOFT) and ``gaussian_norm`` (SOFT++).
+A core is a function of q, k and v, each (B, heads, N, head_dim). Known are those of :mod:`visionkit.ops.attention` (its
+``softmax`` is PyTorch's own function here, without causal masks and windows) and ``gaussian_norm`` (SOFT++).
 """
 
 import inspect
@@ -15,16 +15,11 @@ from visionkit.errors import VisionKitError
 from visionkit.ops import attention as library
 from visionkit.ops import dispatch
 from visionkit.ops.gaussian import gaussian_attention
-from visionkit.ops.mala import mala_attention
-from visionkit.ops.nala import nala_attention
 from visionkit.ops.rotary import Rotary, rotary_2d
 from visionkit.registry import MODELS
 
 OWN = {
     "softmax": scaled_dot_product_attention,
-    "mala": mala_attention,
-    "nala": nala_attention,
-    "gaussian": gaussian_attention,
     "gaussian_norm": partial(gaussian_attention, symmetric=True),
 }
 
