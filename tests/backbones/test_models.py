@@ -7,6 +7,8 @@ import pytest
 import timm
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import visionkit.backbones  # noqa: F401
 from visionkit.errors import VisionKitError
@@ -135,10 +137,97 @@ def test_intermediates(name):
         torch.testing.assert_close(model.forward_head(features), model(image))
         last = model.forward_intermediates(image, indices=[1], stop_early=True, intermediates_only=True)
         torch.testing.assert_close(last, maps[1:2])
-        model.prune_intermediate_layers([0, 1])
-        assert len(model.stages) == 2
+        first, (same,) = model.forward_intermediates(image, indices=[0], stop_early=True)
+        torch.testing.assert_close(same, maps[0])
+        assert first.numel() == same.numel()
     chosen = narrow(name, features_only=True, out_indices=(-1, 1), num_classes=0)
     assert chosen.feature_info.channels() in ([32, 64], [64, 32])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_pruned_model_can_be_pruned_again_and_given_a_classifier(name):
+    model = narrow(name).eval()
+    image = torch.randn(2, 3, 64, 48)
+    model.prune_intermediate_layers([0, 2])
+    model.prune_intermediate_layers([0, 1])
+    assert len(model.stages) == 2 and model(image).shape in [(2, 32, 8, 6), (2, 48, 32)]
+    model.reset_classifier(3, "avg")
+    assert model(image).shape == (2, 3)
+    with pytest.raises(VisionKitError, match="global_pool='token': .* takes one of 'avg', ''"):
+        model.reset_classifier(3, "token")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_hook_on_a_stage_sees_its_map(name):
+    model, seen = narrow(name).eval(), []
+    model.stages[1].register_forward_hook(lambda stage, inputs, output: seen.append(output.shape))
+    model(torch.randn(1, 3, 64, 96))
+    assert seen == [(1, 8, 12, 32)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_empty_batch(name):
+    with torch.no_grad():
+        assert narrow(name).eval()(torch.randn(0, 3, 64, 64)).shape == (0, 7)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_gradient_for_each_image(name):
+    model = narrow(name).eval()
+    weights, images = dict(model.named_parameters()), torch.randn(2, 3, 32, 32)
+
+    def loss(weights, image):
+        return torch.func.functional_call(model, weights, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images)
+    for i, image in enumerate(images):
+        expected = torch.func.grad(loss)(weights, image)
+        torch.testing.assert_close({key: grad[i] for key, grad in each.items()}, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_wrapped_layers(name):
+    model, image = narrow(name).eval(), torch.randn(1, 3, 64, 64)
+
+    class Wrapped(torch.nn.Module):  # as adapters of low rank are, without the weights' names
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x)
+
+    with torch.no_grad():
+        expected = model(image)
+        for owner in list(model.modules()):
+            for key, layer in list(owner.named_children()):
+                if isinstance(layer, torch.nn.Linear):
+                    owner._modules[key] = Wrapped(layer)
+        torch.testing.assert_close(model(image), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_quantised_layers(name):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model, image = narrow(name).eval(), torch.randn(1, 3, 64, 64)
+    quantised = quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        expected = model(image)
+        assert (quantised(image) - expected).abs().max() < 0.5 * expected.std()
+
+
+def test_softs_local_branch_is_a_layer_that_is_called():
+    model, seen = narrow("soft_tiny").eval(), []
+    local, image = model.stages[0].blocks[0].attn.local, torch.randn(1, 3, 64, 64)
+    assert local.weight.shape == (1, 1, 9, 9)
+    with torch.no_grad():
+        expected = model(image)
+        local.register_forward_hook(lambda *_: seen.append(1) or None)
+        weight_norm(local)
+        torch.testing.assert_close(model(image), expected)
+        assert seen == [1]
+        prune.random_unstructured(model.stages[1].blocks[0].attn.local, "weight", 1.0)
+        assert not torch.allclose(model(image), expected)
 
 
 @pytest.mark.parametrize("name", SMALL)

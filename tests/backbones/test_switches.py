@@ -108,8 +108,36 @@ def test_layer_from_a_config():
         (lambda: timm.create_model("soft_tiny", landmark="random"), "landmark='random'"),
         (lambda: timm.create_model("soft_tiny", last_stage="conv"), "last_stage='conv'"),
         (lambda: timm.create_model("soft_tiny", attention=["mala"]), "four stages, got 1"),
+        (
+            lambda: timm.create_model("soft_tiny", last_stage="gaussian", global_pool="token"),
+            "SOFT takes one of 'avg', ''",
+        ),
+        (lambda: timm.create_model("soft_tiny", max_landmarks=0), "max_landmarks=0: expected 1 or more, or None"),
+        (lambda: timm.create_model("soft_tiny", inverse="foo"), "inverse='foo': expected one of 'newton', 'solve'"),
+        (lambda: timm.create_model("nalaformer_tiny", feature_map="foo"), "feature_map='foo': expected one of"),
+        (lambda: timm.create_model("mavit_tiny", layer_scale=1.0), "layer_scale=1.0: expected four values"),
     ],
 )
 def test_wrong_options(make, message):
     with pytest.raises(VisionKitError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_tiny", "soft_tiny"])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(global_pool="max"), "global_pool='max': .* takes one of .*'avg', ''"),
+        (dict(attention_options=dict(scale=2.0)), "attention_options: are of attention="),
+        (dict(depths=(1, 1, 1)), r"depths=\(1, 1, 1\): expected four values, one a stage"),
+        (dict(num_heads=(1, 2, 3, 8)), "num_heads: 3 heads of stage 3 do not divide its (256|320) channels"),
+    ],
+)
+def test_wrong_options_of_every_family(name, options, message):
+    with pytest.raises(VisionKitError, match=message):
+        timm.create_model(name, **options)
+
+
+def test_heads_that_rotary_positions_do_not_fit():
+    with pytest.raises(VisionKitError, match="heads of 2 channels; rotary positions need a multiple of 4"):
+        timm.create_model("mavit_tiny", num_heads=(32, 2, 4, 8))

@@ -36,23 +36,36 @@ def default_cfg(**options: Any) -> dict[str, Any]:  # noqa: ANN401
 class HierarchicalBackbone(nn.Module):
     """Base of the families: gives features, intermediates and checkpointing, given ``stem`` and ``stages``.
 
-    A family sets ``stem`` and ``stages``, and writes ``forward_head`` and ``reset_classifier``. The stem takes and a
-    stage gives a map (B, H, W, C); stages have ``enter(x)`` (what comes before the blocks: downsampling, positions),
-    ``blocks``, each called with the map and ``context(x)``, and ``leave(x)``.
+    A family sets ``stem``, ``stages`` and ``head``, and writes ``forward_head``. The stem and every [Stage] take and
+    give a map (B, H, W, C).
 
     Args:
         dims: channels of the four stages.
         num_classes: 0 for none.
         head_hidden_size: channels before the classifier.
+        pools: what ``global_pool`` may be.
+        global_pool: the one to begin with.
+
+    Raises:
+        VisionKitError: another ``global_pool``.
     """
 
     stem: nn.Module
     stages: nn.ModuleList
+    head: nn.Module
 
-    def __init__(self, dims: Sequence[int], num_classes: int, head_hidden_size: int) -> None:
+    def __init__(
+        self,
+        dims: Sequence[int],
+        num_classes: int,
+        head_hidden_size: int,
+        pools: Sequence[str] = ("avg", ""),
+        global_pool: str = "avg",
+    ) -> None:
         super().__init__()
         self.num_classes, self.num_features, self.head_hidden_size = num_classes, dims[-1], head_hidden_size
-        self.grad_checkpointing = False
+        self.pools = pools
+        self.set_global_pool(global_pool)
         self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)]
 
     def forward_stages(self, x: Tensor, count: int = 4) -> Iterator[Tensor]:
@@ -65,22 +78,15 @@ class HierarchicalBackbone(nn.Module):
             raise VisionKitError(
                 f"image of {x.shape[-2]} x {x.shape[-1]} pixels: {type(self).__name__} needs at least {MIN_SIZE} a side"
             )
-        x = self.stem(channels_last(x.contiguous(memory_format=torch.channels_last)))
+        x = self.stem(channels_last(x).contiguous())
         for stage in list(self.stages)[:count]:
-            x = stage.enter(x)
-            context = stage.context(x)
-            for block in stage.blocks:
-                if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
-                    x = checkpoint(block, x, *context, use_reentrant=False)
-                else:
-                    x = block(x, *context)
-            x = stage.leave(x)
+            x = stage(x)
             yield x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> the last map (B, num_features, H / 32, W / 32)."""
         *_, last = self.forward_stages(x)
-        return self.to_features(last)
+        return self.to_features(last, len(self.stages) - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, num_classes)."""
@@ -95,7 +101,7 @@ class HierarchicalBackbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of chosen stages, and what ``forward_features`` gives.
+        """The maps of chosen stages, and what ``forward_features`` gives (would give, if it stopped early too).
 
         Args:
             x: images (B, C, H, W).
@@ -111,30 +117,57 @@ class HierarchicalBackbone(nn.Module):
         maps = list(self.forward_stages(x, last + 1 if stop_early else len(self.stages)))
         image_size = x.shape[-2:]
         intermediates = [self.to_map(maps[i], i, image_size, norm) for i in wanted]
-        return intermediates if intermediates_only else (self.to_features(maps[-1]), intermediates)
+        return intermediates if intermediates_only else (self.to_features(maps[-1], len(maps) - 1), intermediates)
 
     def to_map(self, x: Tensor, stage: int, image_size: Sequence[int], norm: bool) -> Tensor:
         """What a stage gave for an image of that height and width -> (B, C, H, W)."""
         return channels_first(x)
 
-    def to_features(self, x: Tensor) -> Tensor:
-        """What the last stage gave -> the result of ``forward_features``."""
+    def to_features(self, x: Tensor, stage: int) -> Tensor:
+        """What a stage gave -> the result of ``forward_features``, if it is the last."""
         return channels_first(x)
+
+    def set_global_pool(self, global_pool: str) -> None:
+        """How ``forward_head`` makes a vector of the features.
+
+        Raises:
+            VisionKitError: one that the model does not have.
+        """
+        if global_pool not in self.pools:
+            accepted = ", ".join(map(repr, self.pools))
+            raise VisionKitError(f"global_pool={global_pool!r}: {type(self).__name__} takes one of {accepted}")
+        self.global_pool = global_pool
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier; 0 for none.
+
+        Raises:
+            VisionKitError: a ``global_pool`` that the model does not have.
+        """
+        if global_pool is not None:
+            self.set_global_pool(global_pool)
+        self.num_classes = num_classes
+        like = next(self.stem.parameters())
+        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(device=like.device, dtype=like.dtype)
+        init_weights(self.head)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last chosen one, and the head."""
+        """Drop the stages after the last chosen one, and the head; a new one sits on what is left."""
         wanted, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")
         return wanted
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping what they made."""
-        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -162,33 +195,49 @@ class HierarchicalBackbone(nn.Module):
 
 
 class Stage(nn.Module):
-    """What enters a stage, its blocks, and what every block is given beside the map."""
+    """What enters a stage, and its blocks, each called with the map and its rotary tables, if there are any."""
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], rotary: nn.Module | None = None) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
         self.rotary = rotary
+        self.grad_checkpointing = False
 
     def enter(self, x: Tensor) -> Tensor:
         """Halve the map, but for the first stage."""
         return self.downsample(x)
 
-    def context(self, x: Tensor) -> tuple:
-        """Arguments of the blocks beside the map."""
-        return () if self.rotary is None else (self.rotary(x),)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """The map as the next stage and ``to_map`` take it."""
-        return x
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C')."""
         x = self.enter(x)
-        context = self.context(x)
+        tables = () if self.rotary is None else (self.rotary(x),)
         for block in self.blocks:
-            x = block(x, *context)
-        return self.leave(x)
+            if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
+                x = checkpoint(block, x, *tables, use_reentrant=False)
+            else:
+                x = block(x, *tables)
+        return x
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normals of 0.02 for linear layers; the rest keeps torch's start."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def check_stages(
+    dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], **others: Sequence[float]
+) -> None:
+    """Raises VisionKitError unless each has a value for each of four stages, and the heads divide the channels."""
+    for name, values in dict(dims=dims, depths=depths, num_heads=num_heads, **others).items():
+        if not isinstance(values, Sequence) or len(values) != 4:
+            raise VisionKitError(f"{name}={values}: expected four values, one a stage")
+    for i, (dim, heads) in enumerate(zip(dims, num_heads)):
+        if heads < 1 or dim % heads:
+            raise VisionKitError(f"num_heads: {heads} heads of stage {i + 1} do not divide its {dim} channels (dims)")
 
 
 def pooled(x: Tensor, global_pool: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
-from visionkit.backbones.base import HierarchicalBackbone, Stage, pooled
+from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, init_weights, pooled
 from visionkit.backbones.layers import (
     ConvNorm,
     RotaryTable,
@@ -54,8 +54,9 @@ def choose_attention(
         attention_options: of ``attention``'s function.
 
     Raises:
-        VisionKitError: not four, or an unknown type.
+        VisionKitError: not four, an unknown type, or options of nothing.
     """
+    check_has_attention(attention, attention_options)
     if attention is not None:
         names = [attention] * 4 if isinstance(attention, str) else list(attention)
         choices = [AttentionChoice(name, attention_options or {}) for name in names]
@@ -69,6 +70,12 @@ def choose_attention(
     if len(choices) != 4:
         raise VisionKitError(f"attn_types, attention: expected a name for each of the four stages, got {len(choices)}")
     return choices
+
+
+def check_has_attention(attention: str | Sequence[str] | None, attention_options: dict | None) -> None:
+    """Raises VisionKitError for options of an attention that is not named."""
+    if attention is None and attention_options:
+        raise VisionKitError("attention_options: are of attention=, which is not given; name one, or leave them out")
 
 
 class ConvStem(nn.Sequential):
@@ -101,6 +108,9 @@ class HybridBackbone(HierarchicalBackbone):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         device, dtype: of the parameters.
+
+    Raises:
+        VisionKitError: not four values a stage, heads that do not fit the channels, or an unknown ``global_pool``.
     """
 
     def __init__(
@@ -121,8 +131,11 @@ class HybridBackbone(HierarchicalBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dims, num_classes, projection)
-        self.global_pool, self.drop_rate = global_pool, drop_rate
+        check_stages(dims, depths, num_heads, layer_scale=layer_scale)
+        if odd := [dim // heads for dim, heads in zip(dims, num_heads) if dim // heads % 4]:
+            raise VisionKitError(f"num_heads, dims: heads of {odd[0]} channels; rotary positions need a multiple of 4")
+        super().__init__(dims, num_classes, projection, global_pool=global_pool)
+        self.drop_rate = drop_rate
         self.stem = ConvStem(in_chans, dims[0])
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
@@ -141,29 +154,21 @@ class HybridBackbone(HierarchicalBackbone):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map (B, C, H, W) -> logits (B, num_classes), or what comes before the classifier."""
         x = channels_last(x)
-        if isinstance(self.proj, nn.Identity):
-            return channels_first(x)
+        if not isinstance(self.proj, nn.Identity):
+            x = F.silu(self.project(x))
+        x = F.dropout(pooled(x, self.global_pool), self.drop_rate, self.training)
+        return x if pre_logits or isinstance(self.head, nn.Identity) else self.classify(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Projection and norm of a map (B, H, W, C)."""
         # of few cells a norm costs less than folding it
         if suits_onednn(self.proj, x) or not may_fold(self.proj, self.norm):
-            x = channels_last(self.norm(channels_first(linear(self.proj, x))))
-        else:
-            x = F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))
-        x = F.dropout(pooled(F.silu(x), self.global_pool), self.drop_rate, self.training)
-        return x if pre_logits or isinstance(self.head, nn.Identity) else self.classify(x)
+            return channels_last(self.norm(channels_first(linear(self.proj, x))))
+        return F.linear(x, *fold_batch_norm(self.proj.weight, self.proj.bias, self.norm))
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits of a vector, or of every cell of a map (B, C, H, W)."""
         return self.head(x) if x.dim() == 2 else channels_first(self.head(channels_last(x)))
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier; 0 for none."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = global_pool
-        weight = self.proj.weight
-        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(device=weight.device, dtype=weight.dtype)
-        init_weights(self.head)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -182,11 +187,3 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
         rates.append([last * (start + i) / total for i in range(depth)])
         start += depth
     return rates
-
-
-def init_weights(module: nn.Module) -> None:
-    """Truncated normals of 0.02 for linear layers; the rest keeps torch's start."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -17,6 +17,7 @@ from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
 from visionkit.backbones.mavit import checkpoint_filter_fn as mavit_filter_fn
+from visionkit.ops.nala import check_feature_map
 from visionkit.ops.rotary import Rotary
 
 PROJECTION = 1024
@@ -128,6 +129,7 @@ class NaLaFormer(HybridBackbone):
         attention_options: dict | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
+        check_feature_map(feature_map)
         own = AttentionChoice("nala", dict(feature_map=feature_map))
         attentions = choose_attention(own, attn_types, attention, attention_options)
         super().__init__(

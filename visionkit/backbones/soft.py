@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
-from visionkit.backbones.base import HierarchicalBackbone, Stage, default_cfg
-from visionkit.backbones.hybrid import drop_path_rates, init_weights
+from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, default_cfg, init_weights
+from visionkit.backbones.hybrid import check_has_attention, drop_path_rates
 from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
 from visionkit.backbones.published import complete, unwrap
 from visionkit.errors import VisionKitError
-from visionkit.ops.gaussian import gaussian_attention
+from visionkit.ops.gaussian import check_inverse, gaussian_attention
 
 RATIOS, LOCAL_SIZES = (
     (8, 4, 2, 1),
@@ -51,6 +51,8 @@ class Landmarks(nn.Module):
         super().__init__()
         if kind not in ("conv", "pool"):
             raise VisionKitError(f"landmark={kind!r}: expected 'conv' or 'pool'")
+        if max_landmarks is not None and max_landmarks < 1:
+            raise VisionKitError(f"max_landmarks={max_landmarks}: expected 1 or more, or None for no limit")
         self.ratio, self.max_landmarks = ratio, max_landmarks
         is_conv = kind == "conv"
         self.conv = nn.Conv2d(head_dim, head_dim, ratio, stride=ratio, bias=False) if is_conv else None
@@ -75,6 +77,18 @@ def average_down(maps: Tensor, most: int) -> Tensor:
     factor = (most / (height * width)) ** 0.5
     rows = min(max(1, int(height * factor)), most)
     return F.adaptive_avg_pool2d(maps, (rows, min(width, most // rows)))
+
+
+class HeadConv(nn.Conv2d):
+    """Depthwise convolution of a map (B, H, W, heads * head_dim): one k x k kernel a head, shared by its channels."""
+
+    def __init__(self, num_heads: int, kernel_size: int) -> None:
+        padding = kernel_size // 2
+        super().__init__(num_heads, num_heads, kernel_size, padding=padding, groups=num_heads, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.repeat_interleave(x.shape[-1] // self.groups, dim=0)
+        return channels_last(F.conv2d(channels_first(x), weight, padding=self.padding, groups=weight.shape[0]))
 
 
 class SoftAttention(nn.Module):
@@ -115,21 +129,21 @@ class SoftAttention(nn.Module):
             AttentionCore(attention, num_heads, self.head_dim, **(attention_options or {})) if attention else None
         )
         self.landmarks = None if attention else Landmarks(self.head_dim, ratio, landmark, max_landmarks)
-        self.local = nn.Conv2d(num_heads, num_heads, local_size, padding=local_size // 2, groups=num_heads, bias=False)
+        self.local = HeadConv(num_heads, local_size)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), added onto a map."""
         v = linear(self.v, x)
         attended = self.attend(x, self.split(v)).transpose(1, 2).reshape(x.shape)
-        return linear(self.proj, attended + self.local_branch(v), onto=onto)
+        return linear(self.proj, attended + self.local(v), onto=onto)
 
     def attend(self, x: Tensor, v: Tensor) -> Tensor:
         """A map and its values -> (B, heads, H * W, head_dim)."""
         if self.core is not None:
             q = self.split(linear(self.q, x))
             return self.core(q, q, v)
-        scale = self.q.bias.new_full(self.q.bias.shape, self.head_dim**-0.25)
+        scale = x.new_full(x.shape[-1:], self.head_dim**-0.25)
         q = self.split(linear(self.q, x, scale))
         landmarks = self.landmarks(q, x.shape[1:3])
         options = dict(scale=1.0, symmetric=self.symmetric, inverse=self.inverse)
@@ -138,11 +152,6 @@ class SoftAttention(nn.Module):
     def split(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, heads, H * W, head_dim)."""
         return x.flatten(1, 2).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2).contiguous()
-
-    def local_branch(self, v: Tensor) -> Tensor:
-        """One kernel a head, shared by its channels."""
-        weight = self.local.weight.repeat_interleave(self.head_dim, dim=0)
-        return channels_last(F.conv2d(channels_first(v), weight, padding=self.local.padding, groups=weight.shape[0]))
 
 
 class SoftBlock(nn.Module):
@@ -266,6 +275,9 @@ class SOFT(HierarchicalBackbone):
         drop_rate: dropout before the classifier.
         drop_path_rate: dropout (in the last stage stochastic depth) of the last block; it grows linearly from 0.
         device, dtype: of the parameters.
+
+    Raises:
+        VisionKitError: not four values a stage, heads that do not divide the channels, or an unknown choice.
     """
 
     def __init__(
@@ -288,15 +300,18 @@ class SOFT(HierarchicalBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dims, num_classes, dims[-1])
+        check_stages(dims, depths, num_heads)
+        check_inverse(inverse)
+        check_has_attention(attention, attention_options)
         if last_stage not in ("softmax", "gaussian"):
             raise VisionKitError(f"last_stage={last_stage!r}: expected 'softmax' or 'gaussian'")
         names = [attention] * 4 if attention is None or isinstance(attention, str) else list(attention)
         if len(names) != 4:
             raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(names)}")
-        self.has_token = last_stage == "softmax"
-        self.global_pool = global_pool if global_pool is not None else "token" if self.has_token else "avg"
-        self.drop_rate = drop_rate
+        has_token = last_stage == "softmax"
+        pools = ("token", "avg", "") if has_token else ("avg", "")
+        super().__init__(dims, num_classes, dims[-1], pools, pools[0] if global_pool is None else global_pool)
+        self.has_token, self.drop_rate = has_token, drop_rate
         self.stem = nn.Sequential(
             ConvNorm(in_chans, 32, 2, "relu"), ConvNorm(32, 32, 1, "relu"), ConvNorm(32, dims[0], 2, "relu")
         )
@@ -305,7 +320,7 @@ class SOFT(HierarchicalBackbone):
         stages = []
         for i, dim in enumerate(dims):
             downsample = ConvNorm(dims[i - 1], dim, 2, "relu") if i else nn.Identity()
-            if i == 3 and self.has_token:
+            if i == 3 and has_token:
                 other = (names[i] or "softmax", attention_options if names[i] else None)
                 blocks = [TokenBlock(dim, num_heads[i], rate, *other) for rate in rates[i]]
                 stages.append(TokenStage(downsample, blocks, dim, GRIDS[i]))
@@ -320,9 +335,10 @@ class SOFT(HierarchicalBackbone):
         self.apply(init_weights)
         self.to(device=device, dtype=dtype)
 
-    def to_features(self, x: Tensor) -> Tensor:
-        """The last stage's tokens (B, 1 + N, C), or cells (B, H, W, C) as (B, N, C); normalised."""
-        return self.norm(x if self.has_token else x.flatten(1, 2))
+    def to_features(self, x: Tensor, stage: int) -> Tensor:
+        """The last stage's tokens (B, 1 + N, C), or cells (B, H, W, C) as (B, N, C); of the fourth normalised."""
+        x = x if stage == 3 and self.has_token else x.flatten(1, 2)
+        return self.norm(x) if stage == 3 else x
 
     def to_map(self, x: Tensor, stage: int, image_size: Sequence[int], norm: bool) -> Tensor:
         """What a stage gave -> (B, C, H, W), without the class token."""
@@ -341,16 +357,6 @@ class SOFT(HierarchicalBackbone):
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier; 0 for none."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = global_pool
-        parameter = self.stages[0].pos_embed
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(device=parameter.device, dtype=parameter.dtype)
-        init_weights(self.head)
-
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -358,6 +364,8 @@ class SOFT(HierarchicalBackbone):
         wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_norm:
             self.norm = nn.Identity()
+        if len(self.stages) < 4:
+            self.has_token, self.pools = False, ("avg", "")
         return wanted
 
     @torch.jit.ignore

@@ -58,8 +58,7 @@ def gaussian_attention(
     Raises:
         VisionKitError: an unknown ``inverse``.
     """
-    if inverse not in INVERSES:
-        raise VisionKitError(f"inverse={inverse!r}: expected one of {', '.join(map(repr, INVERSES))}")
+    check_inverse(inverse)
     dtype = torch.promote_types(v.dtype, torch.float32)
     with without_autocast(v):
         scale = q.shape[-1] ** -0.25 if scale is None else scale
@@ -84,6 +83,12 @@ def gaussian_attention(
         core = core * root if symmetric else core
         out = apply(landmarks, q, core, scale) if apply else p.transpose(-2, -1) @ core
     return out.to(v.dtype)
+
+
+def check_inverse(inverse: str) -> None:
+    """Raises VisionKitError for an unknown one."""
+    if inverse not in INVERSES:
+        raise VisionKitError(f"inverse={inverse!r}: expected one of {', '.join(map(repr, INVERSES))}")
 
 
 def even_means(q: Tensor, count: int = LANDMARKS) -> Tensor:

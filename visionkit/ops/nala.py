@@ -50,8 +50,7 @@ def nala_attention(
     Raises:
         VisionKitError: an unknown ``feature_map``.
     """
-    if feature_map not in FEATURE_MAPS:
-        raise VisionKitError(f"feature_map={feature_map!r}: expected one of {', '.join(map(repr, FEATURE_MAPS))}")
+    check_feature_map(feature_map)
     if feature_map == "signs" and (kernel := dispatch.kernel("nala_attention", q, k, v)):
         return kernel(q, k, v, rotary=rotary, power=power, offset=offset, eps=eps, zero_guard=zero_guard)
     features = sign_features if feature_map == "signs" else cosine_features
@@ -66,6 +65,12 @@ def nala_attention(
         kv = torch.cat(k_halves, -1).transpose(-2, -1) @ value * (1 / n)
         out = torch.cat(q_halves, -1) @ kv / (z + eps)
     return out.to(v.dtype)
+
+
+def check_feature_map(feature_map: str) -> None:
+    """Raises VisionKitError for an unknown one."""
+    if feature_map not in FEATURE_MAPS:
+        raise VisionKitError(f"feature_map={feature_map!r}: expected one of {', '.join(map(repr, FEATURE_MAPS))}")
 
 
 def sign_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard: float) -> tuple[list, list]:
