@@ -7,7 +7,7 @@ import pytest
 import torch
 from classification.trees import write_tree
 
-from visionkit.classification import ImageClassifier, TopK
+from visionkit.classification import ClassificationStage, ImageClassifier, TopK
 from visionkit.cli import main
 from visionkit.datasets import ImageClasses, RepeatedAugmentationSampler
 from visionkit.engine.config import load_config
@@ -127,3 +127,9 @@ def test_trains_from_the_command_line(tree, tmp_path, capfd):
     rows = json.loads((work / "results.json").read_text())
     assert {row["checkpoint"] for row in rows} >= {"last"}
     assert all(row["top-5"] == 100 for row in rows)  # of three classes
+
+
+@pytest.mark.parametrize("option", ["iters_per_epoch", "batch_size"])
+def test_a_count_below_one_is_told(option):
+    with pytest.raises(VisionKitError, match=f"stage train: {option}=0; expected 1 or more"):
+        ClassificationStage("train", {}, **{option: 0})

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 TOOLS = str(Path(__file__).resolve().parents[2] / "tools")
 
 
@@ -13,3 +15,15 @@ def test_a_job_gives_medians_and_memory(monkeypatch):
     seconds, base, peak = backbones.forward_seconds("soft_tiny", dict(thin, inverse="solve"), 32, 1, 3)
     assert seconds > 0 and base > 0
     assert peak > 2**20
+
+
+@pytest.mark.parametrize(
+    "option", [["--threads", "0"], ["--batch", "0"], ["--repeats", "-1"], ["--sizes", "224", "16"]]
+)
+def test_numbers_that_are_too_small_are_one_line(option, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(TOOLS)
+    import benchmark
+
+    assert benchmark.main(["backbones", *option]) == 2
+    least = 32 if option[0] == "--sizes" else 1
+    assert capsys.readouterr().err == f"error: {option[0]} {option[-1]}: expected {least} or more\n"

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> list[dict]:
     """One row for each model and size; the references first."""
+    check_numbers(options)
     chosen = [(name, extra) for name, extra in MODELS if name in options.models]
     rows = []
     for size in options.sizes:
@@ -53,6 +54,17 @@ def run(options: argparse.Namespace) -> list[dict]:
             row = dict(job=job, seconds=seconds, peak_bytes=peak, reference_seconds=base)
             rows.append(row | dict(images_per_second=options.batch / seconds, ratio=seconds / base))
     return rows
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises VisionKitError for a count below one or an image that is too small for every model."""
+    from visionkit.errors import VisionKitError
+
+    least = dict(threads=1, batch=1, repeats=1)
+    given = [(f"--{name}", getattr(options, name), number) for name, number in least.items()]
+    for name, value, number in [*given, *(("--sizes", size, 32) for size in options.sizes)]:
+        if value < number:
+            raise VisionKitError(f"{name} {value}: expected {number} or more")
 
 
 def forward_seconds(name: str, extra: dict, size: int, batch: int, repeats: int) -> tuple[float, float, int]:

@@ -60,6 +60,9 @@ class ClassificationStage(RunnerStage):
         super().__init__(name, report=report, init_from=init_from)
         if not 0 <= warmup_epochs < epochs:
             raise VisionKitError(f"stage {name}: warmup_epochs={warmup_epochs}; expected 0 to {epochs - 1}")
+        for option, value in (("batch_size", batch_size), ("iters_per_epoch", iters_per_epoch)):
+            if value is not None and value < 1:
+                raise VisionKitError(f"stage {name}: {option}={value}; expected 1 or more")
         self.model, self.batch_size, self.epochs, self.warmup_epochs = model, batch_size, epochs, warmup_epochs
         self.iters_per_epoch, self.lr, self.lr_batch = iters_per_epoch, lr, lr_batch
         self.warmup_lr, self.min_lr, self.weight_decay = warmup_lr, min_lr, weight_decay
@@ -70,7 +73,9 @@ class ClassificationStage(RunnerStage):
         cfg = self.test_cfg(context, {})
         images = self.batch_size * get_world_size()
         data = self._data(context, "train")
-        steps = self.iters_per_epoch or max(1, len(build_dataset(data)) // images)
+        steps = self.iters_per_epoch
+        if steps is None:
+            steps = max(1, len(build_dataset(data)) // images)
         workers = context.cfg.get("workers", 0)
         sampler = dict(type="visionkit.RepeatedAugmentationSampler", repeats=self.repeats)
         loader = dict(batch_size=self.batch_size, num_workers=workers, dataset=data, sampler=sampler)
