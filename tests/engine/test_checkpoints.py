@@ -1,3 +1,4 @@
+import argparse
 import errno
 import logging
 import os
@@ -14,6 +15,7 @@ from visionkit.engine.checkpoints import (
     newest_whole_checkpoint,
     quiet_on_a_full_disk,
     save_checkpoint,
+    state_dict_of,
 )
 from visionkit.errors import VisionKitError
 
@@ -43,6 +45,28 @@ def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path):
     torch.save(dict(state_dict=Evil()), tmp_path / "evil.pth")
     with pytest.raises(VisionKitError, match="it would run 'posix.system'"):
         load_checkpoint(tmp_path / "evil.pth")
+
+
+def test_a_namespace_of_options_is_read_and_excuses_nothing(tmp_path):
+    """As timm's and DeiT's savers write it."""
+    options = argparse.Namespace(lr=0.1, model="deit")
+    torch.save(dict(model=dict(a=torch.arange(3)), args=options), tmp_path / "deit.pth")
+    assert load_checkpoint(tmp_path / "deit.pth")["args"] == options
+    torch.save(dict(args=options, state_dict=Evil()), tmp_path / "evil.pth")
+    with pytest.raises(VisionKitError, match="it would run 'posix.system'"):
+        load_checkpoint(tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({3: torch.ones(1)}, "a.pth: holds a Tensor under 3, expected tensors by name"),
+        (dict(state_dict=dict(a=1)), "a.pth: holds a int under 'a'"),
+    ],
+)
+def test_weights_are_tensors_by_name(content, message):
+    with pytest.raises(VisionKitError, match=message):
+        state_dict_of(content, "a.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -14,7 +15,7 @@ import threading
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,7 +128,8 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         return {"state_dict": _load_safetensors(path, map_location)}
     try:
         _check_sizes(path)
-        with warnings.catch_warnings():
+        # many savers keep their options in a Namespace, which holds values and does nothing
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about a pickle's protocol
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -142,7 +144,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
 
 
 def foreign_name(path: Path) -> str | None:
-    """The first function or class that a pickled file names and that is none of torch's; nothing is run to find it."""
+    """The first function or class that a pickled file names and that is refused; nothing is run to find it."""
     with contextlib.suppress(Exception), contextlib.ExitStack() as stack:  # what is damaged names nothing
         if zipfile.is_zipfile(path):
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -152,7 +154,7 @@ def foreign_name(path: Path) -> str | None:
             file = stack.enter_context(open(path, "rb"))
         for _ in range(4):  # before zip, torch wrote a magic number, a version and the system first
             for name in _names_in_pickle(file):
-                if not name.startswith(("torch.", "collections.OrderedDict")):
+                if not name.startswith(("torch.", "collections.OrderedDict", "argparse.Namespace")):
                     return name
     return None
 
@@ -191,12 +193,27 @@ def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
         raise VisionKitError(f"{path}: cannot be read as safetensors (damaged or another format)") from error
 
 
-def state_dict_of(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, whichever of the usual wrappers they are in."""
+def state_dict_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, whichever of the usual wrappers they are in.
+
+    Raises:
+        VisionKitError: Something else than tensors by name; ``path`` is what the message calls the file.
+    """
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(checkpoint.get(key), dict):
-            return checkpoint[key]
-    return checkpoint
+            return check_weights(checkpoint[key], path)
+    return check_weights(checkpoint, path)
+
+
+def check_weights(state: Mapping, path: str | Path) -> Mapping[str, torch.Tensor]:
+    """The weights themselves. Raises VisionKitError unless they are tensors by name."""
+    for key, value in state.items():
+        if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
+            raise VisionKitError(
+                f"{path}: holds a {type(value).__name__} under {key!r:.80}, expected tensors by name; "
+                "give a file of weights"
+            )
+    return state
 
 
 def checksum_file(path: Path) -> Path:

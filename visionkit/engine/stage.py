@@ -89,7 +89,7 @@ class RunnerStage:
         Raises:
             VisionKitError: the stage reports on nothing, or the checkpoint is broken or of another architecture.
         """
-        state = state_dict_of(load_checkpoint(checkpoint))
+        state = state_dict_of(load_checkpoint(checkpoint), checkpoint)
         cfg = self.test_cfg(context, state)
         if "test_dataloader" not in cfg:
             raise VisionKitError(f"stage {self.name}: has no test data; choose a stage that reports")
@@ -169,7 +169,7 @@ def build_runner(
 
 def give_weights(model: Any, path: Path) -> None:
     """Start a model from a checkpoint: through its ``load_source`` where it has one, else key by key."""
-    state = state_dict_of(load_checkpoint(path))
+    state = state_dict_of(load_checkpoint(path), path)
     if hasattr(model, "load_source"):
         model.load_source(state)
     else:
