@@ -1,5 +1,6 @@
 """Published files: made up here under their own names, from the shapes of the reference cases."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_wrappers_conversion_and_other_heads(published, tmp_path, capsys):
     outputs.append(load(name, converted)(IMAGE))
     for each in outputs[1:]:
         torch.testing.assert_close(each, outputs[0])
+    assert not [each for each in load(name, converted).modules() if "state_dict" in getattr(each, "pretrained_cfg", {})]
     assert outputs[0].std() > 0.1 and [p.name for p in converted.parent.iterdir()] == [converted.name]
 
     fewer = load(name, converted, num_classes=5, in_chans=1)
@@ -64,11 +66,46 @@ def test_a_detectors_file_has_no_head(published, tmp_path):
     torch.testing.assert_close(maps[0], maps[1])
 
 
+def test_our_own_detectors_file(tmp_path):
+    """As mmengine saves it: under ``backbone.body.``, norms of the maps beside."""
+    torch.manual_seed(0)
+    plain = timm.create_model("nalaformer_xtiny").eval()
+    state = {f"backbone.body.{k}": v for k, v in plain.state_dict().items() if k.startswith(("stem.", "stages."))}
+    state |= {"backbone.norms.0.weight": torch.ones(32), "neck.weight": torch.ones(1)}
+    torch.save({"state_dict": state, "meta": {"epoch": 1}}, tmp_path / "detector.pth")
+    model = load("nalaformer_xtiny", tmp_path / "detector.pth", features_only=True)
+    torch.testing.assert_close(model(IMAGE)[-1], plain.forward_features(IMAGE))
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise AssertionError('the file was run')",)
+
+
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_xtiny", "soft_tiny", "vit_tiny_attention"])
+@pytest.mark.parametrize("option", ["pretrained_cfg_overlay", "pretrained_cfg"])
+def test_no_code_of_a_file_is_run(name, option, tmp_path):
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(VisionKitError, match="evil.pth: refused, it would run '.*exec'"):
+        timm.create_model(name, pretrained=True, **{option: dict(file=str(tmp_path / "evil.pth"))})
+
+
+def test_a_vits_file_is_read_and_not_kept(tmp_path):
+    torch.manual_seed(0)
+    options = dict(depth=1, img_size=32)
+    plain = timm.create_model("vit_tiny_attention", **options).eval()
+    torch.save({"model": plain.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "vit.pth")
+    model = load("vit_tiny_attention", tmp_path / "vit.pth", **options)
+    torch.testing.assert_close(model(IMAGE), plain(IMAGE))
+    assert model.pretrained_cfg["file"] == str(tmp_path / "vit.pth") and "state_dict" not in model.pretrained_cfg
+
+
 def test_the_released_soft_small_is_deeper(tmp_path):
     with torch.device("meta"):
         ours = timm.create_model("soft_small", depths=(1, 3, 20, 4)).state_dict()
     state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in ours.items()}
-    assert soft.options_of(state) == dict(depths=(1, 3, 20, 4))
+    assert soft.options_of("soft_small", state) == dict(depths=(1, 3, 20, 4))
+    assert soft.options_of("soft_tiny", state) == {}
     torch.save(state, tmp_path / "soft_small.pth")
     model = load("soft_small", tmp_path / "soft_small.pth")
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(38.86, abs=0.01)

@@ -1,11 +1,18 @@
+import json
+from pathlib import Path
+
 import pytest
+import timm
 import torch
+from reference.common import fill_state_dict
+from safetensors.torch import save_file
 from torch import nn
 
 from visionkit.backbones import MMBackbone
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 
+CASES = Path(__file__).parents[1] / "reference" / "cases"
 THIN = dict(dims=(32, 32, 64, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
 
 
@@ -45,3 +52,70 @@ def test_frozen_stages_and_norm_eval():
 def test_wrong_options(options, message):
     with pytest.raises(VisionKitError, match=message):
         MMBackbone.__subclasses__()[0](**dict(THIN, **options))
+
+
+def same(net, other):
+    return all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def start_from(file, **options):
+    net = build(init_cfg=dict(type="Pretrained", checkpoint=str(file)), **options)
+    net.init_weights()
+    return net
+
+
+def test_init_cfg_takes_files_under_all_names(tmp_path):
+    whole = timm.create_model("mavit_tiny", **THIN)
+    state, body = whole.state_dict(), build()
+    body.body.load_state_dict({key: state[key] for key in body.body.state_dict()})
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save(dict(state_dict=state, meta=dict(epoch=1)), tmp_path / "wrapped.pth")
+    torch.save({f"backbone.{key}": value for key, value in body.state_dict().items()}, tmp_path / "detector.pth")
+    torch.save(body.state_dict(), tmp_path / "backbone.pth")
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "ours.safetensors")
+    for file in tmp_path.iterdir():
+        assert same(start_from(file), body), file
+    fewer = start_from(tmp_path / "plain.pth", out_indices=(0, 2))
+    assert len(fewer.body.stages) == 3 and same(fewer, body)
+
+
+def test_init_cfg_takes_published_names(tmp_path):
+    shapes = json.loads((CASES / "mavit_tiny.json").read_text())["state_dict"]
+    state = fill_state_dict(shapes)
+    torch.save(dict(model=state), tmp_path / "MAViT_T.pth")
+    net = MODELS.build(
+        dict(type="visionkit.MAViT", init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "MAViT_T.pth")))
+    )
+    net.init_weights()
+    assert torch.equal(net.body.stem[0].conv.weight, state["patch_embed.proj.0.weight"])
+    assert torch.equal(net.body.stages[3].blocks[1].attn.proj.bias, state["layers.3.blocks.1.attn.proj.bias"])
+
+
+def test_init_cfg_takes_output_norms_and_a_prefix(tmp_path):
+    net = build(out_norms=True)
+    torch.nn.init.normal_(net.norms[2].weight)
+    torch.save({f"student.backbone.{key}": value for key, value in net.state_dict().items()}, tmp_path / "student.pth")
+    other = build(
+        out_norms=True,
+        init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "student.pth"), prefix="student.backbone"),
+    )
+    other.init_weights()
+    assert same(other, net)
+    torch.save({f"backbone.{key}": value for key, value in net.state_dict().items()}, tmp_path / "detector.pth")
+    assert same(build(pretrained=str(tmp_path / "detector.pth")), build_like(net))
+
+
+def build_like(net):
+    """The same weights without the norms of the maps."""
+    other = build()
+    other.body.load_state_dict(net.body.state_dict())
+    return other
+
+
+def test_init_cfg_of_another_architecture_is_told(tmp_path):
+    torch.save(dict(weight=torch.ones(3)), tmp_path / "other.pth")
+    with pytest.raises(VisionKitError, match="other.pth: MAViT: the checkpoint has nothing for stem.0.conv.weight"):
+        start_from(tmp_path / "other.pth")
+    with pytest.raises(VisionKitError, match="absent.pth: no such checkpoint"):
+        start_from(tmp_path / "absent.pth")
+    build(init_cfg=dict(type="Kaiming", layer="Conv2d")).init_weights()

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
-from visionkit.backbones.published import complete, unwrap
+from visionkit.backbones.published import complete, create, unwrap
 from visionkit.ops.rotary import Rotary
 
 ARCHS = {
@@ -161,13 +161,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
     """
     state = unwrap(state_dict)
     if "stem.0.conv.weight" not in state:
-        state = {rename(key): reshape(key, value) for key, value in state.items() if is_ours(key)}
-    return complete(state, model, head=("proj.", "norm.", "head."), may_differ=model_inputs_and_outputs(model))
-
-
-def is_ours(key: str) -> bool:
-    """Not a rotary table, which is computed, nor a detector's output norm."""
-    return not key.endswith("RoPE.angle") and not key.startswith("extra_norms.")
+        # rotary tables are computed
+        state = {rename(key): reshape(key, value) for key, value in state.items() if not key.endswith("RoPE.angle")}
+    return complete(state, model, head=("proj.", "norm.", "head."))
 
 
 def rename(key: str) -> str:
@@ -185,20 +181,8 @@ def reshape(key: str, value: Tensor) -> Tensor:
     return value.flatten(1) if value.dim() == 4 and value.shape[2:] == (1, 1) and not is_convolution else value
 
 
-def model_inputs_and_outputs(model: nn.Module) -> tuple[str, ...]:
-    """Entries that timm adapts to other image channels, or leaves out for other classes."""
-    return ("stem.0.conv.weight", "head.weight", "head.bias")
-
-
 def _create(variant: str, pretrained: bool = False, **options: Any) -> MAViT:  # noqa: ANN401
-    return build_model_with_cfg(
-        MAViT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-        **dict(ARCHS[variant.rsplit("_", 1)[1]], **options),
-    )
+    return create(MAViT, variant, pretrained, checkpoint_filter_fn, ARCHS[variant.rsplit("_", 1)[1]], options)
 
 
 default_cfgs = generate_default_cfgs(

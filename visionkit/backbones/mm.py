@@ -4,14 +4,16 @@ A config of mmdetection or mmsegmentation says ``custom_imports = dict(imports=[
 ``backbone=dict(type="visionkit.MAViT", arch="tiny", out_indices=(0, 1, 2, 3))``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 
+from visionkit.backbones import mavit, nalaformer, soft
 from visionkit.backbones.layers import channels_first, channels_last
+from visionkit.backbones.published import below, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 
@@ -28,14 +30,14 @@ class MMBackbone(BaseModule):
         out_norms: a layer norm on every map, as MALA's detectors have.
         with_cp: recompute blocks in the backward pass.
         pretrained: a published checkpoint, under its own names.
-        init_cfg: of mmengine, for checkpoints under our names.
+        init_cfg: of mmengine; for ``dict(type="Pretrained", checkpoint=...)`` see [load_file].
         **options: of the family, see its class.
 
     Raises:
         VisionKitError: an unknown ``arch`` or stage.
     """
 
-    family = ""
+    family, filter_fn = "", None
 
     def __init__(
         self,
@@ -70,6 +72,40 @@ class MMBackbone(BaseModule):
         )
         self.train()
 
+    def init_weights(self) -> None:
+        """As mmengine's, but that the file of a ``Pretrained`` goes through [load_file]."""
+        given, first = self.init_cfg, not self.is_init
+        cfgs = [given] if isinstance(given, dict) else list(given or [])
+        files = [cfg for cfg in cfgs if cfg["type"] in ("Pretrained", PretrainedInit)]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in files]
+        super().init_weights()
+        self.init_cfg = given
+        for cfg in files if first else ():
+            self.load_file(cfg["checkpoint"], cfg.get("prefix") or "")
+
+    def load_file(self, path: str, prefix: str = "") -> None:
+        """Take the weights of a file: published or ours, of a classifier, a detector or this module.
+
+        Args:
+            path: a ``.pth`` or ``.safetensors`` file; no code from it is run.
+            prefix: only what lies under this name; ``backbone.`` is found without.
+
+        Raises:
+            VisionKitError: no readable file, or not of this architecture.
+        """
+        from visionkit.engine.checkpoints import load_checkpoint
+        from visionkit.engine.stage import load_weights
+
+        state = unwrap(load_checkpoint(path), path, f"{prefix.removesuffix('.')}." if prefix else "")
+        try:
+            weights = self.filter_fn(state, self.body)
+        except VisionKitError as error:
+            raise VisionKitError(f"{path}: {error}") from error
+        load_weights(self.body, weights, path)
+        norms = below(state, "norms.")
+        if norms and self.norms.state_dict():
+            load_weights(self.norms, norms, path)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, C, H, W) -> maps (B, C_i, H_i, W_i)."""
         image_size, found = x.shape[-2:], {}
@@ -94,13 +130,12 @@ class MMBackbone(BaseModule):
         return self
 
 
-def _register(name: str, family: str) -> type[MMBackbone]:
-    return MODELS.register_module(name=name)(
-        type(f"MM{name}", (MMBackbone,), dict(family=family, __doc__=MMBackbone.__doc__))
-    )
+def _register(name: str, family: str, filter_fn: Callable[[Mapping, nn.Module], dict]) -> type[MMBackbone]:
+    own = dict(family=family, filter_fn=staticmethod(filter_fn), __doc__=MMBackbone.__doc__)
+    return MODELS.register_module(name=name)(type(f"MM{name}", (MMBackbone,), own))
 
 
-MMMAViT = _register("MAViT", "mavit")
-MMNaLaFormer = _register("NaLaFormer", "nalaformer")
-MMSOFT = _register("SOFT", "soft")
-MMSOFTNorm = _register("SOFTNorm", "soft_norm")
+MMMAViT = _register("MAViT", "mavit", mavit.checkpoint_filter_fn)
+MMNaLaFormer = _register("NaLaFormer", "nalaformer", nalaformer.checkpoint_filter_fn)
+MMSOFT = _register("SOFT", "soft", soft.checkpoint_filter_fn)
+MMSOFTNorm = _register("SOFTNorm", "soft_norm", soft.checkpoint_filter_fn)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
 from visionkit.backbones.mavit import checkpoint_filter_fn as mavit_filter_fn
+from visionkit.backbones.published import create
 from visionkit.ops.nala import check_feature_map
 from visionkit.ops.rotary import Rotary
 
@@ -147,14 +148,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
 
 
 def _create(variant: str, pretrained: bool = False, **options: Any) -> NaLaFormer:  # noqa: ANN401
-    return build_model_with_cfg(
-        NaLaFormer,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-        **dict(ARCHS[variant.rsplit("_", 1)[1]], **options),
-    )
+    return create(NaLaFormer, variant, pretrained, checkpoint_filter_fn, ARCHS[variant.rsplit("_", 1)[1]], options)
 
 
 default_cfgs = generate_default_cfgs(

@@ -176,7 +176,7 @@ class TimmFeatures(nn.Module):
 def _read_weights(path: str | Path) -> dict[str, Tensor]:
     from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
 
-    return state_dict_of(load_checkpoint(path))
+    return state_dict_of(load_checkpoint(path), path)
 
 
 def _check_choice(option: str, value: object, choices: tuple) -> None:

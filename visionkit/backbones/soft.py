@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, default_cfg, init_weights
 from visionkit.backbones.hybrid import check_has_attention, drop_path_rates
 from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
-from visionkit.backbones.published import complete, unwrap
+from visionkit.backbones.published import complete, create, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import check_inverse, gaussian_attention
 
@@ -35,6 +35,7 @@ ARCHS = {
     "large": dict(depths=(1, 3, 40, 5), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
     "huge": dict(depths=(1, 5, 49, 5), dims=(64, 128, 352, 512), num_heads=(2, 4, 11, 16)),
 }
+RELEASED_DEPTHS = {"small": (1, 3, 20, 4)}  # where they are not the paper's
 
 
 class Landmarks(nn.Module):
@@ -400,8 +401,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
     state = unwrap(state_dict)
     if "stem.0.conv.weight" not in state:
         state = {rename(key): value for key, value in state.items()}
-    may_differ = ("stem.0.conv.weight", "head.weight", "head.bias")
-    return complete(state, model, head=("norm.", "head."), may_differ=may_differ)
+    return complete(state, model, head=("norm.", "head."))
 
 
 def rename(key: str) -> str:
@@ -411,29 +411,17 @@ def rename(key: str) -> str:
     return key
 
 
-def options_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The depths of a checkpoint, from its names: the released ``soft_small`` is deeper than the paper's."""
-    names = [rename(key) for key in unwrap(state_dict)]
-    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in names]
-    depths = [1 + max((int(m[2]) for m in found if m and int(m[1]) == i), default=-1) for i in range(4)]
-    return dict(depths=tuple(depths)) if all(depths) else {}
+def options_of(variant: str, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The depths of a checkpoint whose names show that it is the released ``small``, deeper than the paper's."""
+    names = {re.match(r"(stages\.\d\.blocks\.\d+)?", rename(key))[0] for key in unwrap(state_dict)}
+    released = RELEASED_DEPTHS.get(variant.rsplit("_", 1)[1], ())
+    blocks = {f"stages.{i}.blocks.{j}" for i, depth in enumerate(released) for j in range(depth)}
+    return dict(depths=released) if released and names - {""} == blocks else {}
 
 
 def _create(variant: str, pretrained: bool = False, **options: Any) -> SOFT:  # noqa: ANN401
-    file = (options.get("pretrained_cfg_overlay") or {}).get("file")
-    if pretrained and file and "depths" not in options:
-        from visionkit.engine.checkpoints import load_checkpoint
-
-        options |= options_of(load_checkpoint(file))
     arch = dict(ARCHS[variant.rsplit("_", 1)[1]], symmetric=variant.startswith("soft_norm"))
-    return build_model_with_cfg(
-        SOFT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-        **dict(arch, **options),
-    )
+    return create(SOFT, variant, pretrained, checkpoint_filter_fn, arch, options, options_of)
 
 
 default_cfgs = generate_default_cfgs(

@@ -8,6 +8,7 @@ from torch import nn
 
 from visionkit.backbones.attention import set_attention
 from visionkit.backbones.base import default_cfg
+from visionkit.backbones.published import with_weights, without_weights
 
 SIZES = ("tiny", "small", "base")
 default_cfgs = generate_default_cfgs(
@@ -22,7 +23,8 @@ def _create(
     attention_options: dict | None = None,
     **options: Any,  # noqa: ANN401
 ) -> nn.Module:
-    model = timm.create_model(f"vit_{size}_patch16_224", pretrained=pretrained, **options)
+    plain = f"vit_{size}_patch16_224"
+    model = without_weights(timm.create_model(plain, pretrained, **with_weights(plain, pretrained, options)))
     return set_attention(model, attention, **(attention_options or {}))
 
 

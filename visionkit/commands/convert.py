@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +26,11 @@ def run(options: argparse.Namespace) -> int:
     import importlib
 
     import timm
-    from safetensors.torch import save_file
 
     import visionkit.backbones  # noqa: F401  (registers the models)
+    from visionkit.backbones.published import sizes_of, unwrap
     from visionkit.engine.checkpoints import load_checkpoint
+    from visionkit.engine.stage import load_weights
     from visionkit.errors import VisionKitError
 
     ours = sorted(name for family in ("mavit", "nalaformer", "soft") for name in timm.list_models(f"{family}_*"))
@@ -34,24 +39,35 @@ def run(options: argparse.Namespace) -> int:
     output = Path(options.output)
     if output.suffix != ".safetensors":
         raise VisionKitError(f"{output}: expected a name that ends in .safetensors")
+    if output.is_dir():
+        raise VisionKitError(f"{output}: is a folder; expected the name of the file to write")
     family = importlib.import_module(f"visionkit.backbones.{options.model.split('_')[0]}")
-    from visionkit.backbones.published import unwrap
-
-    state = unwrap(load_checkpoint(options.checkpoint))
-    arch = family.options_of(state) if hasattr(family, "options_of") else {}
-    classes = state["head.bias"].shape[0] if "head.bias" in state else 1000
-    model = timm.create_model(options.model, num_classes=classes, **arch)
+    state = unwrap(load_checkpoint(options.checkpoint), options.checkpoint)
+    arch = family.options_of(options.model, state) if hasattr(family, "options_of") else {}
+    model = timm.create_model(options.model, **sizes_of(state), **arch)
     try:
         weights = family.checkpoint_filter_fn(state, model)
     except VisionKitError as error:
         raise VisionKitError(f"{options.checkpoint}: {error}") from error
-    model.load_state_dict(weights)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, beside)
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
+    load_weights(model, weights, Path(options.checkpoint))
+    write({key: value.contiguous() for key, value in model.state_dict().items()}, output)
     print(f"{output}: {options.model}, {len(weights)} tensors")
     return 0
+
+
+def write(weights: dict[str, Tensor], output: Path) -> None:
+    """Write under a temporary name, then rename. Raises VisionKitError where that fails."""
+    from safetensors.torch import save
+
+    from visionkit.engine.checkpoints import cannot_write
+
+    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(save(weights))
+            os.replace(beside, output)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(output, error) from error

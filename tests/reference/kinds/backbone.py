@@ -18,7 +18,7 @@ def build(case: dict) -> nn.Module:
     family = importlib.import_module(f"visionkit.backbones.{FAMILIES[case['family']]}")
     shapes = {key: shape for key, shape in case["state_dict"].items() if "RoPE.angle" not in key}
     state = fill_state_dict(shapes)
-    options = family.options_of(state) if hasattr(family, "options_of") else {}
+    options = family.options_of(case["model"], state) if hasattr(family, "options_of") else {}
     model = timm.create_model(case["model"], num_classes=case["state_dict"]["head.bias"][0], **options).eval()
     model.load_state_dict(family.checkpoint_filter_fn(state, model))
     return model
