@@ -5,6 +5,7 @@ rows of ``job``, ``seconds``, ``peak_bytes``, ``reference_seconds`` and whatever
 """
 
 import argparse
+import ast
 import importlib
 import json
 import os
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
     for file in sorted((HERE / "benchmarks").glob("[!_]*.py")):
-        command = commands.add_parser(file.stem)
+        command = commands.add_parser(file.stem, help=summary(file))
         command.add_argument("--json", metavar="OUT", help="write the rows to this file")
         if arguments[:1] == [file.stem]:
             module = importlib.import_module(f"benchmarks.{file.stem}")
@@ -35,14 +36,31 @@ def main(arguments: list[str] | None = None) -> int:
             module.add_arguments(command)
     options = parser.parse_args(arguments)
     try:
+        check_target(options.json)
         rows = importlib.import_module(f"benchmarks.{options.command}").run(options)
     except VisionKitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
     print(table(rows))
     if options.json:
         write_json(Path(options.json), rows)
     return 0
+
+
+def summary(file: Path) -> str:
+    """The first sentence of a benchmark's docstring, without importing what it needs."""
+    return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0]
+
+
+def check_target(path: str | None) -> None:
+    """Raises VisionKitError where rows could not be written, before hours of measuring them."""
+    from visionkit.errors import VisionKitError
+
+    if path and not os.access(Path(path).absolute().parent, os.W_OK):
+        raise VisionKitError(f"--json {path}: its folder is not there or cannot be written; make it first")
 
 
 def table(rows: list[dict]) -> str:
@@ -62,10 +80,11 @@ def _text(name: str, value: object) -> str:
 
 
 def write_json(path: Path, rows: list[dict]) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(rows, indent=1) + "\n")
-    os.replace(beside, path)
+    """Write a whole file or none."""
+    from visionkit.files import beside
+
+    with beside(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

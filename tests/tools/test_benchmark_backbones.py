@@ -27,3 +27,21 @@ def test_numbers_that_are_too_small_are_one_line(option, monkeypatch, capsys):
     assert benchmark.main(["backbones", *option]) == 2
     least = 32 if option[0] == "--sizes" else 1
     assert capsys.readouterr().err == f"error: {option[0]} {option[-1]}: expected {least} or more\n"
+
+
+def test_where_rows_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(TOOLS)
+    import benchmark
+
+    arguments = ["backbones", "--json", str(tmp_path / "none" / "rows.json")]
+    assert benchmark.main(arguments) == 2
+    assert "its folder is not there" in capsys.readouterr().err
+
+
+def test_the_help_tells_what_there_is_to_measure(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(TOOLS)
+    import benchmark
+
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    assert "Backbones in eval mode" in " ".join(capsys.readouterr().out.split())

@@ -6,7 +6,6 @@ visionkit convert mavit_tiny MAViT_T.pth mavit_tiny.safetensors
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,18 +55,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write(weights: dict[str, Tensor], output: Path) -> None:
-    """Write under a temporary name, then rename. Raises VisionKitError where that fails."""
+    """Write a whole file or none. Raises VisionKitError where that fails."""
     from safetensors.torch import save
 
     from visionkit.engine.checkpoints import cannot_write
+    from visionkit.files import beside
 
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_bytes(save(weights))
-            os.replace(beside, output)
-        finally:
-            beside.unlink(missing_ok=True)
+        with beside(output) as temporary:
+            temporary.write_bytes(save(weights))
     except OSError as error:
         raise cannot_write(output, error) from error
