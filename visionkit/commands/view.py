@@ -21,10 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    from visionkit.commands.render import tell_skipped
     from visionkit.nvs.captures import read_capture
     from visionkit.nvs.viewer import serve
 
     scene = read_capture(options.capture)
+    tell_skipped(scene)
     server = serve(scene, options.port, options.host)
     print(
         f"{len(scene)} photographs, {len(scene.points)} points: http://{options.host}:{server.get_port()}", flush=True
