@@ -171,9 +171,8 @@ def test_an_empty_batch(name):
         assert narrow(name).eval()(torch.randn(0, 3, 64, 64)).shape == (0, 7)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_gradient_for_each_image(name):
-    model = narrow(name).eval()
+def test_a_gradient_for_each_image():
+    model = narrow("soft_tiny").eval()
     weights, images = dict(model.named_parameters()), torch.randn(2, 3, 32, 32)
 
     def loss(weights, image):
