@@ -20,7 +20,7 @@ def rotary_table_2d(
     Args:
         height, width: of the grid, in tokens.
         dim: channels of a head, a multiple of 4.
-        device, dtype: of the tables; angles are computed in float32 at least.
+        device, dtype: of the tables. Angles are float32 whatever it is, as published weights saw them.
 
     Returns:
         sin and cos, each (height * width, dim), rows first.
@@ -30,8 +30,7 @@ def rotary_table_2d(
     """
     if dim % 4:
         raise VisionKitError(f"dim={dim}: rotary encoding on a grid needs a head dimension that is a multiple of 4")
-    exact = torch.promote_types(dtype, torch.float32)
-    frequency = 10000 ** -torch.linspace(0, 1, dim // 4, device=device, dtype=exact)
+    frequency = 10000 ** -torch.linspace(0, 1, dim // 4, device=device, dtype=torch.float32)
     frequency = frequency.repeat_interleave(2)
     rows = torch.arange(height, device=device)[:, None] * frequency
     columns = torch.arange(width, device=device)[:, None] * frequency
