@@ -138,7 +138,7 @@ class ImageReader:
     def __init__(self, paths: Sequence[str], cache: str | None = None, cache_size: Sequence[int] | None = None) -> None:
         if cache not in (None, "memory"):
             raise VisionKitError(f'cache={cache!r}: expected None or "memory"')
-        if cache and not _is_size(cache_size):
+        if cache and not is_size(cache_size):
             raise VisionKitError(f'cache_size={cache_size!r}: cache="memory" needs (height, width) in pixels')
         self.paths = list(paths)
         self.cache_size = tuple(cache_size) if cache else None
@@ -181,5 +181,6 @@ def resize(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _is_size(size: object) -> bool:
+def is_size(size: object) -> bool:
+    """Whether this is (height, width) in whole pixels."""
     return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)

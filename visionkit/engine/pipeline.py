@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
+from visionkit.datasets.images import is_size
 from visionkit.engine.checkpoints import FULL, cannot_write, remove_leftovers, write_text
 from visionkit.engine.config import building, check_counts, check_keys, check_types, plain
 from visionkit.engine.runner import init_distributed
@@ -68,7 +68,7 @@ def run_pipeline(
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise VisionKitError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
     check_counts("config", 0, workers=cfg.get("workers", 0))
-    if not _is_size(cfg.get("image_size", (1, 1))):
+    if not is_size(cfg.get("image_size", (1, 1))):
         raise VisionKitError(f"config: image_size={cfg['image_size']!r}; expected (height, width) in pixels")
     work_dir = Path(work_dir)
     stages = cfg.get("stages")
@@ -94,10 +94,6 @@ def run_pipeline(
                 raise
             raise cannot_write(work_dir, error) from error
     return report(work_dir, stages)
-
-
-def _is_size(size: Any) -> bool:
-    return isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
 
 
 def _run_stages(

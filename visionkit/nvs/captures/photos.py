@@ -11,7 +11,8 @@ from visionkit.datasets.images import IMAGE_SUFFIXES, read_image
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 
-PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
+HEIF_SUFFIXES = (".heic", ".heif")
+PHOTO_SUFFIXES = IMAGE_SUFFIXES + HEIF_SUFFIXES
 DEFAULT_FOCAL = 0.78  # of the long side: a phone's 28 mm lens
 # Equivalent focal lengths, in mm, of the widest and longest lenses that people hold in hand.
 SHORTEST, LONGEST = 8.0, 400.0
@@ -47,8 +48,7 @@ def read_photo_file(path: str | os.PathLike) -> Image.Image:
     Raises:
         VisionKitError: it cannot be read; the message names it.
     """
-    if str(path).lower().endswith((".heic", ".heif")):
-        register_heif()
+    _prepare_for(path)
     return read_image(os.fspath(path))
 
 
@@ -72,8 +72,7 @@ def stored_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         VisionKitError: it cannot be read; the message leaves the name to the caller.
     """
-    if str(path).lower().endswith((".heic", ".heif")):
-        register_heif()
+    _prepare_for(path)
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -110,8 +109,7 @@ def focal_from_exif(path: str | os.PathLike) -> tuple[float | None, str]:
     The long side of a 35 mm film is 36 mm. Cameras write zeros and worse, so that only lenses of 8 to 400 mm are
     believed.
     """
-    if str(path).lower().endswith((".heic", ".heif")):
-        register_heif()
+    _prepare_for(path)
     try:
         with Image.open(path) as image:
             value = image.getexif().get_ifd(_EXIF).get(_FOCAL_35MM)
@@ -141,6 +139,7 @@ def photos_in(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
-def register_heif() -> None:
-    """Makes Pillow read HEIC photos."""
-    require("pillow_heif", "nvs").register_heif_opener()
+def _prepare_for(path: str | os.PathLike) -> None:
+    """Makes Pillow read HEIC photos, if this is one."""
+    if str(path).lower().endswith(HEIF_SUFFIXES):
+        require("pillow_heif", "nvs").register_heif_opener()

@@ -134,10 +134,11 @@ class CamStyleStage:
         if self.images is not None:
             _link(Path(self.images), folder)
         else:
+            names = {path: name for name, (path, _) in origins.items()}
             for number, transfer in enumerate(transfers, 1):
                 print_log(f"{self.name}: {transfer.folder}, {number} of {len(transfers)}", "current")
                 self._train(transfer, context)
-                self._translate(transfer, {path: name for name, (path, _) in origins.items()}, context)
+                self._translate(transfer, names, context)
         if is_main_process():
             labels = sorted({label for transfer in transfers for label in transfer.labels}, key=lambda x: (len(x), x))
             self._report(folder, origins, labels, context)
