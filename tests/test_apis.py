@@ -164,16 +164,16 @@ def test_a_crash_loses_one_part_at_most(folder, checkpoint, capsys, monkeypatch)
 
     monkeypatch.setattr(ReIDInferencer, "batches", crashing)
     monkeypatch.setattr(index_command, "IMAGES_A_PART", 2)
-    monkeypatch.setattr(index_command, "SECONDS_A_LINE", 0)
+    monkeypatch.setattr("visionkit.progress.SECONDS_A_LINE", 0)
     assert main(["index", str(folder / "gallery"), "--weights", str(checkpoint), "--batch-size", "1"]) == 2
     assert len(GalleryIndex.load(folder / "gallery.index")) == 2
-    assert capsys.readouterr().out.splitlines() == [f"{number} of 4 images" for number in (1, 2, 3)]
+    assert capsys.readouterr().out.splitlines() == [f"images: {number} of 4" for number in (1, 2, 3)]
 
 
 def test_parts_grow_by_time_too(monkeypatch):
     monkeypatch.setattr(index_command, "SECONDS_A_PART", 0)
     batches = [(["a"], np.zeros((1, 2))), (["b", "c"], np.ones((2, 2)))]
-    assert [paths for paths, _ in index_command.parts(batches, [])] == [["a"], ["b", "c"]]
+    assert [paths for paths, _ in index_command.parts(batches, [], advance=lambda steps: None)] == [["a"], ["b", "c"]]
 
 
 def test_what_cannot_be_written_is_told_before_the_work(folder, checkpoint, capsys, monkeypatch):

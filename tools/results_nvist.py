@@ -33,6 +33,7 @@ from visionkit.nvs.model import NViST
 from visionkit.nvs.pictures import view_sheet, write_sheet
 from visionkit.nvs.published import load_weights
 from visionkit.nvs.weights import SHIPPED, load_small, save_small, scale_of
+from visionkit.progress import progress
 
 PLANES = 24
 MEAN_SCENES = 200
@@ -62,8 +63,6 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate the model and the baselines on the test split."""
-    from rich.progress import track
-
     if options.export:
         export(Path(options.export), Path(options.weights))
     model, scale = load_small(options.weights)
@@ -79,13 +78,15 @@ def run(options: argparse.Namespace) -> int:
     )
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     rows, shown = [], set(np.linspace(0, len(test) - 1, SHEET_SCENES).round().astype(int).tolist())
-    for index in track(range(len(test)), description="Scoring scenes"):
-        scene = test[index]
-        for name, method in methods.items():
-            predicted = method(scene)
-            scores[name].append(score(scene["image"][1:], predicted[1:], lpips if lpips.available else None))
-            if name == "nvist" and index in shown:
-                rows.append(view_sheet(scene["image"], predicted, SHEET_PAIRS))
+    with progress("scoring scenes", len(test)) as advance:
+        for index in range(len(test)):
+            scene = test[index]
+            for name, method in methods.items():
+                predicted = method(scene)
+                scores[name].append(score(scene["image"][1:], predicted[1:], lpips if lpips.available else None))
+                if name == "nvist" and index in shown:
+                    rows.append(view_sheet(scene["image"], predicted, SHEET_PAIRS))
+            advance()
     table = {
         name: {key: float(np.mean([row[key] for row in each])) for key in each[0]} for name, each in scores.items()
     }

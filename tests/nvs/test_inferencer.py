@@ -1,6 +1,5 @@
 """New views from Python and from the command line, by a model of a few tokens."""
 
-import itertools
 import json
 
 import numpy as np
@@ -215,20 +214,6 @@ def test_a_refusal_after_the_look_at_out_leaves_no_folder(photo, tmp_path, capsy
     assert "none.pth" in capsys.readouterr().err and not (tmp_path / "a").exists()
 
 
-def test_off_a_terminal_progress_is_a_line_every_ten_seconds(capsys, monkeypatch):
-    from visionkit.commands import render
-
-    clock = itertools.count(0, 4)
-    monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
-    with render.progress("fitting", 9) as advance:
-        for _ in range(9):
-            advance()
-    assert capsys.readouterr().out == "fitting: 3 of 9\nfitting: 6 of 9\n"
-    with render.progress("fitting", 1) as advance:
-        advance()
-    assert capsys.readouterr().out == ""
-
-
 def test_depth_colours_are_spread_over_what_is_seen():
     from visionkit.commands.render import depth_range
     from visionkit.nvs.fit import Bounds
@@ -238,17 +223,6 @@ def test_depth_colours_are_spread_over_what_is_seen():
     depth = np.linspace(4, 6, 100).reshape(10, 10)
     assert depth_picture(depth, *depth_range([depth + 40, depth], bounds)).max(axis=-1).min() > 100
     assert depth_range([np.full((10, 10), 50.0)], bounds) == (0.5, 10.0)  # nothing was fitted
-
-
-def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
-    import rich.console
-
-    from visionkit.commands import render
-
-    monkeypatch.setattr("rich._console", rich.console.Console(force_terminal=True, force_interactive=True))
-    with render.progress("fitting", 2) as advance:
-        advance()
-    assert "fitting" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode, size", [("1x1", (1, 1)), ("gone", None)])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from visionkit.errors import VisionKitError
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 STEMS = ("stem.0.conv.weight", "patch_embed.proj.0.weight", "patch_embed1.proj.0.weight")  # ours, MALA's, SOFT's
 MAY_DIFFER = {"stem.0.conv.weight": 1, "head.weight": 0, "head.bias": 0}  # dimension of the channels or the classes
 STAGES = tuple(f"stages.{i}." for i in range(4))
@@ -81,13 +80,9 @@ def unwrap(checkpoint: Mapping, path: str = "the checkpoint", prefix: str = "") 
     Raises:
         VisionKitError: something else than tensors by name.
     """
-    from visionkit.engine.checkpoints import check_weights
+    from visionkit.engine.checkpoints import state_dict_of
 
-    for key in WRAPPERS:
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
-    state = below(check_weights(checkpoint, path), prefix)
+    state = below(state_dict_of(checkpoint, path), prefix)
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith("backbone.") for key in state):
         state = below(state, "backbone.")

@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from visionkit.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from visionkit.reid.gallery import GalleryIndex
 
 IMAGES_A_PART, SECONDS_A_PART = 2000, 60  # what a crash may lose, whichever comes first
-SECONDS_A_LINE = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +87,8 @@ def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, 
     plan = compare(index.stamps, folder, files)
     index.drop(plan.changed | plan.missing)
     wanted = [file for file in files if file in plan.new or file in plan.changed]
-    with stop_asked() as stopped:
-        for paths, features in parts(watched(reid.batches(wanted, skip=True), len(wanted)), stopped):
+    with progress("images", len(wanted)) as advance, stop_asked() as stopped:
+        for paths, features in parts(reid.batches(wanted, skip=True), stopped, advance):
             index.add(features, paths, [files[path] for path in paths])
             index.save(place)
     if stopped:
@@ -122,14 +123,20 @@ def compare(known: dict, folder: str, files: dict) -> Plan:
     return Plan(new, changed, missing, len(known) - len(changed) - len(missing))
 
 
-def parts(batches: Iterable[tuple[list, np.ndarray]], stopped: list) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Batches of (paths, features) put together until they are worth a file; those at hand when a stop is asked for."""
+def parts(
+    batches: Iterable[tuple[list, np.ndarray]], stopped: list, advance: Callable[[int], None]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Batches of (paths, features) put together until they are worth a file, or until something is in ``stopped``.
+
+    ``advance`` is told of each batch's length.
+    """
     import numpy as np
 
     paths, features, began = [], [], time.monotonic()
     for some, vectors in batches:
         paths += some
         features.append(vectors)
+        advance(len(some))
         if stopped or len(paths) >= IMAGES_A_PART or time.monotonic() - began >= SECONDS_A_PART:
             yield paths, np.concatenate(features)
             paths, features, began = [], [], time.monotonic()
@@ -158,23 +165,3 @@ def stop_asked() -> Iterator[list[int]]:
         yield asked
     finally:
         restore()
-
-
-def watched(batches: Iterable[tuple[list, np.ndarray]], total: int) -> Iterator[tuple[list, np.ndarray]]:
-    """The batches, counted by a bar on a terminal and by a plain line now and then where the output goes elsewhere."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = Console(stderr=True)
-    plain = not (console.is_terminal and sys.stdout.isatty())
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    done, told = 0, time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("images", total=total)
-        for paths, features in batches:
-            done += len(paths)
-            bar.update(task, completed=done)
-            if plain and time.monotonic() - told >= SECONDS_A_LINE:
-                print(f"{done} of {total} images", flush=True)
-                told = time.monotonic()
-            yield paths, features

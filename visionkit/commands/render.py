@@ -12,9 +12,11 @@ import contextlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from visionkit.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 FRAMES = 48
 SHEET = 12  # frames on a contact sheet
-SECONDS = 10  # between lines of progress off a terminal
 FPS = 24
 
 
@@ -227,33 +228,6 @@ def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, f
     sheet = out.with_suffix(".jpg")
     save_picture(contact_sheet(kept), sheet)
     print(f"wrote {out} and {sheet}")
-
-
-@contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, elsewhere a line every ten seconds; yields what to call after each of ``total`` steps."""
-    from rich.progress import Progress
-
-    bar = Progress(transient=True)
-    if not bar.console.is_interactive:
-        yield _lines(title, total)
-        return
-    with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
-
-
-def _lines(title: str, total: int) -> Callable[[], None]:
-    done, told = 0, time.monotonic()
-
-    def advance() -> None:
-        nonlocal done, told
-        done, now = done + 1, time.monotonic()
-        if now - told >= SECONDS and done < total:
-            told = now
-            print(f"{title}: {done} of {total}", flush=True)
-
-    return advance
 
 
 def tell_skipped(scene) -> None:  # noqa: ANN001 - a Scene

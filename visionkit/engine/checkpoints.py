@@ -25,6 +25,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # whose weights a file with several means
 _EPOCH_FILE = re.compile(r"epoch_(\d+)(?:_iter_(\d+))?\.pth")  # so many epochs, and iterations of the next one
 
 
@@ -193,20 +194,13 @@ def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
         raise VisionKitError(f"{path}: cannot be read as safetensors (damaged or another format)") from error
 
 
-def state_dict_of(checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, whichever of the usual wrappers they are in.
+def state_dict_of(checkpoint: Mapping, path: str | Path = "the checkpoint") -> Mapping[str, torch.Tensor]:
+    """The weights of a checkpoint, whichever of the usual wrappers they are in; running means come before the others.
 
     Raises:
         VisionKitError: Something else than tensors by name; ``path`` is what the message calls the file.
     """
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(checkpoint.get(key), dict):
-            return check_weights(checkpoint[key], path)
-    return check_weights(checkpoint, path)
-
-
-def check_weights(state: Mapping, path: str | Path) -> Mapping[str, torch.Tensor]:
-    """The weights themselves. Raises VisionKitError unless they are tensors by name."""
+    state = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), checkpoint)
     for key, value in state.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
             raise VisionKitError(

@@ -24,6 +24,7 @@ from visionkit.files import beside
 from visionkit.nvs.cameras import Camera, relative_to, roll_to_portrait
 from visionkit.nvs.captures.colmap import read_colmap
 from visionkit.nvs.captures.scene import CENTRES, Scene
+from visionkit.progress import progress
 from visionkit.registry import DATASETS
 
 # Raised whenever the cached numbers change their meaning.
@@ -265,23 +266,26 @@ def read_scenes(
     Returns:
         The scenes without their points, and (name, reason) of those left out.
     """
-    from rich.progress import track
-
     scenes, skipped = [], []
-    for name in track(folders, description=f"Reading {len(folders)} scenes", disable=len(folders) < 50):
-        try:
-            scene = read(root / name)
-            if len(scene) < 2:
-                raise VisionKitError(f"{root / name}: has one view alone")
-            normal = scene.normalised()
-        except VisionKitError as error:
-            skipped.append((name, str(error)))
-            continue
-        bare = dataclasses.replace(
-            normal.scene, name=name, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene)
-        )
-        scenes.append(PosedScene(bare, normal.near, normal.far))
+    with progress("reading scenes", len(folders)) as advance:
+        for name in folders:
+            try:
+                scenes.append(posed(read(root / name), name))
+            except VisionKitError as error:
+                skipped.append((name, str(error)))
+            advance()
     return scenes, skipped
+
+
+def posed(scene: Scene, name: str) -> PosedScene:
+    """A scene, normalised and without its points. Raises VisionKitError if it has one view alone or no extent."""
+    if len(scene) < 2:
+        raise VisionKitError(f"{name}: has one view alone")
+    normal = scene.normalised()
+    bare = dataclasses.replace(
+        normal.scene, name=name, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene)
+    )
+    return PosedScene(bare, normal.near, normal.far)
 
 
 def _tell_skipped(root: Path, skipped: list[tuple[str, str]], total: int) -> None:

@@ -1,15 +1,13 @@
 """Translation of image files in batches."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
+from visionkit.progress import progress
 from visionkit.reid.camstyle.data import image_to_tensor, read_or_warn, tensor_to_image
 from visionkit.reid.camstyle.files import write_image
 
@@ -41,11 +39,12 @@ def translate_files(
     """
     generator = generator.to(device)
     written = 0
-    starts = range(0, len(paths), batch_size)
-    for start in track(starts, "translating", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-        batch = list(zip(paths[start : start + batch_size], outputs[start : start + batch_size]))
-        if not all(output.is_file() for _, output in batch):
-            written += _translate_batch(generator, batch, image_size, device)
+    with progress("translating", len(paths)) as advance:
+        for start in range(0, len(paths), batch_size):
+            batch = list(zip(paths[start : start + batch_size], outputs[start : start + batch_size]))
+            if not all(output.is_file() for _, output in batch):
+                written += _translate_batch(generator, batch, image_size, device)
+            advance(len(batch))
     return written
 
 
