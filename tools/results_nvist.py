@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if options.export:
         export(Path(options.export), Path(options.weights))
     model, scale = load_small(options.weights)
-    test = MVImgNet(options.data, "test", model.img_size, centre=scale.get("centre", "cube"))
+    test = MVImgNet(options.data, "test", model.img_size, centre=scale["centre"])
     mean = mean_view(MVImgNet(options.data, "train", model.img_size, views=None))
     lpips = PerceptualLoss()
     methods: dict[str, Callable[[Scene], Tensor]] = dict(

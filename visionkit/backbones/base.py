@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -11,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from visionkit.backbones.layers import channels_first, channels_last
 from visionkit.errors import VisionKitError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MIN_SIZE = 32  # pixels
 
 
@@ -25,8 +25,8 @@ def default_cfg(**options: Any) -> dict[str, Any]:  # noqa: ANN401
             crop_pct=0.875,
             interpolation="bicubic",
             fixed_input_size=False,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
             classifier="head",
         )
         | options

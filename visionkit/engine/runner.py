@@ -86,7 +86,7 @@ class VisionKitRunner(Runner):
     @property
     def bare_model(self) -> nn.Module:
         """The model without its distributed wrapper."""
-        return self.model.module if is_model_wrapper(self.model) else self.model
+        return bare(self.model)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap for distributed training; on CPU processes no device is named."""
@@ -163,6 +163,11 @@ class VisionKitRunner(Runner):
             f"seed {self.seed}, device {get_device()}, {get_world_size()} process(es), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}"
         )
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """A model without its distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def _scheduler_states(schedulers: Any) -> Any:

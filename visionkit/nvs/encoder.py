@@ -7,14 +7,12 @@ so MAE's own checkpoints load. The position tables are fixed sine-cosine codes a
 from functools import partial
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from visionkit.errors import VisionKitError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -99,8 +97,8 @@ class ViTEncoder(nn.Module):
             Block(embed_dim, num_heads, qkv_bias=True, norm_layer=_layer_norm) for _ in range(depth)
         )
         self.norm = _layer_norm(embed_dim)
-        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_DEFAULT_STD).view(1, 3, 1, 1), persistent=False)
         nn.init.normal_(self.cls_token, std=0.02)
         self.apply(_init_weights)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))

@@ -18,10 +18,7 @@ from visionkit.nvs.captures.photos import DEFAULT_FOCAL
 from visionkit.nvs.model import Grids, NViST
 from visionkit.nvs.published import load_weights
 from visionkit.nvs.trajectories import curve, poses
-from visionkit.nvs.weights import build_described, load_shipped, load_small, scale_of
-
-# Used where a checkpoint does not tell: a camera half-way out of the unit cube that a capture is scaled to.
-DISTANCE, NEAR_FAR = 0.5, (0.05, 1.5)
+from visionkit.nvs.weights import USUAL_SCALE, build_described, load_shipped, load_small, scale_of
 
 
 class View(NamedTuple):
@@ -59,8 +56,8 @@ class NVSInferencer:
         model, scale = _load(weights)
         self.device = choose_device(device)
         self.model = model.to(self.device).eval()
-        self.distance, self.centre = float(scale.get("distance", DISTANCE)), scale.get("centre", "cube")
-        self.near_far = tuple(float(each) for each in scale.get("near_far", NEAR_FAR))
+        self.distance, self.centre = float(scale["distance"]), scale["centre"]
+        self.near_far = tuple(float(each) for each in scale["near_far"])
 
     def read(
         self, photo: "str | os.PathLike | Image.Image", fov: float | None = None, distance: float | None = None
@@ -178,7 +175,7 @@ def _scaled(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
 def _load(weights: "str | os.PathLike | NViST | None") -> tuple[NViST, dict]:
     """A model and what is known of its training scenes: ``distance``, ``centre``, ``near_far``."""
     if isinstance(weights, torch.nn.Module):
-        return weights, {}
+        return weights, USUAL_SCALE
     if weights is None:
         return load_shipped()
     return load_small(weights) if str(weights).endswith(".safetensors") else _from_checkpoint(Path(weights))

@@ -21,6 +21,8 @@ from visionkit.nvs.captures.scene import CENTRES
 from visionkit.nvs.model import NViST
 from visionkit.nvs.published import load_weights
 
+# where a file does not tell: a camera half-way out of the unit cube that a capture is scaled to
+USUAL_SCALE = dict(near_far=(0.05, 1.5), distance=0.5, centre="cube")
 SHIPPED = Path(__file__).with_name("weights") / "nvist_small.safetensors"
 
 
@@ -42,7 +44,7 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
 
 
 def scale_of(meta: Any, path: str | os.PathLike) -> dict[str, Any]:
-    """What a file's metadata tell of ``scale``; older ones do not tell all of it.
+    """What a file's metadata tell of ``scale``; what older ones leave out is that of USUAL_SCALE.
 
     Args:
         meta: a training checkpoint's ``meta``, or ``scale`` of a file of [save_small].
@@ -58,7 +60,7 @@ def scale_of(meta: Any, path: str | os.PathLike) -> dict[str, Any]:
     )
     if not isinstance(meta, dict):
         raise VisionKitError(f"{path}: does not describe the scenes it was trained on; get the file again")
-    scale = {key: meta[key] for key in expected if key in meta}
+    scale = {key: meta.get(key, usual) for key, usual in USUAL_SCALE.items()}
     for key, value in scale.items():
         words, holds = expected[key]
         if not holds(value):

@@ -2,10 +2,10 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from visionkit.engine.runner import bare
 from visionkit.errors import VisionKitError
 from visionkit.registry import HOOKS
 
@@ -60,16 +60,12 @@ class MeanTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Raises VisionKitError if the model has no teacher to move."""
-        if not hasattr(_bare(runner.model), "update_teacher"):
-            name = type(_bare(runner.model)).__name__
+        if not hasattr(bare(runner.model), "update_teacher"):
+            name = type(bare(runner.model)).__name__
             raise VisionKitError(f"MeanTeacherHook: {name} has no update_teacher(); use it with visionkit.CoreReID")
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """One step of the average."""
-        _bare(runner.model).update_teacher()
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+        bare(runner.model).update_teacher()

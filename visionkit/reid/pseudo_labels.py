@@ -11,12 +11,12 @@ import torch
 from mmengine.dist import broadcast_object_list, get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from visionkit.engine.config import build
 from visionkit.engine.loaders import start_worker
+from visionkit.engine.runner import bare
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.registry import CLUSTERERS, HOOKS
@@ -73,7 +73,7 @@ class PseudoLabelHook(Hook):
 
     def before_train_epoch(self, runner: Any) -> None:
         """Label the data sets for the epoch that begins."""
-        model = _bare(runner.model)
+        model = bare(runner.model)
         target = runner.train_loop.dataloaders["global_view"]
         images = target.unlabelled(self.transforms)
         features = extract_fused(model, images, self.batch_size, self.num_workers)
@@ -96,7 +96,7 @@ class PseudoLabelHook(Hook):
         """Take up the labels that a stopped run had given; the classifier's weights are in its checkpoint."""
         self._hand_out(runner, {view: labels.cpu().numpy() for view, labels in state["labels"].items()})
         self.num_classes = state["num_classes"]
-        _bare(runner.model).use_classes(self.num_classes)
+        bare(runner.model).use_classes(self.num_classes)
 
     def _hand_out(self, runner: Any, labels: Mapping[str, np.ndarray]) -> None:
         self.labels = labels
@@ -159,10 +159,6 @@ def largest(clusters: Clusters, count: int) -> Clusters:
     number = np.full(len(clusters.centroids) + 1, -1)  # the last entry is that of -1
     number[kept] = np.arange(count)
     return Clusters(number[clusters.labels], clusters.centroids[kept])
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def view_seed(seed: int, epoch: int, view: int) -> int:

@@ -150,7 +150,7 @@ class ReIDStage(RunnerStage):
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training, with as many classes as the weights have."""
-        classes = [len(weight) for key, weight in state.items() if key.endswith("classifier.weight")]
+        classes = [len(each) for key, each in state.items() if key.endswith("classifier.weight") and each.dim() == 2]
         model = self.model_cfg(context.cfg, max(classes, default=1))
         return dict(self.test_parts(context.cfg), model=model, image_size=list(context.cfg["image_size"]))
 
