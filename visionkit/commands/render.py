@@ -21,7 +21,9 @@ from visionkit.progress import progress
 if TYPE_CHECKING:
     import numpy as np
 
-    from visionkit.nvs.fit import Bounds
+    from visionkit.nvs.cameras import Camera
+    from visionkit.nvs.captures import Scene
+    from visionkit.nvs.fit import Bounds, SceneField
 
 FRAMES = 48
 SHEET = 12  # frames on a contact sheet
@@ -158,11 +160,9 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
 
 def fit(source: Path, options: argparse.Namespace) -> int:
     """Fit a field, score it on every eighth photo, render a path."""
-    import numpy as np
-
     from visionkit.nvs import fit as fitting
     from visionkit.nvs.captures import read_capture
-    from visionkit.nvs.metrics import check_scored, psnr, ssim
+    from visionkit.nvs.metrics import check_scored
 
     scene = read_capture(source)
     tell_skipped(scene)
@@ -188,25 +188,32 @@ def fit(source: Path, options: argparse.Namespace) -> int:
         model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start)
     print(f"fitted in {time.perf_counter() - began:.0f} s")
 
+    views = score_held_out(model, scene, held_out, settings.long_side)
+    depths = depth_range([depth for *_, depth in views], model.bounds)
+    _save_sheet(_rows([_beside(*view, *depths) for view in views]), held_out_sheet)
+    path = settings.long_side, options.trajectory, options.frames, options.degrees
+    cameras = fitting.path(scene, rows, model.bounds, *path)
+    frames = (_beside(None, *_rendered(model, camera), *depths) for camera in cameras)
+    write(frames, out, options.frames)
+    return 0
+
+
+def score_held_out(
+    model: SceneField, scene: Scene, rows: list[int], long_side: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Print how near the fitted field comes to photos it has not seen; returns (photo, rendered, depth) of each."""
+    from visionkit.nvs.metrics import psnr, ssim
+
     scores, views = [], []
-    for row in held_out:
-        camera = scene.camera(row, scene.target_size(row, settings.long_side))
+    for row in rows:
+        camera = scene.camera(row, scene.target_size(row, long_side))
         truth = scene.image(row, camera.size)
         rgb, depth = _rendered(model, camera)
         scores.append([float(score(*_batch(rgb, truth))) for score in (psnr, ssim)])
         print(f"{scene.names[row]}: PSNR {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.3f}")
         views.append((truth, rgb, depth))
     _tell_scores("held-out photos", scores)
-    depths = depth_range([depth for *_, depth in views], model.bounds)
-    pictures = [_beside(*view, *depths) for view in views]
-    width = max(picture.shape[1] for picture in pictures)
-    pictures = [np.pad(each, ((0, 4), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
-    _save_sheet(np.concatenate(pictures), held_out_sheet)
-    path = settings.long_side, options.trajectory, options.frames, options.degrees
-    cameras = fitting.path(scene, rows, model.bounds, *path)
-    frames = (_beside(None, *_rendered(model, camera), *depths) for camera in cameras)
-    write(frames, out, options.frames)
-    return 0
+    return views
 
 
 def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, first: np.ndarray | None = None) -> None:
@@ -230,7 +237,7 @@ def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, f
     print(f"wrote {out} and {sheet}")
 
 
-def tell_skipped(scene) -> None:  # noqa: ANN001 - a Scene
+def tell_skipped(scene: Scene) -> None:
     """What of a capture is not used."""
     for name, reason in scene.skipped:
         print(f"skipped: {name} {reason}")
@@ -308,7 +315,16 @@ def _beside(truth: np.ndarray | None, rgb: np.ndarray, depth: np.ndarray, near: 
     return side_by_side(pictures if truth is None else [truth, *pictures])
 
 
-def _rendered(model, camera) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN001
+def _rows(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures one below the other, with a white line between."""
+    import numpy as np
+
+    width = max(picture.shape[1] for picture in pictures)
+    space = [((0, 4), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
+    return np.concatenate([np.pad(each, around, constant_values=255) for each, around in zip(pictures, space)])
+
+
+def _rendered(model: SceneField, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     rgb, depth = model.render(camera)
     return (rgb * 255).round().astype("uint8"), depth
 

@@ -302,17 +302,14 @@ def fit(
     pixels = pixel_rays_of(scene, rows, images)
     points = point_rays_of(scene, rows, images)
     bounds = find_bounds(scene, points)
-    use_points = len(points.origins) > 0
+    points = points if len(points.origins) else None
     if start is not None:
         bounds = bounds._replace(centre=torch.zeros(3), half=torch.full((3,), start.box))
-        model = SceneField(settings, bounds, len(rows))
+    model = SceneField(settings, bounds, len(rows))
+    if start is not None:
         start(model)
     else:
-        model = SceneField(settings, bounds, len(rows))
-        mean = pixels.rgb.mean(dim=0).clamp(0.02, 0.98).logit()
-        model.net.background_logit.data, model.net.rgb_mlp[-1].bias.data = mean, mean.clone()
-        if use_points:
-            _fit_density(model, points, generator)
+        _begin(model, pixels, points, generator)
     optimiser, stage = _optimiser(model), 0
     for step in range(settings.steps):
         progress = step / settings.steps
@@ -322,12 +319,20 @@ def fit(
             optimiser = _optimiser(model)
         for group in optimiser.param_groups:
             group["lr"] = group["first"] * settings.last_rate**progress
-        loss = _loss(model, pixels, points if use_points else None, progress, generator)
+        loss = _loss(model, pixels, points, progress, generator)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         watch(step + 1, model)
     return model
+
+
+def _begin(model: SceneField, pixels: Rays, points: Rays | None, generator: torch.Generator) -> None:
+    """A field of the photographs' mean colour, dense where the points are."""
+    mean = pixels.rgb.mean(dim=0).clamp(0.02, 0.98).logit()
+    model.net.background_logit.data, model.net.rgb_mlp[-1].bias.data = mean, mean.clone()
+    if points is not None:
+        _fit_density(model, points, generator)
 
 
 def _fit_density(model: SceneField, points: Rays, generator: torch.Generator) -> None:
