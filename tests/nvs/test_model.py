@@ -92,6 +92,28 @@ def test_adaln_zero_starts_as_identity_and_the_camera_matters_elsewhere():
         assert torch.allclose(near, far) == same
 
 
+def test_with_the_camera_as_a_token_keys_and_values_have_norms_of_their_own():
+    """As released: q = LN(x), k = LN_k(x), v = LN_v(x) where tokens attend to themselves, see NViST's blocks.py."""
+    torch.manual_seed(0)
+    block = Decoder(16, 8, 16, 2, 2, 8, 6, conditioning="concat").double().blocks[1]
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, weights = torch.randn(1, 5, 16, dtype=torch.float64), dict(block.named_parameters())
+    linear = lambda x, name: x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    q, k, v = (
+        linear(norm(x, f"norm{n}"), f"attn.{to}").view(5, 2, 8) for n, to in (("1", "q"), ("_k", "k"), ("_v", "v"))
+    )
+    seen = torch.einsum("hij,jhd->ihd", (torch.einsum("ihd,jhd->hij", q, k) / 8**0.5).softmax(-1), v)
+    expected = x + linear(seen.reshape(1, 5, 16), "attn.proj")
+    expected = expected + linear(torch.nn.functional.gelu(linear(norm(expected, "norm2"), "mlp.fc1")), "mlp.fc2")
+    assert torch.allclose(block(x, torch.randn(1, 8, 16).double(), None), expected, atol=1e-12)
+
+
 def test_true_positions_give_every_token_a_code_of_its_own_plane():
     released = Decoder(16, 8, 16, 2, 2, 8, 12).decoder_pos_embed[0, 1:]
     true = Decoder(16, 8, 16, 2, 2, 8, 12, true_positions=True).decoder_pos_embed[0, 1:]
@@ -138,6 +160,10 @@ def test_mae_stage_feeds_nvist():
     model.load_source(stage.state_dict())
     assert torch.equal(model.encoder.blocks[1].attn.qkv.weight, stage.encoder.blocks[1].attn.qkv.weight)
     assert torch.equal(model.decoder.blocks[1].mlp.fc1.weight, stage.encoder.blocks[1].mlp.fc1.weight)
+    torch.nn.init.normal_(stage.encoder.blocks[1].norm2.weight)
+    model = NViST(**TINY, camera_conditioning="concat")
+    model.load_source(stage.state_dict())
+    assert torch.equal(model.decoder.blocks[1].norm2.weight, stage.encoder.blocks[1].norm2.weight)
 
 
 def test_mae_of_other_patches_loads_all_but_the_projection():
@@ -161,6 +187,15 @@ def test_published_keys_that_are_never_computed_with_are_dropped():
         extra[f"module.{key}"] = torch.zeros(1)
     assert checkpoint_filter_fn(extra, model).keys() == model.state_dict().keys()
     load_weights(model, extra, "x.pth")
+
+
+def test_the_norms_of_keys_are_computed_with_where_the_camera_is_a_token():
+    state = NViST(**TINY, camera_conditioning="concat").state_dict()
+    del state["decoder.blocks.1.norm_k.weight"]
+    with pytest.raises(VisionKitError, match="norm_k"):
+        load_weights(NViST(**TINY, camera_conditioning="concat"), state, "x.pth")
+    with pytest.raises(VisionKitError, match="holds"):
+        load_weights(NViST(**TINY), {**NViST(**TINY).state_dict(), "encoder.norm_k.weight": torch.zeros(1)}, "x.pth")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ class Block(nn.Module):
         num_heads: attention heads.
         cross: cross-attention instead of self-attention.
         conditioning: ``adaln`` modulates both halves by the camera vector; ``adaln_zero`` does so from zero gates;
-            ``concat`` leaves them alone (the camera is a token of the memory).
+            ``concat`` leaves them alone (the camera is a token of the memory), and as released norms keys and values
+            apart from the queries in self-attention too.
     """
 
     def __init__(self, width: int, num_heads: int, cross: bool, conditioning: str) -> None:
@@ -61,7 +62,8 @@ class Block(nn.Module):
         self.attn = Attention(width, num_heads)
         self.mlp = Mlp(width, 4 * width)
         self.cross = cross
-        if cross:
+        self.norms_memory = cross or not modulated
+        if self.norms_memory:
             self.norm_k = nn.LayerNorm(width, eps=1e-6)
             self.norm_v = nn.LayerNorm(width, eps=1e-6)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width)) if modulated else None
@@ -69,16 +71,17 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, memory: Tensor, camera: Tensor) -> Tensor:
         """(B, L, D) tokens, (B, M, D) memory, (B, D) camera vector -> (B, L, D)."""
         if self.adaLN_modulation is None:
-            tokens = tokens + self._attend(self.norm1(tokens), memory)
+            tokens = tokens + self._attend(self.norm1(tokens), memory if self.cross else tokens)
             return tokens + self.mlp(self.norm2(tokens))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(camera)[:, None].chunk(6, dim=-1)
-        tokens = tokens + gate1 * self._attend(self.norm1(tokens) * (1 + scale1) + shift1, memory)
+        query = self.norm1(tokens) * (1 + scale1) + shift1
+        tokens = tokens + gate1 * self._attend(query, memory if self.cross else query)
         return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)
 
     def _attend(self, query: Tensor, memory: Tensor) -> Tensor:
-        if self.cross:
+        if self.norms_memory:
             return self.attn(query, self.norm_k(memory), self.norm_v(memory))
-        return self.attn(query, query, query)
+        return self.attn(query, memory, memory)
 
 
 class Decoder(nn.Module):

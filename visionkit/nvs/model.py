@@ -140,12 +140,12 @@ class NViST(BaseModel):
             self.load_source(_read_weights(mae_checkpoint))
 
     def load_source(self, state_dict: dict[str, Tensor]) -> None:
-        """Starts from MAE weights: the encoder, and the attention outputs and MLPs of the decoder's blocks."""
+        """Starts from MAE weights: the encoder, and of the decoder's blocks what MAE's have by the same name."""
         load_mae(self.encoder, state_dict)
         for target, source in zip(self.decoder.blocks, self.encoder.blocks):
             if target.mlp.fc1.weight.shape == source.mlp.fc1.weight.shape:
-                target.attn.proj.load_state_dict(source.attn.proj.state_dict())
-                target.mlp.load_state_dict(source.mlp.state_dict())
+                own, theirs = target.state_dict(), source.state_dict()
+                target.load_state_dict({key: theirs[key] for key in own if key in theirs}, strict=False)
 
     def represent(self, image: Tensor, camera_params: Tensor) -> Grids:
         """Predicts the radiance fields of B photos, once per scene.

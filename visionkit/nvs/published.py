@@ -16,7 +16,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     """Drops what a published NViST or MAE checkpoint holds beyond what ``model`` computes with.
 
     These are the fixed position tables, MAE's decoder where the model has none, and the key and value norms of
-    self-attention blocks, which the released decoder has and never applies.
+    self-attention blocks, which the released decoder has and, unless the camera is a token, never applies.
 
     Args:
         state_dict: published key -> tensor, with or without a ``module.`` prefix.
@@ -24,16 +24,19 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     """
     own = set(model.state_dict())
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return {key: value for key, value in state_dict.items() if key in own or not _is_ballast(key)}
+    return {key: value for key, value in state_dict.items() if key in own or not _is_ballast(key, own)}
 
 
-def _is_ballast(key: str) -> bool:
+def _is_ballast(key: str, own: set[str]) -> bool:
     parts = key.split(".")
     if parts[-1] in _TABLES:
         return True
     if parts[0] == "encoder":
         parts = parts[1:]
-    return parts[0] in _MAE_DECODER or "norm_k" in parts or "norm_v" in parts
+    if parts[0] in _MAE_DECODER:
+        return True
+    norms_keys = parts[-2:-1] in (["norm_k"], ["norm_v"])
+    return norms_keys and ".".join([*key.split(".")[:-2], "adaLN_modulation.1.weight"]) in own
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
