@@ -1,5 +1,7 @@
 """Fitting a field to a capture of coloured balls."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,15 @@ def test_without_points_it_still_runs(tmp_path):
     assert np.isfinite(model.render(scene.camera(0))[0]).all()
 
 
+def test_points_that_no_photo_was_matched_to_still_give_bounds(scene):
+    rows, _ = fitting.split(scene)
+    images = [scene.image(row) for row in rows]
+    bare = dataclasses.replace(scene, visible=(np.zeros(0, int),) * len(scene))
+    matched, seen = (fitting.find_bounds(each, fitting.point_rays_of(each, rows, images)) for each in (scene, bare))
+    assert torch.allclose(matched.half, seen.half, rtol=0.3) and torch.allclose(matched.centre, seen.centre, atol=0.1)
+    assert seen.near == pytest.approx(matched.near, rel=0.1) and seen.far == pytest.approx(matched.far, rel=0.1)
+
+
 def test_paths_of_the_video(scene):
     rows, _ = fitting.split(scene)
     found = fitting.find_bounds(scene, fitting.point_rays_of(scene, rows, [scene.image(row) for row in rows]))
@@ -117,3 +128,7 @@ def test_what_cannot_be_fitted(scene):
         fitting.check(SMALL._replace(long_side=4))
     with pytest.raises(VisionKitError, match="--steps"):
         fitting.check(SMALL._replace(steps=0))
+    with pytest.raises(VisionKitError, match="--resolution: expected a multiple of 8"):
+        fitting.check(SMALL._replace(colour=102))
+    with pytest.raises(VisionKitError, match="--seed"):
+        fitting.check(SMALL._replace(seed=2**63))

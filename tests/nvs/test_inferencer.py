@@ -1,17 +1,20 @@
 """New views from Python and from the command line, by a model of a few tokens."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from nvs.captures.trees import write_transforms
 from PIL import Image
 
 from visionkit import apis
 from visionkit.cli import main
 from visionkit.engine.checkpoints import save_checkpoint
 from visionkit.errors import VisionKitError
-from visionkit.nvs.inferencer import NVSInferencer, crop
+from visionkit.nvs.captures import read_capture
+from visionkit.nvs.inferencer import NVSInferencer, crop, square_pixels
 from visionkit.nvs.model import NViST
 
 TINY = dict(
@@ -171,6 +174,43 @@ def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, p
     assert "skipped" in capsys.readouterr().out
 
 
+def test_contact_sheets_replace_no_photo(weights, photo, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.open(photo).save(folder / "a.jpg")
+    before = (folder / "a.jpg").read_bytes()
+    for out in (folder, tmp_path / "x" / ".." / "photos"):
+        assert main(["render", str(folder), "-o", str(out), "--weights", weights, "--frames", "2"]) == 2
+        assert "would replace a photo" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["a.jpg"] and (folder / "a.jpg").read_bytes() == before
+
+
+def test_pixels_that_are_no_squares_are_stretched_to_such(model, tmp_path):
+    nvs = NVSInferencer(model)
+    square = read_capture(write_transforms(tmp_path / "a"))
+    wide = dataclasses.replace(square, K=square.K * [[2], [1], [1]], sizes=square.sizes * [1, 2])
+    for path in square.paths:
+        image = Image.open(path)
+        image.resize((image.width * 2, image.height), Image.Resampling.NEAREST).save(path.with_suffix(".bmp"))
+    wide = dataclasses.replace(wide, paths=tuple(path.with_suffix(".bmp") for path in square.paths))
+    (image, focal), (other, other_focal) = square_pixels(square, 2), square_pixels(wide, 2)
+    assert image.shape == other.shape and focal == other_focal
+    assert np.abs(image.astype(int) - other).mean() < 8
+    assert [name for name, *_ in nvs.views_of(wide, 2)] == list(square.names)
+
+
+def test_a_path_from_a_capture_starts_at_its_own_distance(weights, tmp_path, monkeypatch):
+    folder, seen = write_transforms(tmp_path / "a"), []
+    represent = NVSInferencer.represent
+    monkeypatch.setattr(NVSInferencer, "represent", lambda self, view: seen.append(view) or represent(self, view))
+    command = ["render", str(folder), "--trajectory", "swing", "--frames", "2", "--weights", weights]
+    assert main([*command, "-o", str(tmp_path / "x.mp4")]) == 0
+    assert main([*command, "-o", str(tmp_path / "x.mp4"), "--distance", "0.4"]) == 0
+    scene = read_capture(folder)
+    assert seen[0].distance == pytest.approx(scene.normalised().scene.distances("viewed")[len(scene) // 2])
+    assert seen[1].distance == 0.4 and seen[1].focal == pytest.approx(seen[0].focal)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -184,6 +224,7 @@ def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, p
         (["--fit"], "--fit needs a capture"),
         (["--steps", "9"], "--steps: is for --fit"),
         (["--seed", "0"], "--seed: is for --fit"),
+        (["--resolution", "64"], "--resolution: is for --fit"),
         (["--device", "nowhere"], "device='nowhere'"),
     ],
 )
@@ -267,9 +308,9 @@ def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, c
     monkeypatch.setattr(fit, "Settings", lambda: small)
     capture = write_colmap(tmp_path / "balls", arc(9), xyz=points_on_balls())
     out = tmp_path / "fit.mp4"
-    for wrong in (["--frames", "0"], ["--fov", "50"], ["--weights", "w.pth"], ["--device", "cuda"]):
+    for wrong in (["--frames", "0"], ["--fov", "50"], ["--weights", "w.pth"], ["--device", "tpu"]):
         assert main(["render", str(capture), "-o", str(out), "--fit", *wrong]) == 2
-        assert wrong[0] in capsys.readouterr().err
+        assert wrong[0].removeprefix("--") in capsys.readouterr().err
     (tmp_path / "fit_held_out.png").mkdir()
     assert main(["render", str(capture), "-o", str(out), "--fit"]) == 2
     assert "fit_held_out.png: is a folder" in capsys.readouterr().err

@@ -120,8 +120,12 @@ def test_copies_are_upright_scaled_and_without_twins(tmp_path):
     assert focal_from_exif(tmp_path / "images" / "turned.jpg")[0] == pytest.approx(22 / 36)
 
 
-def test_wrong_inputs(tmp_path):
+def test_wrong_inputs(tmp_path, monkeypatch):
     folder = noise(tmp_path / "photos", 2)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(VisionKitError, match="the folder you are in"):
+        prepare_capture(folder, ".")
     with pytest.raises(VisionKitError, match="no such file"):
         prepare_capture(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(VisionKitError, match="is no video.*folder"):

@@ -20,6 +20,7 @@ from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.captures.scene import Scene
 from visionkit.nvs.data import MVImgNet, ShapeNetSRN, fitted_view
 from visionkit.nvs.inferencer import NVSInferencer
+from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.metrics import ViewMetric, psnr, ssim
 from visionkit.nvs.model import MAEFineTuning, NViST
 from visionkit.nvs.weights import SHIPPED, build_described, load_shipped, load_small, save_small
@@ -197,6 +198,35 @@ def test_other_cameras_or_photos_are_noticed_and_reasons_told_again(tmp_path, me
     assert scene.name == "b/1" and len(scene) == 5 and "002.png" not in scene.names
 
 
+def test_photos_that_are_cut_off_are_left_out_and_told_once(tmp_path, messages):
+    root = bare_tree(tmp_path)
+    for name in ("001.png", "003.png"):  # the third is an evaluation's input
+        path = root / "a" / "1" / "images" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    train = MVImgNet(str(root), img_size=SIZE, views=6)
+    for _ in range(8):
+        assert train[0]["image"].shape == (6, 3, *SIZE)
+    assert len(messages) == 2 and all("its view is left out" in text for text in messages)
+    train.views = None
+    assert train[0]["image"].shape == (4, 3, *SIZE)
+    for path in (root / "a" / "1" / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(VisionKitError, match="a/1: 0 of its photos can be read"):
+        train[0]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:200], lambda data: b"", lambda data: data.replace(b"{", b"[", 1)]
+)
+def test_a_damaged_file_of_scenes_is_made_anew(tmp_path, damage):
+    root = bare_tree(tmp_path)
+    MVImgNet(str(root), img_size=SIZE)
+    file = root / "visionkit_train.npz"
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert len(MVImgNet(str(root), img_size=SIZE)) == 2 and len(file.read_bytes()) == len(whole)
+
+
 @pytest.mark.parametrize("text", ["[", '{"a": 1}', '["a", 1]', '"a"', "\xff"])
 def test_a_damaged_list_of_test_classes_is_named(tmp_path, text):
     (tmp_path / "a" / "0").mkdir(parents=True)
@@ -303,6 +333,60 @@ def test_the_metric_leaves_the_input_view_out_and_averages_scenes():
     predicted[1, 1:] += 0.01
     metric.process(dict(image=target), predicted)
     assert metric.compute_metrics(metric.results)["PSNR"] == pytest.approx((20 + 40) / 2, abs=1e-3)
+
+
+class FakeLPIPS(torch.nn.Module):
+    """Squared error on the scale that the network is used with, as lpips.LPIPS has it."""
+
+    def forward(self, image, target, normalize=False):
+        scale = 2 if normalize else 1
+        return (scale * (image - target)).square().mean(dim=(1, 2, 3), keepdim=True)
+
+
+@pytest.fixture
+def lpips_at_hand(tmp_path, monkeypatch):
+    import lpips
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(lpips, "LPIPS", lambda **_: FakeLPIPS())
+
+
+def test_lpips_is_scaled_rightly_or_as_released(lpips_at_hand):
+    pair = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, 3, 4, 4)
+    assert PerceptualLoss()(*pair).tolist() == [1, 1]  # on [-1, 1]
+    assert PerceptualLoss(scaling="released")(*pair).tolist() == [0.25, 0.25]
+    with pytest.raises(VisionKitError, match="lpips_scaling='left'"):
+        PerceptualLoss(scaling="left")
+
+
+def test_lpips_joins_the_loss_and_the_scores(lpips_at_hand, tree):
+    batch = default_collate([MVImgNet(str(tree), img_size=SIZE)[0]])
+    batch.pop("path")
+    options = dict(MODEL, whole_view=True, lpips_weight=0.5)
+    torch.manual_seed(0)
+    with_lpips = NViST(SIZE, **options)(scenes=batch, mode="loss")
+    torch.manual_seed(0)
+    without = NViST(SIZE, **dict(options, lpips_weight=0))(scenes=batch, mode="loss")
+    assert with_lpips.keys() - without.keys() == {"loss_lpips"} and with_lpips["loss_lpips"] > 0
+    metric, target = ViewMetric(), torch.full((1, 20, 3, 12, 12), 0.5)
+    metric.process(dict(image=target), target - 0.25)
+    assert metric.compute_metrics(metric.results)["LPIPS"] == pytest.approx(0.25)
+
+
+def test_without_its_weights_lpips_is_off_and_says_so(tmp_path, monkeypatch, lpips_at_hand):
+    import lpips
+
+    found = []
+    monkeypatch.setattr("visionkit.nvs.losses.print_log", lambda text, *_: found.append(text))
+    monkeypatch.setattr(lpips, "LPIPS", lambda **_: torch.load(tmp_path / "checkpoints" / "vgg16-397923af.pth"))
+    with pytest.raises(VisionKitError, match="vgg16-397923af.pth: cannot be read"):
+        PerceptualLoss()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "nowhere"))
+    loss = PerceptualLoss()
+    assert not loss.available and "LPIPS is off" in found[0] and "download.pytorch.org" in found[0]
+    assert ViewMetric().lpips is None
 
 
 def config(tree, **changes):
@@ -450,7 +534,7 @@ def test_small_weights_come_back_and_damaged_ones_are_refused(tmp_path):
     state = torch.random.get_rng_state()
     again, scale = load_small(tmp_path / "a.safetensors")
     assert torch.equal(state, torch.random.get_rng_state())
-    assert scale == dict(near_far=[0.1, 1.2], distance=0.6) and not again.training
+    assert scale == dict(near_far=[0.1, 1.2], distance=0.6, centre="cube") and not again.training
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value.half().float())
     data = (tmp_path / "a.safetensors").read_bytes()

@@ -53,8 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", action="store_true", help="fit a radiance field to the capture, without weights")
     parser.add_argument("--start", action="store_true", help="start --fit at the model's prediction for one photo")
     parser.add_argument("--steps", type=int, help="of --fit")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="CELLS",
+        help="cells along an axis of the finest grid of --fit (default: 128)",
+    )
     parser.add_argument("--seed", type=int, help="of --fit (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto); --fit takes the CPU")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,10 +84,10 @@ def run(options: argparse.Namespace) -> int:
         refuse(options, ("fov", "distance"), "is for a photo; a capture tells its own, leave it out with --fit")
         if not options.start:
             refuse(options, ("weights",), "--fit uses none; give --start to begin at their prediction")
-        if options.device not in ("auto", "cpu"):
-            raise VisionKitError(f"--device {options.device}: --fit runs on the CPU; leave it out")
+        else:
+            refuse(options, ("resolution",), "--start has one of its own; leave it out")
         return fit(source, options)
-    refuse(options, ("start", "steps", "seed"), "is for --fit; give both")
+    refuse(options, ("start", "steps", "resolution", "seed"), "is for --fit; give both")
     if not is_capture(source):
         return render_photos(source, options)
     return render_capture(source, options)
@@ -129,8 +135,9 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
     """What the middle photo of a capture tells of the others, beside these; or a trajectory from it."""
     from PIL import Image
 
+    from visionkit.nvs.cameras import field_of_view
     from visionkit.nvs.captures import read_capture
-    from visionkit.nvs.inferencer import NVSInferencer
+    from visionkit.nvs.inferencer import NVSInferencer, square_pixels
     from visionkit.nvs.metrics import check_scored, psnr, ssim
 
     scene = read_capture(source)
@@ -138,8 +145,12 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
     out = _outs([source], options.out, False)[0]
     nvs, row = NVSInferencer(options.weights, options.device), len(scene) // 2
     if options.trajectory:
-        fov = options.fov or _fov(scene.camera(row))
-        view, _ = nvs.read(Image.fromarray(scene.image(row)), fov, options.distance)
+        own = float(scene.normalised().scene.distances(nvs.centre)[row])
+        view = nvs.view_in(scene, row, own)
+        if options.fov or options.distance:
+            photo, focal = square_pixels(scene, row)
+            fov = options.fov or field_of_view(focal, max(photo.shape))
+            view, _ = nvs.read(Image.fromarray(photo), fov, options.distance or own)
         views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
         write((_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views), out, options.frames)
         return 0
@@ -160,6 +171,7 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
 
 def fit(source: Path, options: argparse.Namespace) -> int:
     """Fit a field, score it on every eighth photo, render a path."""
+    from visionkit.apis import choose_device
     from visionkit.nvs import fit as fitting
     from visionkit.nvs.captures import read_capture
     from visionkit.nvs.metrics import check_scored
@@ -167,8 +179,11 @@ def fit(source: Path, options: argparse.Namespace) -> int:
     scene = read_capture(source)
     tell_skipped(scene)
     changes = dict(seed=options.seed, long_side=options.size, steps=options.steps)
+    if options.resolution is not None:
+        changes.update(colour=options.resolution, density=options.resolution // 2)
     settings = fitting.Settings()._replace(**{key: value for key, value in changes.items() if value is not None})
     fitting.check(settings)
+    device = choose_device(options.device)
     rows, held_out = fitting.split(scene)
     for row in held_out:
         check_scored(scene.sizes[row], settings.long_side)
@@ -180,12 +195,12 @@ def fit(source: Path, options: argparse.Namespace) -> int:
         from visionkit.nvs.inferencer import NVSInferencer
         from visionkit.nvs.warm_start import WarmStart
 
-        start = WarmStart(NVSInferencer(options.weights, "cpu"), scene, rows[len(rows) // 2])
+        start = WarmStart(NVSInferencer(options.weights, device), scene, rows[len(rows) // 2])
         scene, settings = start.scene, start.settings(settings)
     print(f"fitting {len(rows)} photos, {len(held_out)} held out", flush=True)
     began = time.perf_counter()
     with progress("fitting", settings.steps) as advance:
-        model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start)
+        model = fitting.fit(scene, rows, settings, lambda step, model: advance(), start, device)
     print(f"fitted in {time.perf_counter() - began:.0f} s")
 
     views = score_held_out(model, scene, held_out, settings.long_side)
@@ -287,7 +302,15 @@ def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
         if folder.suffix.lower() == ".mp4" or folder.is_file():
             raise VisionKitError(f"--out {out}: expected a folder, for there are several photos")
         stems = Counter(path.stem for path in inputs)
-        return [folder / f"{path.stem if stems[path.stem] == 1 else path.name}.mp4" for path in inputs]
+        files = [folder / f"{path.stem if stems[path.stem] == 1 else path.name}.mp4" for path in inputs]
+        photos = {path.resolve() for path in inputs}
+        taken = next((file for file in files if file.with_suffix(".jpg").resolve() in photos), None)
+        if taken:
+            sheet = taken.with_suffix(".jpg")
+            raise VisionKitError(
+                f"--out {folder}: the contact sheet {sheet} would replace a photo; name another folder"
+            )
+        return files
     file = Path(out or f"{inputs[0].resolve().stem}_views.mp4")
     file = file / f"{inputs[0].resolve().stem}.mp4" if file.is_dir() else file
     if file.suffix.lower() != ".mp4":
@@ -345,12 +368,6 @@ def _framed(image: np.ndarray, shape: tuple) -> np.ndarray:
     picture = picture.resize((round(picture.width * shape[0] / picture.height), shape[0]))
     cell.paste(picture, ((cell.width - picture.width) // 2, 0))
     return np.asarray(cell)
-
-
-def _fov(camera) -> float:  # noqa: ANN001
-    from visionkit.nvs.cameras import field_of_view
-
-    return field_of_view(max(camera.focal), max(camera.size))
 
 
 def _save_sheet(picture: np.ndarray, path: Path) -> None:

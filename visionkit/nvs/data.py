@@ -73,16 +73,33 @@ class SceneViews(Dataset):
             raise VisionKitError(f"centre={centre!r}: expected one of {', '.join(CENTRES)}")
         self.scenes, self.img_size, self.near_far = scenes, tuple(img_size), near_far
         self.views, self.include_input, self.centre = views, include_input, centre
+        self._told: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         scene = self.scenes[index].scene
-        rows = self._choose(len(scene))
-        images, cameras = zip(*(fitted_view(scene, row, self.img_size) for row in rows))
+        found = self._readable(scene, self._choose(len(scene)))
+        if self.views is not None:  # others take the places of those that cannot be read
+            found = (found or self._readable(scene, range(len(scene)))) * self.views
+        if len(found) < 2:
+            raise VisionKitError(f"{scene.name}: {len(found)} of its photos can be read; restore them or remove it")
+        rows, images, cameras = zip(*found[: self.views])
         distance = float(scene.distances(self.centre)[rows[0]])
         return dict(sample(np.stack(images), cameras, distance, self.near_far), path=scene.name)
+
+    def _readable(self, scene: Scene, rows: Iterable[int]) -> list[tuple[int, np.ndarray, Camera]]:
+        """Rows, pictures and cameras, without photographs that cannot be decoded, of which the log tells once."""
+        found = []
+        for row in rows:
+            try:
+                found.append((row, *fitted_view(scene, row, self.img_size)))
+            except VisionKitError as error:
+                if scene.paths[row] not in self._told:
+                    self._told.add(scene.paths[row])
+                    print_log(f"{error}; its view is left out", "current", logging.WARNING)
+        return found
 
     def _choose(self, count: int) -> list[int]:
         """Rows of the input view and its targets."""
@@ -314,15 +331,13 @@ def _store(file: Path, scenes: list[PosedScene], skipped: list[tuple[str, str]],
 
 def _load(file: Path, root: Path, key: str, images: str) -> tuple[list[PosedScene], list[tuple[str, str]]] | None:
     """What [read_scenes] gave, if the file holds it under this key."""
-    if not file.is_file():
-        return None
     try:
         with np.load(file) as data:
             table = json.loads(data["table"].tobytes())
             arrays = {name: data[name] for name in ("K", "sizes", "c2w", "distortion")}
-    except (OSError, ValueError, KeyError):  # damaged: as good as absent
-        return None
-    if table["key"] != key:
+            if table["key"] != key:
+                return None
+    except Exception:  # absent, or damaged in one of many ways, which is as good as absent
         return None
     scenes, start = [], 0
     for row in table["scenes"]:

@@ -82,6 +82,10 @@ class Rays(NamedTuple):
     def __getitem__(self, rows: Tensor) -> "Rays":
         return Rays(*(None if part is None else part[rows] for part in self))
 
+    def to(self, device: torch.device | str) -> "Rays":
+        """The same rays there."""
+        return Rays(*(None if part is None else part.to(device) for part in self))
+
 
 class Bounds(NamedTuple):
     """Where a capture's content lies: the subject's box (centre and half sides, (3,)), and distances along rays."""
@@ -92,6 +96,10 @@ class Bounds(NamedTuple):
     middle: float
     far: float
 
+    def to(self, device: torch.device | str) -> "Bounds":
+        """The same bounds there."""
+        return self._replace(centre=self.centre.to(device), half=self.half.to(device))
+
     def warp(self, points: Tensor) -> Tensor:
         """World coordinates (..., 3) to the grid's [-1, 1]: linear in the box, as 1 / distance beyond it."""
         local = (points - self.centre) / self.half
@@ -101,12 +109,12 @@ class Bounds(NamedTuple):
     def edges(self, rays: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Sampling intervals (rays, samples + 1): even up to ``middle``, then even in 1 / distance up to ``far``.
 
-        With a generator, inner edges are moved at random by up to half an interval, each ray's on their own.
+        With a generator (of the CPU), inner edges are moved at random by up to half an interval, each ray's apart.
         """
-        step = torch.linspace(0, 1, samples + 1).expand(rays, -1)
+        step = torch.linspace(0, 1, samples + 1, device=self.centre.device).expand(rays, -1)
         if generator is not None:
             noise = torch.rand(rays, samples - 1, generator=generator) - 0.5
-            step = step + F.pad(noise, (1, 1)) / samples
+            step = step + F.pad(noise, (1, 1)).to(step.device) / samples
         close = self.near + (self.middle - self.near) * step / NEAR_SHARE
         share = ((step - NEAR_SHARE) / (1 - NEAR_SHARE)).clamp(0, 1)
         distant = 1 / ((1 - share) / self.middle + share / self.far)
@@ -117,14 +125,16 @@ def find_bounds(scene: Scene, points: Rays) -> Bounds:
     """Bounds by the points that many photographs agree on, or by the cameras where there are none."""
     trusted = scene.points[scene.trusted_points()]
     normal = scene.normalised()
-    if len(trusted) < 20 or points.distance is None or len(points.distance) < 20:
+    distance = points.distance.numpy()
+    if len(distance) < 20:  # nobody says which photographs saw which points
+        distance = scene.distances_in_view(trusted)
+    if len(trusted) < 20 or len(distance) < 20:
         near, far = normal.near / normal.scale, normal.far / normal.scale
         centre = torch.tensor(scene.centres.mean(axis=0)).float()
         half = torch.full((3,), 0.5 * (near + far))
         return Bounds(centre, half, 0.5 * near, far, 10 * far)
     centre = np.median(trusted, axis=0)
     half = 1.15 * np.quantile(np.abs(trusted - centre), 0.9, axis=0)
-    distance = points.distance.numpy()
     middle = 1.1 * float(np.quantile(distance, 0.93))
     return Bounds(
         torch.tensor(centre).float(),
@@ -248,7 +258,7 @@ class SceneField(nn.Module):
     def render(self, camera: Camera, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:
         """A view: (H, W, 3) in [0, 1] and distances (H, W) in world units."""
         field, rgb, depth = self.field(), [], []
-        origins, directions = camera.rays()
+        origins, directions = (rays.to(self.bounds.centre.device) for rays in camera.rays())
         for start in range(0, len(origins), chunk):
             part = slice(start, start + chunk)
             rays = Rays(origins[part], directions[part], torch.zeros_like(origins[part]), None)
@@ -256,7 +266,12 @@ class SceneField(nn.Module):
             points, middle, weights = self.weights(field, rays, edges)
             rgb.append(self.shade(field, rays, points, weights).clamp(0, 1))
             depth.append((weights * middle).sum(1) + (1 - weights.sum(1)) * self.bounds.far)
-        return torch.cat(rgb).view(*camera.size, 3).numpy(), torch.cat(depth).view(camera.size).numpy()
+        return torch.cat(rgb).view(*camera.size, 3).cpu().numpy(), torch.cat(depth).view(camera.size).cpu().numpy()
+
+
+def drawn(rays: Rays, count: int, generator: torch.Generator) -> Rays:
+    """Some rays at random, with replacement; a generator of the CPU gives the same ones on every device."""
+    return rays[torch.randint(len(rays.origins), (count,), generator=generator).to(rays.origins.device)]
 
 
 def distance_error(weights: Tensor, middle: Tensor, distance: Tensor) -> Tensor:
@@ -286,6 +301,7 @@ def fit(
     settings: Settings,
     watch: Callable[[int, SceneField], None] = lambda step, model: None,
     start: "WarmStart | None" = None,
+    device: torch.device | str = "cpu",
 ) -> SceneField:
     """Fits a field to some photographs of a capture. The same seed gives the same field.
 
@@ -295,6 +311,7 @@ def fit(
         settings: see there.
         watch: called after every step with its number and the field.
         start: a prediction to start at; ``scene`` and ``settings`` are then the ones that it gives.
+        device: where to compute.
     """
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -302,10 +319,10 @@ def fit(
     pixels = pixel_rays_of(scene, rows, images)
     points = point_rays_of(scene, rows, images)
     bounds = find_bounds(scene, points)
-    points = points if len(points.origins) else None
+    pixels, points = pixels.to(device), points.to(device) if len(points.origins) else None
     if start is not None:
         bounds = bounds._replace(centre=torch.zeros(3), half=torch.full((3,), start.box))
-    model = SceneField(settings, bounds, len(rows))
+    model = SceneField(settings, bounds.to(device), len(rows)).to(device)
     if start is not None:
         start(model)
     else:
@@ -340,7 +357,7 @@ def _fit_density(model: SceneField, points: Rays, generator: torch.Generator) ->
     settings = model.settings
     optimiser = torch.optim.Adam(model.density_grid.parameters(), settings.grid_rate, (0.9, 0.99))
     for _ in range(settings.density_steps):
-        rays = points[torch.randint(len(points.origins), (settings.rays,), generator=generator)]
+        rays = drawn(points, settings.rays, generator)
         edges = model.bounds.edges(len(rays.origins), settings.samples, generator)
         _, middle, weights = model.weights(model.field(), rays, edges)
         loss = distance_error(weights, middle, rays.distance)
@@ -352,9 +369,9 @@ def _fit_density(model: SceneField, points: Rays, generator: torch.Generator) ->
 
 def _loss(model: SceneField, pixels: Rays, points: Rays | None, progress: float, generator: torch.Generator) -> Tensor:
     settings = model.settings
-    rays = pixels[torch.randint(len(pixels.origins), (settings.rays,), generator=generator)]
+    rays = drawn(pixels, settings.rays, generator)
     if points is not None:
-        chosen = points[torch.randint(len(points.origins), (settings.point_rays,), generator=generator)]
+        chosen = drawn(points, settings.point_rays, generator)
         rays = Rays(*(torch.cat(pair) for pair in list(zip(rays, chosen))[:4]))
     edges = model.bounds.edges(len(rays.origins), settings.samples, generator)
     field = model.field()
@@ -390,6 +407,11 @@ def check(settings: Settings) -> None:
         raise VisionKitError(f"--size: expected 32 to 1600 pixels on the long side, got {settings.long_side}")
     if settings.steps < 1:
         raise VisionKitError(f"--steps: expected at least 1, got {settings.steps}")
+    doubled = 2 ** len(settings.growth)
+    if not 16 <= settings.colour <= 512 or settings.colour % doubled or settings.density % doubled:
+        raise VisionKitError(f"--resolution: expected a multiple of 8 from 16 to 512, got {settings.colour}")
+    if not 0 <= settings.seed < 2**63:
+        raise VisionKitError(f"--seed: expected 0 to 2^63 - 1, got {settings.seed}")
 
 
 def path(
@@ -402,7 +424,7 @@ def path(
     degrees: float | None = None,
 ) -> list[Camera]:
     """Cameras of a video: along the photographs, or on a trajectory around the subject from the middle photograph."""
-    target = bounds.centre.double().numpy()
+    target = bounds.centre.double().cpu().numpy()
     middle = rows[len(rows) // 2]
     lens = scene.camera(middle, scene.target_size(middle, long_side))
     if trajectory is None:

@@ -13,8 +13,7 @@ from PIL import Image
 from visionkit.apis import choose_device
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, focal_from_field_of_view, relative_to
-from visionkit.nvs.captures import Photo, Scene, read_photo
-from visionkit.nvs.captures.photos import DEFAULT_FOCAL
+from visionkit.nvs.captures import Scene, read_photo
 from visionkit.nvs.model import Grids, NViST
 from visionkit.nvs.published import load_weights
 from visionkit.nvs.trajectories import curve, poses
@@ -73,11 +72,7 @@ class NVSInferencer:
         ratio = None if fov is None else focal_from_field_of_view(fov, 1)
         if distance is not None and not 0.05 <= distance <= 5:
             raise VisionKitError(f"--distance {distance:g}: expected 0.05 to 5, in units of the scene's size")
-        if isinstance(photo, Image.Image):
-            focal = (ratio or DEFAULT_FOCAL) * max(photo.size)
-            found = Photo(np.asarray(photo.convert("RGB")), focal, "" if ratio else "a phone's 28 mm lens is assumed")
-        else:
-            found = read_photo(photo, ratio)
+        found = read_photo(photo, ratio)
         image, focal = crop(found.image, found.focal, self.model.img_size)
         return InputView(image, focal, distance or self.distance), found.note
 
@@ -124,6 +119,10 @@ class NVSInferencer:
         for c2w in poses(path, view.distance):
             yield self.look(grids, lens.moved(c2w))
 
+    def view_in(self, scene: Scene, row: int, distance: float) -> InputView:
+        """A photograph of a capture as the model takes it, with its camera's distance from the scene's centre."""
+        return InputView(*crop(*square_pixels(scene, row), self.model.img_size), distance)
+
     def views_of(
         self, scene: Scene, row: int | None = None, long_side: int | None = None
     ) -> Iterator[tuple[str, np.ndarray, View]]:
@@ -141,11 +140,19 @@ class NVSInferencer:
         scene = scene.normalised().scene
         size = _scaled(self.model.img_size, long_side)
         distance = float(scene.distances(self.centre)[row])
-        image, focal = crop(scene.image(row), scene.camera(row).focal[0], self.model.img_size)
-        grids = self.represent(InputView(image, focal, distance))
+        grids = self.represent(self.view_in(scene, row, distance))
         for other, c2w in enumerate(relative_to(scene.c2w, scene.c2w[row], distance)):
-            truth, focal = crop(scene.image(other), scene.camera(other).focal[0], size)
+            truth, focal = crop(*square_pixels(scene, other), size)
             yield scene.names[other], truth, self.look(grids, Camera(c2w, (focal, focal), size))
+
+
+def square_pixels(scene: Scene, row: int) -> tuple[np.ndarray, float]:
+    """A photograph of a capture, stretched where its pixels are no squares, and its focal length in pixels."""
+    camera = scene.camera(row)
+    (focal_x, focal_y), (height, width) = camera.focal, camera.size
+    if abs(focal_x / focal_y - 1) < 5e-3:  # as calibrations err
+        return scene.image(row), focal_x
+    return scene.image(row, (height, max(1, round(width * focal_y / focal_x)))), focal_y
 
 
 def crop(image: np.ndarray, focal: float, size: Sequence[int]) -> tuple[np.ndarray, float]:

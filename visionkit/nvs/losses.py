@@ -52,7 +52,10 @@ def _load_network(net: str) -> nn.Module | None:
         url = f"https://download.pytorch.org/models/{_BACKBONES[net]}"
         _warn(f"{weights} is absent (get it from {url})")
         return None
-    return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
+    try:
+        return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
+    except Exception as error:  # a damaged file of weights fails in many ways
+        raise VisionKitError(f"{weights}: cannot be read as LPIPS's network; delete it and get it again") from error
 
 
 def _warn(reason: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from visionkit.nvs.losses import PerceptualLoss
 from visionkit.registry import METRICS
 
 SSIM_WINDOW = 11
+VIEWS_AT_ONCE = 8
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
@@ -73,10 +75,11 @@ class ViewMetric(BaseMetric):
     def process(self, data_batch: dict[str, Tensor], data_samples: Sequence[Tensor]) -> None:
         """Scores a batch of scenes: ``image`` (B, V, 3, H, W) against predictions (B, V, 3, H, W)."""
         for image, predicted in zip(data_batch["image"], data_samples):
-            target, predicted = image[1:].cpu(), predicted[1:].cpu()
+            target, predicted = image[1:].to(predicted.device), predicted[1:]
             scores = dict(PSNR=psnr(predicted, target), SSIM=ssim(predicted, target))
-            if self.lpips is not None:
-                scores["LPIPS"] = self.lpips(predicted, target)
+            if self.lpips is not None:  # a few views at a time, for its network's maps are large
+                pairs = zip(predicted.split(VIEWS_AT_ONCE), target.split(VIEWS_AT_ONCE))
+                scores["LPIPS"] = torch.cat([self.lpips(*pair) for pair in pairs])
             self.results.append({name: float(values.mean()) for name, values in scores.items()})
 
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:

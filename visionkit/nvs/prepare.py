@@ -108,6 +108,8 @@ def _check(source: Path, out: Path, frames: int, max_side: int) -> None:
     if source.is_file() and source.suffix.lower() not in VIDEO_SUFFIXES:
         hint = "put several photos in a folder" if source.suffix.lower() in PHOTO_SUFFIXES else "give photos or a video"
         raise VisionKitError(f"{source}: is no video ({', '.join(VIDEO_SUFFIXES)}); {hint}")
+    if not out.name:
+        raise VisionKitError(f"{out}: is the folder you are in; give a new one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VisionKitError(f"{out}: exists already; give a new folder")
     if frames < FEWEST:

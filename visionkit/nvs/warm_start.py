@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from visionkit.nvs.cameras import compose, relative_to
 from visionkit.nvs.captures.scene import Scene
 from visionkit.nvs.fit import SceneField, Settings
-from visionkit.nvs.inferencer import InputView, NVSInferencer, crop
+from visionkit.nvs.inferencer import NVSInferencer
 
 STEPS, POINTS, RATE = 200, 6000, 0.03
 CELLS = 96
@@ -28,8 +28,7 @@ class WarmStart:
 
     def __init__(self, nvs: NVSInferencer, scene: Scene, row: int) -> None:
         self.scene, self.distance = in_frame_of(scene, row, nvs.centre)
-        image, focal = crop(scene.image(row), scene.camera(row).focal[0], nvs.model.img_size)
-        self.grids = nvs.represent(InputView(image, focal, self.distance))
+        self.grids = nvs.represent(nvs.view_in(scene, row, self.distance))
         self.model, self.box, self.device = nvs.model, nvs.model.box, nvs.device
 
     def settings(self, settings: Settings) -> Settings:
@@ -39,13 +38,13 @@ class WarmStart:
     def __call__(self, model: SceneField) -> None:
         """Brings a field to the prediction, by descent at random points of NViST's box."""
         background = self.model.renderer.background
-        background = torch.zeros(3) if background is None else background.detach().cpu()
-        model.net.background_logit.data = background.logit(0.02)
+        background = torch.zeros(3) if background is None else background.detach()
+        model.net.background_logit.data = background.to(model.net.background_logit).logit(0.02)
         parts = model.density_grid, model.colour_grid, model.net.rgb_matrix, model.net.rgb_mlp
         optimiser = torch.optim.Adam([each for part in parts for each in part.parameters()], RATE)
         for step in range(STEPS):
             optimiser.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-            points = torch.rand(1, POINTS, 3) * 2 - 1
+            points = (torch.rand(1, POINTS, 3) * 2 - 1).to(model.bounds.centre.device)
             loss = self._error(model, points)
             optimiser.zero_grad()
             loss.backward()
@@ -66,7 +65,7 @@ class WarmStart:
         field, here = self.model.field(self.grids), points.to(self.device)
         eye = here.new_tensor([0, 0, -self.distance])
         colour = field.colour(here, F.normalize(here * self.box - eye, dim=-1))
-        return opaqueness(field.density(here)).cpu(), colour.cpu()
+        return opaqueness(field.density(here)).to(points.device), colour.to(points.device)
 
 
 def opaqueness(density: Tensor) -> Tensor:

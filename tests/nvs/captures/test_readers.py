@@ -119,7 +119,7 @@ def test_wrong_frames_of_transforms_are_named(tmp_path):
     assert scene.names == ("images/005.png",) and len(scene.skipped) == 5
     reasons = dict(scene.skipped)
     assert "4 rows" in reasons["images/000.png"] and "missing" in reasons["images/gone.png"]
-    assert "rotation" in reasons["images/002.png"] and "fisheye" in reasons["images/004.png"]
+    assert "rotation" in reasons["images/002.png"] and "FISHEYE" in reasons["images/004.png"]
 
 
 @pytest.mark.parametrize("text, words", [("{", "valid JSON"), ("[]", "object"), ("{}", "frames")])
@@ -148,6 +148,27 @@ def test_focal_length_of_a_photo(tmp_path):
     for absurd in (0, 3, 5000):
         wrong = read_photo(photo(tmp_path / "a.jpg", focal=absurd))
         assert wrong.focal == none.focal and f"{absurd} mm" in wrong.note
+
+
+def test_absurd_lenses_of_phones_are_not_believed(tmp_path):
+    absurd = read_photo(photo(tmp_path / "a.jpg", (480, 640), focal=177))  # an iPhone's at that size
+    assert absurd.focal == pytest.approx(0.78 * 640) and "177 mm" in absurd.note
+    path, exif = tmp_path / "b.jpg", Image.Exif()
+    for own, zoom, believed in ((4.25, 0, False), (4.25, 6, True), (18.6, 1, True)):
+        exif.get_ifd(0x8769).update({0xA405: 120, 0x920A: own, 0xA404: zoom})
+        Image.new("RGB", (1200, 900)).save(path, exif=exif)
+        assert (read_photo(path).note == "") == believed
+
+
+@pytest.mark.parametrize("mode, name", [("RGB", "a.jpg"), ("I;16", "a.png"), ("RGBA", "a.png")])
+def test_an_image_in_memory_is_read_as_its_file(tmp_path, mode, name):
+    path = photo(tmp_path / name, focal=36, orientation=6, mode=mode)
+    of_file = read_photo(path)
+    with Image.open(path) as image:
+        in_memory = read_photo(image)
+    assert np.array_equal(of_file.image, in_memory.image) and of_file[1:] == in_memory[1:]
+    with pytest.raises(VisionKitError, match="PIL image: 1x1 pixels"):
+        read_photo(Image.new("RGB", (1, 1)))
 
 
 def test_rotated_deep_transparent_and_heic_photos(tmp_path):
@@ -248,6 +269,30 @@ def test_lens_terms_that_are_not_supported_are_told(tmp_path):
     assert scene.skipped == (("k4, k6", "of the lens: not supported; the capture is used without"),)
 
 
+def test_photos_that_are_cut_off_are_left_out(tmp_path):
+    folder = write_colmap(tmp_path / "a")
+    whole = (folder / "images" / "002.png").read_bytes()
+    (folder / "images" / "002.png").write_bytes(whole[: len(whole) // 2])
+    scene = read_capture(folder)
+    assert len(scene) == 5 and scene.skipped == (("002.png", "is damaged"),)
+    for path in (folder / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(VisionKitError, match="none of its 6 photos can be decoded"):
+        read_capture(folder)
+
+
+def test_transforms_written_on_windows_are_read(tmp_path):
+    folder = write_transforms(tmp_path / "a")
+    text = (folder / "transforms.json").read_text().replace("images/", "images\\\\")
+    (folder / "transforms.json").write_text(text, encoding="utf-8-sig")
+    assert len(read_capture(folder)) == 6
+
+
+def test_lenses_that_are_no_pinholes_are_refused(tmp_path):
+    with pytest.raises(VisionKitError, match="EQUIRECTANGULAR"):
+        read_capture(write_transforms(tmp_path / "a", camera_model="EQUIRECTANGULAR"))
+
+
 PLY = """ply
 format ascii 1.0
 element vertex 2
@@ -269,6 +314,14 @@ def test_a_damaged_ply_is_done_without(tmp_path, text):
     scene = read_capture(folder)
     assert len(scene) == 6 and scene.points.shape == (0, 3)
     assert scene.skipped == (("points.ply", "cannot be read; the capture is used without its points"),)
+
+
+def test_points_of_nerfstudio_come_back(tmp_path):
+    folder = write_transforms(tmp_path / "a", ply_file_path="points.ply")
+    text = PLY.replace("uchar", "uint8").replace("vertex 2", "vertex 1")
+    (folder / "points.ply").write_text(text)
+    scene = read_capture(folder)
+    assert scene.points.tolist() == [[0, 0, 1]] and scene.skipped == ()
 
 
 def test_points_of_a_ply_come_back_without_those_that_lie_nowhere(tmp_path):

@@ -1,11 +1,12 @@
 """Readers of captures: each brings its format into a [Scene]."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 from visionkit.errors import VisionKitError
 from visionkit.nvs.captures.colmap import read_colmap
-from visionkit.nvs.captures.photos import Photo, focal_from_exif, photos_in, read_photo
+from visionkit.nvs.captures.photos import Photo, check_decodes, focal_from_exif, photos_in, read_photo
 from visionkit.nvs.captures.scene import NormalisedScene, Scene
 from visionkit.nvs.captures.transforms import read_transforms
 
@@ -26,8 +27,26 @@ def read_capture(path: str | os.PathLike) -> Scene:
     if not path.exists():
         raise VisionKitError(f"{path}: no such capture; give a folder with sparse/0 or a transforms.json")
     if path.suffix == ".json" or (path / "transforms.json").is_file():
-        return read_transforms(path)
-    return read_colmap(path)
+        return without_damaged(read_transforms(path))
+    return without_damaged(read_colmap(path))
+
+
+def without_damaged(scene: Scene) -> Scene:
+    """The scene without photographs that cannot be decoded to their end, which are listed in ``skipped``.
+
+    Raises:
+        VisionKitError: none is left.
+    """
+    reasons = {}
+    for row, path in enumerate(scene.paths):
+        try:
+            check_decodes(path)
+        except VisionKitError as error:
+            reasons[row] = str(error)
+    if len(reasons) == len(scene):
+        raise VisionKitError(f"{scene.name}: none of its {len(scene)} photos can be decoded; restore them")
+    skipped = (*scene.skipped, *((scene.names[row], reason) for row, reason in reasons.items()))
+    return dataclasses.replace(scene.subset([row for row in range(len(scene)) if row not in reasons]), skipped=skipped)
 
 
 __all__ = [

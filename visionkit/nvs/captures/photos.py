@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from visionkit.datasets.images import IMAGE_SUFFIXES, read_image
+from visionkit.datasets.images import IMAGE_SUFFIXES, read_image, to_picture
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 
@@ -16,8 +16,11 @@ PHOTO_SUFFIXES = IMAGE_SUFFIXES + HEIF_SUFFIXES
 DEFAULT_FOCAL = 0.78  # of the long side: a phone's 28 mm lens
 # Equivalent focal lengths, in mm, of the widest and longest lenses that people hold in hand.
 SHORTEST, LONGEST = 8.0, 400.0
+# Phones write lenses the longer the fewer pixels they save: 177 mm on 480x640 instead of 28.
+SMALL_PICTURE, LONGEST_OF_SMALL = 1_000_000, 100.0
+LARGEST_CROP = 12  # a 35 mm film's diagonal by that of a phone's smallest sensor
 SMALLEST = 16  # pixels
-_ORIENTATION, _EXIF, _FOCAL_35MM = 0x0112, 0x8769, 0xA405
+_ORIENTATION, _EXIF, _FOCAL_35MM, _FOCAL, _ZOOM = 0x0112, 0x8769, 0xA405, 0x920A, 0xA404
 # What takes an upright picture back to how it is stored, by its EXIF orientation.
 _TURN_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -80,47 +83,73 @@ def stored_size(path: str | os.PathLike) -> tuple[int, int]:
         raise VisionKitError("cannot be read as an image") from error
 
 
-def read_photo(path: str | os.PathLike, focal_ratio: float | None = None) -> Photo:
+def check_decodes(path: str | os.PathLike) -> None:
+    """Decodes a file to its end, at a low resolution where its format allows.
+
+    Raises:
+        VisionKitError: it is damaged; the message leaves the name to the caller.
+    """
+    _prepare_for(path)
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (1, 1))
+            image.load()
+    except Exception as error:  # decoders meet a broken file with almost any kind of error
+        raise VisionKitError("is damaged") from error
+
+
+def read_photo(photo: str | os.PathLike | Image.Image, focal_ratio: float | None = None) -> Photo:
     """A photograph with its focal length: given, from EXIF, or the usual one of a phone.
 
     Args:
-        path: image file.
+        photo: image file, or a PIL image.
         focal_ratio: focal length / long side, instead of what EXIF says.
 
     Raises:
         VisionKitError: the file cannot be read, or is smaller than 16 pixels.
     """
-    picture = read_photo_file(path)
+    in_memory = isinstance(photo, Image.Image)
+    picture = to_picture(photo) if in_memory else read_photo_file(photo)
     if min(picture.size) < SMALLEST:
-        raise VisionKitError(
-            f"{path}: {picture.width}x{picture.height} pixels show no scene; expected at least {SMALLEST}x{SMALLEST}"
-        )
+        name, pixels = "the PIL image" if in_memory else photo, f"{picture.width}x{picture.height}"
+        raise VisionKitError(f"{name}: {pixels} pixels show no scene; expected at least {SMALLEST}x{SMALLEST}")
     note = ""
     if focal_ratio is None:
-        focal_ratio, note = focal_from_exif(path)
+        focal_ratio, note = focal_from_exif(photo)
     if focal_ratio is None:
         focal_ratio, note = DEFAULT_FOCAL, f"{note}; a phone's 28 mm lens is assumed (--fov tells another)"
     return Photo(np.asarray(picture), focal_ratio * max(picture.size), note)
 
 
-def focal_from_exif(path: str | os.PathLike) -> tuple[float | None, str]:
+def focal_from_exif(photo: str | os.PathLike | Image.Image) -> tuple[float | None, str]:
     """Focal length / long side by the 35 mm equivalent in EXIF, or None and the reason in words.
 
-    The long side of a 35 mm film is 36 mm. Cameras write zeros and worse, so that only lenses of 8 to 400 mm are
-    believed.
+    The long side of a 35 mm film is 36 mm. Cameras write zeros and worse. Believed are lenses of 8 to 400 mm, on small
+    pictures to 100 mm, that with the lens's own focal length, where told, make a sensor that there is.
     """
-    _prepare_for(path)
     try:
-        with Image.open(path) as image:
-            value = image.getexif().get_ifd(_EXIF).get(_FOCAL_35MM)
-        millimetres = None if value is None else float(value)
+        tags, pixels = _lens_tags(photo)
+        value = tags.get(_FOCAL_35MM)
+        if value is None:
+            return None, "it tells no focal length"
+        millimetres, own, zoom = float(value), float(tags.get(_FOCAL, 0)), float(tags.get(_ZOOM, 1))
     except Exception:  # a damaged EXIF block is no reason to refuse its picture
         return None, "its EXIF cannot be read"
-    if millimetres is None:
-        return None, "it tells no focal length"
-    if not SHORTEST <= millimetres <= LONGEST:
+    longest = LONGEST_OF_SMALL if pixels < SMALL_PICTURE else LONGEST
+    if own > 0:
+        longest = min(longest, LARGEST_CROP * own * max(zoom, 1))
+    if not SHORTEST <= millimetres <= longest:
         return None, f"its EXIF says a {millimetres:g} mm lens, which is not believed"
     return millimetres / 36, ""
+
+
+def _lens_tags(photo: str | os.PathLike | Image.Image) -> tuple[dict, int]:
+    """The EXIF tags of the exposure, and the number of pixels."""
+    if isinstance(photo, Image.Image):
+        return photo.getexif().get_ifd(_EXIF), photo.width * photo.height
+    _prepare_for(photo)
+    with Image.open(photo) as image:
+        return image.getexif().get_ifd(_EXIF), image.width * image.height
 
 
 def photos_in(folder: str | os.PathLike) -> list[Path]:

@@ -167,19 +167,26 @@ class Scene:
         centre, scale = (low + high) / 2, 1 / side
         return NormalisedScene(self.moved(centre, scale), near * scale, far * scale, centre, scale)
 
+    def in_view(self, row: int, points: np.ndarray) -> np.ndarray:
+        """Those of some points (M, 3) that lie in a photograph, in its camera's frame; nothing hides another."""
+        local = (points - self.c2w[row, :, 3]) @ self.c2w[row, :, :3]
+        local = local[local[:, 2] > 1e-6]
+        pixel = local @ self.K[row].T
+        pixel = pixel[:, :2] / pixel[:, 2:]
+        return local[((pixel >= 0) & (pixel < self.sizes[row][::-1])).all(axis=1)]
+
+    def distances_in_view(self, points: np.ndarray) -> np.ndarray:
+        """Of points (M, 3) from all the cameras that have them in view, one after the other."""
+        return np.concatenate([np.linalg.norm(self.in_view(row, points), axis=1) for row in range(len(self))])
+
     def _near_far(self, everything: np.ndarray) -> tuple[float, float]:
         """Distances that hold what the cameras see of ``everything`` (M, 3)."""
         nears, fars = [], []
         for row in range(len(self)):
-            local = (everything - self.c2w[row, :, 3]) @ self.c2w[row, :, :3]
-            depth = local[:, 2]
-            front = depth > 1e-6
-            pixel = local[front] @ self.K[row].T
-            pixel = pixel[:, :2] / pixel[:, 2:]
-            inside = ((pixel >= 0) & (pixel < self.sizes[row][::-1])).all(axis=1)
-            if inside.any():
-                nears.append(np.quantile(depth[front][inside], NEAR_QUANTILE))
-                fars.append(np.quantile(depth[front][inside], FAR_QUANTILE))
+            depth = self.in_view(row, everything)[:, 2]
+            if len(depth):
+                nears.append(np.quantile(depth, NEAR_QUANTILE))
+                fars.append(np.quantile(depth, FAR_QUANTILE))
         if not nears:
             return self._near_far_of_cameras()
         near, far = np.quantile(nears, NEAR_QUANTILE), np.quantile(fars, FAR_QUANTILE)

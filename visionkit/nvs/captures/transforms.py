@@ -14,6 +14,7 @@ from visionkit.nvs.captures.scene import Scene, same_shape
 
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3")
 _UNSUPPORTED = ("k4", "k5", "k6")  # their meaning differs from one writer to the next
+_NO_PINHOLE = ("FISHEYE", "EQUIRECT", "OMNI", "SPHER", "360", "180", "ORTHO")
 # OpenGL's camera looks along -z with y up; ours along +z with y down.
 _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -75,7 +76,7 @@ def read_transforms(path: str | os.PathLike) -> Scene:
 
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise VisionKitError(f"{path}: no such file; give a transforms.json or the folder that holds it") from error
     except (OSError, ValueError) as error:
@@ -86,10 +87,11 @@ def _read_json(path: Path) -> dict:
 
 
 def _find_photo(folder: Path, name: str) -> Path:
-    """The file of a frame; Blender's scenes leave the ending out."""
+    """The file of a frame; Blender's scenes leave the ending out, Windows writes backslashes."""
     for ending in ("", *PHOTO_SUFFIXES):
-        if (folder / (name + ending)).is_file():
-            return folder / (name + ending)
+        for file in (folder / (name + ending), folder / (name.replace("\\", "/") + ending)):
+            if file.is_file():
+                return file
     raise VisionKitError("its photo is missing")
 
 
@@ -97,8 +99,9 @@ def _read_frame(frame: dict, file: Path) -> tuple[np.ndarray, np.ndarray, tuple[
     """c2w, K, (height, width) and distortion of one frame."""
     from visionkit.nvs.captures.photos import stored_size
 
-    if "FISHEYE" in str(frame.get("camera_model", "")) or frame.get("is_fisheye"):
-        raise VisionKitError("has a fisheye lens; undistort the photos first")
+    model = str(frame.get("camera_model", "")).upper()
+    if any(kind in model for kind in _NO_PINHOLE) or frame.get("is_fisheye"):
+        raise VisionKitError(f"has a lens of the kind {model or 'fisheye'}; make pinhole views of the photos first")
     photo_size = stored_size(file)
     size = _size(frame, photo_size)
     if not same_shape(photo_size, size):
@@ -182,10 +185,9 @@ def _read_points(folder: Path, shared: dict) -> tuple[np.ndarray, str]:
     name = shared.get("ply_file_path")
     if not isinstance(name, str) or not (folder / name).is_file():
         return np.zeros((0, 3)), ""
-    model = require("pycolmap", "nvs").Reconstruction()
+    trimesh = require("trimesh", "nvs")
     try:
-        model.import_PLY(str(folder / name))
-    except (RuntimeError, ValueError):
+        points = np.asarray(trimesh.load(folder / name, process=False).vertices, dtype=np.float64).reshape(-1, 3)
+    except Exception:  # whatever its parser trips over
         return np.zeros((0, 3)), "cannot be read; the capture is used without its points"
-    points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
     return points[np.isfinite(points).all(axis=1)], ""
