@@ -50,8 +50,12 @@ def test_two_processes_under_torchrun(site, processes):
     command = [*launch, str(ROOT / "tools" / "train.py"), str(site), "--work-dir", "run", "--launcher", "pytorch"]
     done = subprocess.run(command, cwd=site.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    state = load_checkpoint(site.parent / "run" / "target" / "epoch_1.pth")["state_dict"]
+    checkpoint = load_checkpoint(site.parent / "run" / "target" / "epoch_1.pth")
+    state, (first, second) = checkpoint["state_dict"], checkpoint["buffers"]
     assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+    statistics = [key for key in first if key.endswith(("running_mean", "running_var"))]
+    assert len(statistics) > 20  # each process evaluates a share of the images: with one and the same model
+    assert all(torch.equal(first[key], second[key]) and torch.equal(first[key], state[key]) for key in statistics)
     rows = json.loads((site.parent / "run" / "results.json").read_text())
     assert [row["model"] for row in rows if row["checkpoint"] == "last"] == ["direct transfer", "adapted"]
 
@@ -158,6 +162,9 @@ def test_fewer_images_than_clusters(site, capsys):
         (["--cfg-options", "source.type=visionkit.Markt1501"], "did you mean 'visionkit.Market1501'"),
         (["--cfg-options", "backbone.type=visionkit.ResNeet"], "did you mean 'visionkit.ResNet'"),
         (["--cfg-options", "source.rooot=x"], "did you mean 'root'"),
+        (["--cfg-options", "source.type=Market1501"], "did you mean 'visionkit.Market1501'"),
+        (["--cfg-options", "source.type=visonkit.Market1501"], "did you mean 'visionkit.Market1501'"),
+        (["--cfg-options", "backbone.type=ResNeet"], "did you mean 'visionkit.ResNet'"),
         (["--cfg-options", "stages.target.model.secabb=False"], "did you mean 'secab'"),
         (
             ["--cfg-options", "stages.target.clusterer.type=visionkit.KMeansLabel"],

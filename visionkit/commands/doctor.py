@@ -29,6 +29,7 @@ OPTIONAL = {
     "kornia": ("nvs", "SSIM of new views"),
     "nerfacc": ("nvs", "compositing along rays"),
     "pycolmap": ("nvs", "structure from motion for captures"),
+    "trimesh": ("nvs", "points of nerfstudio's captures"),
     "av": ("nvs", "videos"),
     "pillow-heif": ("nvs", "HEIC photos"),
     "lpips": ("nvs", "the LPIPS loss and metric"),

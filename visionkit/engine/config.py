@@ -7,9 +7,11 @@ import inspect
 import pprint
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import mmengine.registry as engine
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 
@@ -111,14 +113,15 @@ def known_names(registry: Registry) -> list[str]:
 
 
 def check_types(cfg: Any, where: str = "config") -> None:
-    """Look in a nested config for ``type="visionkit...."`` names that nothing has and keys that they do not take."""
+    """Look in a nested config for ``type`` names that nothing has and, with our scope, keys that they do not take."""
     if isinstance(cfg, dict):
         name = cfg.get("type")
-        if isinstance(name, str) and name.startswith("visionkit."):
-            classes = _all_classes()
-            if name not in classes:
-                raise VisionKitError(f"{where}: nothing is called {name!r}{_nearest(name, sorted(classes))}")
-            check_keys([key for key in cfg if key != "type"], _parameters(classes[name]), where)
+        if isinstance(name, str):
+            ours = _all_classes()
+            if name not in ours and not _is_elsewhere(name):
+                raise VisionKitError(f"{where}: nothing is called {name!r}{_nearest(name, [*ours, *_engine_names()])}")
+            if name in ours:
+                check_keys([key for key in cfg if key != "type"], _parameters(ours[name]), where)
         for key, value in cfg.items():
             check_types(value, f"{where}.{key}" if where != "config" else str(key))
     elif isinstance(cfg, (list, tuple)):
@@ -134,6 +137,21 @@ def _all_classes() -> dict[str, Any]:
     for registry in ours:
         registry.import_from_location()
     return {f"visionkit.{name}": cls for registry in ours for name, cls in registry.module_dict.items()}
+
+
+def _engine_names() -> set[str]:
+    """Every name that mmengine's own registries know, which needs no scope."""
+    for registry in (found := [each for each in vars(engine).values() if isinstance(each, Registry)]):
+        registry.import_from_location()
+    return {name for registry in found for name in registry.module_dict}
+
+
+def _is_elsewhere(name: str) -> bool:
+    """Whether a name is mmengine's, or of a scope that another installed library may have."""
+    scope, _, rest = name.rpartition(".")
+    if scope in ("", "mmengine"):
+        return rest in _engine_names()
+    return scope != "visionkit" and find_spec(scope.partition(".")[0]) is not None
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str] | None, where: str) -> None:

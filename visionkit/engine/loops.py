@@ -73,6 +73,7 @@ class NamedLoadersTrainLoop(EpochBasedTrainLoop):
             self.run_iter(number, batch)
             if number + 1 < len(self.dataloaders) and asked():
                 self._stop(number + 1)
+        self.runner.average_batch_norms()
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
 

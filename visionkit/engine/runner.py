@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_distributed, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_distributed, is_main_process
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from visionkit import __version__
@@ -145,6 +146,15 @@ class VisionKitRunner(Runner):
         self.position = checkpoint.get("position")
         return checkpoint
 
+    def average_batch_norms(self) -> None:
+        """Give all processes the mean of their batch norms' statistics, for each evaluates a share of the images."""
+        if not is_distributed():
+            return
+        for module in self.bare_model.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                all_reduce(module.running_mean, "mean")
+                all_reduce(module.running_var, "mean")
+
     def _buffers_of_processes(self) -> list[dict[str, torch.Tensor]]:
         """Each process's buffers: statistics of batch norms and pools of images are not shared between processes."""
         if get_world_size() == 1:
@@ -176,7 +186,7 @@ def _scheduler_states(schedulers: Any) -> Any:
     return [scheduler.state_dict() for scheduler in schedulers or []]
 
 
-PATIENCE = timedelta(hours=6)  # the first process clusters or re-ranks a large data set while the others wait
+PATIENCE = 6 * 3600  # seconds: the first process clusters or re-ranks a large data set while the others wait
 LAUNCHERS = {  # what each sets for RANK, WORLD_SIZE and LOCAL_RANK, and how it starts a program
     "pytorch": (("RANK", "WORLD_SIZE", "LOCAL_RANK"), "torchrun --nproc-per-node 2 tools/train.py CONFIG"),
     "slurm": (("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "srun python tools/train.py CONFIG"),
@@ -200,6 +210,9 @@ def init_distributed(launcher: str) -> None:
         raise VisionKitError(
             f"--launcher {launcher}: {missing[0]} is not set; start it as `{command} --launcher {launcher}`"
         )
+    if launcher != "slurm" or not torch.cuda.is_available():  # mmengine asks Slurm for the first node
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
     if torch.cuda.is_available():
         from mmengine.dist import init_dist
 
@@ -207,6 +220,4 @@ def init_distributed(launcher: str) -> None:
         return
     for name, given in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names):
         os.environ.setdefault(name, os.environ[given])
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))

@@ -1,0 +1,20 @@
+"""How processes join."""
+
+import pytest
+import torch
+
+from visionkit.engine.runner import LAUNCHERS, init_distributed
+
+
+@pytest.mark.parametrize("launcher", ["pytorch", "mpi"])
+def test_processes_with_gpus_join_by_nccl_and_wait_for_hours(launcher, monkeypatch):
+    joined = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **options: joined.append(options))
+    for name, value in zip(LAUNCHERS[launcher][0], "010"):
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    init_distributed(launcher)
+    assert joined[0]["backend"] == "nccl" and joined[0]["timeout"].total_seconds() == 6 * 3600
