@@ -64,6 +64,20 @@ def start_from(file, **options):
     return net
 
 
+@pytest.mark.parametrize("way", ["init_cfg", "pretrained"])
+def test_the_released_norms_of_maps_are_taken_by_stage(tmp_path, way):
+    whole = timm.create_model("mavit_tiny", **THIN)
+    state = {f"backbone.{key}": value for key, value in whole.state_dict().items()}
+    for stage, dim in enumerate(THIN["dims"]):
+        state[f"backbone.extra_norms.{stage}.norm.weight"] = torch.full((dim,), 3.0 + stage)
+        state[f"backbone.extra_norms.{stage}.norm.bias"] = torch.full((dim,), 1.0)
+    file = tmp_path / "detector.pth"
+    torch.save(dict(state_dict=state), file)
+    options = dict(out_norms=True, out_indices=(1, 3))
+    net = start_from(file, **options) if way == "init_cfg" else build(pretrained=str(file), **options)
+    assert [norm.weight[0].item() for norm in net.norms] == [4, 6] and net.norms[0].bias[0] == 1
+
+
 def test_init_cfg_takes_files_under_all_names(tmp_path):
     whole = timm.create_model("mavit_tiny", **THIN)
     state, body = whole.state_dict(), build()

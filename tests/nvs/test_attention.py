@@ -5,6 +5,7 @@ from torch import nn
 
 from visionkit.backbones.attention import AttentionCore
 from visionkit.errors import VisionKitError
+from visionkit.nvs.attention import NamedAttention as Named
 from visionkit.nvs.attention import set_self_attention
 from visionkit.nvs.decoder import Decoder
 from visionkit.nvs.model import NViST
@@ -41,6 +42,9 @@ def test_another_attention_in_the_decoder(attention):
 def test_a_config_names_the_decoders_attention():
     names = {module.name for module in NViST(**TINY, attention="linear").modules() if isinstance(module, AttentionCore)}
     assert names == {"linear"}
+    model = NViST(**TINY, encoder_attention="linear")
+    assert model.encoder.blocks[0].attn.core.name == "linear" and not isinstance(model.decoder.blocks[1].attn, Named)
+    assert model.encoder(torch.rand(1, 3, 20, 10)).isfinite().all()
     with pytest.raises(VisionKitError, match="no such attention"):
         NViST(**TINY, attention="liner")
 

@@ -132,7 +132,8 @@ def add_branch(x: Tensor, drop: nn.Module, branch: Callable[..., Tensor], *input
     """
     drops = drop.training and not isinstance(drop, nn.Identity)
     adds = not isinstance(branch, nn.Module) or "adds_onto" in vars(type(branch))
-    if torch.is_grad_enabled() or drops or not adds or has_hooks(branch) or has_hooks(drop):
+    watched = torch.is_grad_enabled() or torch.jit.is_tracing() or has_hooks(branch) or has_hooks(drop)
+    if watched or drops or not adds:
         return x + drop(branch(*inputs))
     return branch(*inputs, onto=x)
 

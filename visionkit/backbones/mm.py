@@ -70,6 +70,10 @@ class MMBackbone(BaseModule):
         self.norms = nn.ModuleList(
             [nn.LayerNorm(dim, eps=1e-6) if out_norms else nn.Identity() for dim in self.channels]
         )
+        if pretrained:
+            from visionkit.engine.checkpoints import load_checkpoint
+
+            self._load_norms(unwrap(load_checkpoint(pretrained), pretrained), pretrained)
         self.train()
 
     def init_weights(self) -> None:
@@ -102,7 +106,15 @@ class MMBackbone(BaseModule):
         except VisionKitError as error:
             raise VisionKitError(f"{path}: {error}") from error
         load_weights(self.body, weights, path)
+        self._load_norms(state, path)
+
+    def _load_norms(self, state: Mapping[str, Tensor], path: str) -> None:
+        """The maps' norms, which a classifier's file has not: ours by their place, released ones by their stage."""
+        from visionkit.engine.stage import load_weights
+
         norms = below(state, "norms.")
+        for place, stage in enumerate(self.out_indices):
+            norms |= {f"{place}.{key}": value for key, value in below(state, f"extra_norms.{stage}.norm.").items()}
         if norms and self.norms.state_dict():
             load_weights(self.norms, norms, path)
 

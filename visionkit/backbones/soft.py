@@ -252,7 +252,7 @@ class TokenStage(PositionedStage):
     def enter(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, 1 + H / 2 * W / 2, C)."""
         cells = super().enter(x).flatten(1, 2)
-        token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)  # no number in a traced graph
         return torch.cat([token, cells], dim=1)
 
 

@@ -7,6 +7,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.backbones.attention import set_attention
 from visionkit.errors import VisionKitError
 from visionkit.nvs.attention import set_self_attention
 from visionkit.nvs.cameras import pixel_rays
@@ -60,6 +61,7 @@ class NViST(BaseModel):
         mae_checkpoint: MAE weights to start the encoder and part of the decoder from.
         frustum_depths: steps of depth of the input view's own frustum, see [FrustumHead]; the paper's has none, 0.
         attention: of the decoder's self-attending blocks, see [set_self_attention].
+        encoder_attention: of the encoder's blocks, see [visionkit.backbones.set_attention].
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class NViST(BaseModel):
         chunk: int = 1024,
         mae_checkpoint: str | None = None,
         attention: str = "softmax",
+        encoder_attention: str = "softmax",
         frustum_depths: int = 0,
     ) -> None:
         super().__init__()
@@ -106,6 +109,8 @@ class NViST(BaseModel):
             )
         self.img_size = tuple(img_size)
         self.encoder = ViTEncoder(img_size, encoder_patch_size, encoder_embed_dim, encoder_depth, encoder_num_heads)
+        if encoder_attention != "softmax":
+            set_attention(self.encoder, encoder_attention)
         # the decoder reads the tokens before it: without a gradient several processes would wait for one
         self.encoder.norm.requires_grad_(False)
         self.decoder = Decoder(

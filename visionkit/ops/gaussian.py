@@ -126,11 +126,16 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
     """
     with torch.no_grad():
         factor = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
-    if a.requires_grad and torch.is_grad_enabled():
+    if needs_gradient(a):
         with torch.no_grad():
             x = torch.cholesky_solve(b, factor, upper=True)
         b = b - (a - a.detach()) @ x  # the second term is zero and carries a's gradient
     return torch.cholesky_solve(b, factor, upper=True)
+
+
+def needs_gradient(a: Tensor) -> bool:
+    """Whether a gradient may be asked for; of a trace, which is one graph for both modes, always."""
+    return (a.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing()
 
 
 def newton_inverse(a: Tensor, ridge: float = RIDGE, steps: int = NEWTON_STEPS) -> Tensor:
@@ -145,7 +150,7 @@ def newton_inverse(a: Tensor, ridge: float = RIDGE, steps: int = NEWTON_STEPS) -
         alpha = 1.8 / a.sum(dim=-1).amax(dim=-1).square()[..., None, None]
         ridged = add_ridge(a, ridge)
         inverse = newton_steps(ridged, alpha * ridged, steps)
-    if not (a.requires_grad and torch.is_grad_enabled()):
+    if not needs_gradient(a):
         return inverse
     return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
 
