@@ -105,6 +105,19 @@ stages["source"].update(report="before", report_on="source")
     assert "has no test data" in capfd.readouterr().err
 
 
+def test_a_source_that_one_camera_saw(site, capsys):
+    """Nothing can be found again there, so that nothing validates."""
+    for number, image in enumerate(sorted(Path("data/Market-1501-v15.09.15/bounding_box_train").glob("*_c1*.jpg"))):
+        place = Path("crops") / image.name.split("_")[0] / f"cam1_{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place)
+    options = ["source.type=visionkit.FolderReID", "source.root=crops", "source.train_share=0.9"]
+    options += ["stages.source.report=None", "stages.source.identities=2"]
+    assert "identities that two cameras saw" in refusal(capsys, "--stage", "source", "--cfg-options", *options)
+    assert train("--stage", "source", "--cfg-options", *options, "stages.source.val_interval=None") == 0
+    assert Path("run/source/epoch_1.pth").is_file() and not Path("run/source/best.pth").exists()
+
+
 def test_more_clusters_than_there_is_room_for(site, capfd):
     """How many DBSCAN finds is not known before."""
     options = dict(type="visionkit.JaccardDBSCANLabels", eps=0.01, min_samples=1, k1=3, k2=1)
@@ -178,6 +191,10 @@ def test_fewer_images_than_clusters(site, capsys):
         (["--cfg-options", "stages.target.init_from=None"], "has no init_from"),
         (["--cfg-options", "stages.target.model.num_classes=9"], "num_classes is num_clusters"),
         (["--cfg-options", "stages.target.num_clusters=0"], "num_clusters=0"),
+        (
+            ["--cfg-options", "stages.target.kmeans.batches=9"],
+            "did you mean 'batch_size'",
+        ),
         (["--cfg-options", "stages.target.instances=1"], "instances=1"),
         (["--cfg-options", "stages.source.lr=big"], "lr='big'; expected a number above 0"),
         (["--cfg-options", "image_size=[0,0]"], "image_size=[0, 0]; expected (height, width)"),

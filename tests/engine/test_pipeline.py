@@ -4,9 +4,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from visionkit.engine.checkpoints import load_checkpoint
-from visionkit.engine.pipeline import run_pipeline
-from visionkit.engine.stage import train
+from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
+from visionkit.engine.pipeline import Context, run_pipeline
+from visionkit.engine.stage import RunnerStage, train
 from visionkit.errors import VisionKitError
 
 from .toy import config, runner_cfg
@@ -137,3 +137,16 @@ def test_a_misspelt_model_is_found_before_anything_runs(tmp_path):
     cfg["stages"]["first"]["runner"]["model"]["type"] = "visionkit.ToyModell"
     with pytest.raises(VisionKitError, match="did you mean 'visionkit.ToyModel'"):
         run_pipeline(Config(cfg), tmp_path)
+
+
+def test_a_stage_starts_from_the_last_or_the_best_checkpoint(tmp_path):
+    context = Context(Config(), tmp_path, 1, "none", dict(first=tmp_path))
+    best = RunnerStage("second", init_from="first", init_checkpoint="best")
+    with pytest.raises(VisionKitError, match="best.pth: that stage validates on nothing"):
+        best._source_checkpoint(context)
+    for name in ("best.pth", "epoch_1.pth"):
+        save_checkpoint(dict(state_dict={}), tmp_path / name)
+    assert best._source_checkpoint(context).name == "best.pth"
+    assert RunnerStage("second", init_from="first")._source_checkpoint(context).name == "epoch_1.pth"
+    with pytest.raises(VisionKitError, match="init_checkpoint='first'"):
+        RunnerStage("second", init_checkpoint="first")

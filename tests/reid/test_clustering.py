@@ -28,6 +28,10 @@ def test_kmeans_finds_the_blobs_and_repeats(algorithm):
     assert (kmeans(features, seed=3) == labels).all()
 
 
+def test_thousands_of_clusters_are_started_once():
+    assert [KMeansLabels(k).n_init for k in (999, 1000)] == [3, 1] and KMeansLabels(2500, n_init=3).n_init == 3
+
+
 def test_fewer_images_than_clusters():
     with pytest.raises(VisionKitError, match="100 images cannot make num_clusters=101"):
         KMeansLabels(101)(blobs()[0], seed=0)

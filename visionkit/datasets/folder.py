@@ -65,7 +65,8 @@ class FolderReID(ReIDDataset):
         return super().find_root(root)
 
     def _where_from(self) -> str:
-        return "expected crops in train/, query/ and gallery/, or all in one tree; see datasets/folder_reid.md"
+        tree = "all in one tree, whose query and gallery are of identities that two cameras saw"
+        return f"expected crops in train/, query/ and gallery/, or {tree}; see datasets/folder_reid.md"
 
     def scan(self, split: str) -> list[Sample]:
         """Rows of one split, numbered over the whole tree."""

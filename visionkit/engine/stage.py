@@ -31,17 +31,26 @@ class RunnerStage:
         name: The stage's name, which is also its folder's.
         runner: An mmengine Runner config; ``work_dir``, hooks, seed and launcher are filled in.
         report: Name of this model in the results; None evaluates nothing.
-        init_from: An earlier stage whose last checkpoint the model starts from. A model that defines
+        init_from: An earlier stage, or a checkpoint file, that the model starts from. A model that defines
             ``load_source(state_dict)`` decides itself what it takes.
+        init_checkpoint: Which of that stage's checkpoints, ``"last"`` or ``"best"``.
     """
 
     def __init__(
-        self, name: str, runner: dict[str, Any] | None = None, report: str | None = None, init_from: str | None = None
+        self,
+        name: str,
+        runner: dict[str, Any] | None = None,
+        report: str | None = None,
+        init_from: str | None = None,
+        init_checkpoint: str = "last",
     ) -> None:
+        if init_checkpoint not in ("last", "best"):
+            raise VisionKitError(f"stage {name}: init_checkpoint={init_checkpoint!r}; expected 'last' or 'best'")
         self.name = name
         self.runner = runner
         self.report = report
         self.init_from = init_from
+        self.init_checkpoint = init_checkpoint
 
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config."""
@@ -105,7 +114,8 @@ class RunnerStage:
 
     def _source_checkpoint(self, context: Context) -> Path | None:
         if self.init_from in context.outputs:
-            return final_checkpoint(context.outputs[self.init_from])
+            folder = context.outputs[self.init_from]
+            return final_checkpoint(folder) if self.init_checkpoint == "last" else best_checkpoint(folder)
         return Path(self.init_from) if self.init_from else None
 
 
@@ -190,6 +200,14 @@ def final_checkpoint(folder: Path) -> Path:
     path = newest_whole_checkpoint(folder)
     if path is None:
         raise VisionKitError(f"{folder}: holds no whole checkpoint; run that stage first")
+    return path
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The checkpoint of the epoch that validation found best."""
+    path = folder / "best.pth"
+    if not path.is_file():
+        raise VisionKitError(f"{path}: that stage validates on nothing, so it has no best; use init_checkpoint='last'")
     return path
 
 

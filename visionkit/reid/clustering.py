@@ -10,6 +10,8 @@ from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.registry import CLUSTERERS
 
+MANY_CLUSTERS = 1000
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,8 +35,8 @@ class KMeansLabels:
             halves. Below K it becomes 3 K, as scikit-learn would do with a warning.
         max_no_improvement: mini-batches without progress before stopping.
         reassignment_ratio: share of the largest count below which a mini-batch centre is moved elsewhere.
-        n_init: starts of the mini-batch form, of which the best goes on; one is enough for thousands of clusters, where
-            k-means++ takes most of the time.
+        n_init: starts of the mini-batch form, of which the best goes on. By default 3, as scikit-learn had when the
+            code was released, and from 1000 clusters on 1, for there k-means++ takes most of the time.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class KMeansLabels:
         init_size: int | None = 1500,
         max_no_improvement: int = 10,
         reassignment_ratio: float = 0.01,
-        n_init: int = 3,
+        n_init: int | None = None,
     ) -> None:
         if algorithm not in ("minibatch", "full", "faiss"):
             raise VisionKitError(f"KMeansLabels: algorithm must be 'minibatch', 'full' or 'faiss', got {algorithm!r}")
@@ -55,7 +57,7 @@ class KMeansLabels:
         self.num_clusters, self.algorithm, self.max_iter = num_clusters, algorithm, max_iter
         self.batch_size, self.init_size = batch_size, init_size
         self.max_no_improvement, self.reassignment_ratio = max_no_improvement, reassignment_ratio
-        self.n_init = n_init
+        self.n_init = n_init or (3 if num_clusters < MANY_CLUSTERS else 1)
 
     def __call__(self, features: np.ndarray, seed: int) -> np.ndarray:
         """Labels (N,) int64 of features (N, D)."""

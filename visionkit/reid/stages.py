@@ -39,14 +39,15 @@ class ReIDStage(RunnerStage):
         epochs, iters_per_epoch: Length of the training.
         identities, instances: A batch holds so many identities with so many images each.
         lr, weight_decay: Adam's.
-        val_interval: Epochs between validations; 5 in :class:`SourcePretraining`.
+        val_interval: Epochs between validations, 5 in :class:`SourcePretraining`; None validates never, as on a source
+            without query and gallery, and keeps no best checkpoint.
         augmentation: Changes to :func:`~visionkit.datasets.transforms.train_transforms`.
         model: Further settings of the model.
         metric: Further settings of ``visionkit.ReIDMetric``, as ``dict(rerank=dict(k1=20, k2=6, lambda_value=0.3))``.
         report: Name in the results table; None leaves the model out, and then the data of ``report_on`` need no
             query and gallery.
         report_on: ``"source"`` or ``"target"``: the data that the results are of.
-        init_from: A stage or checkpoint to start from.
+        init_from, init_checkpoint: See :class:`~visionkit.engine.stage.RunnerStage`.
     """
 
     eval_batch = 128
@@ -61,16 +62,19 @@ class ReIDStage(RunnerStage):
         instances: int = 4,
         lr: float = 3.5e-4,
         weight_decay: float = 5e-4,
-        val_interval: int = 1,
+        val_interval: int | None = 1,
         augmentation: dict[str, Any] | None = None,
         model: dict[str, Any] | None = None,
         metric: dict[str, Any] | None = None,
         report: str | None = None,
         report_on: str = "target",
         init_from: str | None = None,
+        init_checkpoint: str = "last",
     ) -> None:
-        super().__init__(name, report=report, init_from=init_from)
-        counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities, val_interval=val_interval)
+        super().__init__(name, report=report, init_from=init_from, init_checkpoint=init_checkpoint)
+        counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities)
+        if val_interval is not None:
+            counts.update(val_interval=val_interval)
         check_counts(f"stage {name}", 1, **counts)
         check_counts(f"stage {name}", 2, instances=instances)
         if not isinstance(lr, (int, float)) or lr <= 0:
@@ -115,7 +119,7 @@ class ReIDStage(RunnerStage):
                 type="visionkit.NamedLoadersTrainLoop",
                 max_epochs=self.epochs,
                 iters_per_epoch=self.iters_per_epoch,
-                val_interval=self.val_interval,
+                val_interval=self.val_interval or self.epochs,
             ),
             optim_wrapper=dict(
                 type="OptimWrapper", optimizer=dict(type="Adam", lr=self.lr, weight_decay=self.weight_decay)
@@ -273,9 +277,9 @@ class SourcePretraining(ReIDStage):
         for which in filter(None, (self.data, self.unlabelled)):
             build_dataset(self.train_data(cfg, which))
 
-    def validated_on(self) -> str:
+    def validated_on(self) -> str | None:
         """See :class:`ReIDStage`: the labelled domain."""
-        return self.data
+        return self.data if self.val_interval else None
 
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config; reads the training data's folder to count identities."""
@@ -326,14 +330,17 @@ class TargetFinetuning(ReIDStage):
     papers have it. A target without labels has none: with ``report=None`` the last epoch's checkpoint is the result.
 
     Args:
-        num_clusters: Clusters of each view. A guess of the number of identities; too many hurts less than too few.
+        num_clusters: Clusters of each view: a guess of the number of identities. On the stand-in half as many cost
+            5 mAP and twice as many 17 (docs/results/core_reid_synthetic.md).
+        kmeans: Further settings of :class:`~visionkit.reid.clustering.KMeansLabels`.
         clusterer: Another generator of pseudo-labels, as ``dict(type="visionkit.JaccardDBSCANLabels", eps=0.6)``;
             ``num_clusters`` is then the largest number of clusters that there may be: of more the largest stay, and
             the images of the others are left out.
         reset_optimizer: Forget Adam's moments at every epoch, as the released code does.
         **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Where it gives no
             ``ema_limit``, the mean teacher's memory is the papers' share of the run; ``preset="released"`` has theirs.
-            The released code's grey rectangles, a third of them cut off, are ``augmentation=dict(released=True)``.
+            Its grey rectangles, a third of them cut off, are ``augmentation=dict(released=True)``, and its start from
+            the source's best checkpoint ``init_checkpoint="best"``, its starts of k-means ``kmeans=dict(n_init=3)``.
     """
 
     network = CoreReID
@@ -342,6 +349,7 @@ class TargetFinetuning(ReIDStage):
         self,
         name: str,
         num_clusters: int,
+        kmeans: dict[str, Any] | None = None,
         clusterer: dict[str, Any] | None = None,
         reset_optimizer: bool = True,
         epochs: int = 80,
@@ -351,6 +359,7 @@ class TargetFinetuning(ReIDStage):
         super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **options)
         check_counts(f"stage {name}", 1, num_clusters=num_clusters)
         self.num_clusters = num_clusters
+        self.kmeans = kmeans or {}
         self.clusterer = clusterer
         self.reset_optimizer = reset_optimizer
         self.augmentation = dict(dict(erasing=0.5), **self.augmentation)
@@ -364,8 +373,7 @@ class TargetFinetuning(ReIDStage):
         if "num_classes" in self.model:
             raise VisionKitError(f"stage {self.name}, model: num_classes is num_clusters of the stage; set that")
         super().check(cfg, earlier)
-        if self.clusterer is not None:
-            build(CLUSTERERS, self.clusterer, f"stage {self.name}, clusterer")
+        build(CLUSTERERS, self.clusterer or self._kmeans(VIEWS[0]), f"stage {self.name}, clusterer")
         images = len(build_dataset(self.train_data(cfg, "target")))
         if self.clusterer is None and images < self.num_clusters:
             raise VisionKitError(
@@ -375,7 +383,7 @@ class TargetFinetuning(ReIDStage):
 
     def validated_on(self) -> str | None:
         """See :class:`ReIDStage`: the target, where there are labels to report on."""
-        return "target" if self.report and self.report_on == "target" else None
+        return "target" if self.val_interval and self.report and self.report_on == "target" else None
 
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config."""
@@ -412,7 +420,8 @@ class TargetFinetuning(ReIDStage):
 
     def _kmeans(self, view: str) -> dict[str, Any]:
         init_size = 1500 if view == "global_view" else 900
-        return dict(type="visionkit.KMeansLabels", num_clusters=self.num_clusters, init_size=init_size)
+        settings = dict(num_clusters=self.num_clusters, init_size=init_size) | self.kmeans
+        return dict(type="visionkit.KMeansLabels", **settings)
 
 
 def _untrained(backbone: dict[str, Any]) -> dict[str, Any]:
