@@ -267,7 +267,7 @@ def cluster(stem: str, threads: int, reference: bool) -> dict:
 
 
 def kmeans(stem: str, threads: int, reference: bool) -> dict:
-    """One view's pseudo-labels, beside the three starts of the released code; ``inertia`` is the sum of squares left."""
+    """One view's pseudo-labels, beside the released code's three starts; ``inertia`` is the sum of squares left."""
     ours = measure(our_kmeans, stem, None, threads=threads)
     row = our_row(ours) | dict(inertia=ours.result)
     if reference:
