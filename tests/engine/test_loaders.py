@@ -1,16 +1,35 @@
 """What an item is follows from its place in the epoch: not from workers, nor from what was loaded before it."""
 
+import os
+
 import pytest
 import torch
 
 from visionkit.engine.loaders import NamedLoaders, batch_paths, rng_state, set_rng_state
 from visionkit.errors import VisionKitError
+from visionkit.registry import DATA_SAMPLERS
 
 from .toy import ToyData
 
 
-def loaders(workers=0, length=24, iters=9):
-    view = dict(batch_size=5, num_workers=workers, dataset=ToyData(length))
+@DATA_SAMPLERS.register_module(force=True)
+class SomeRows(torch.utils.data.Sampler):
+    """Random rows, another number of them in every lap, at least a batch."""
+
+    def __init__(self, dataset):
+        self.length = len(dataset)
+
+    def __iter__(self):
+        return iter(torch.randperm(self.length)[: torch.randint(5, self.length, ())].tolist())
+
+
+class WhoseData(ToyData):
+    def __getitem__(self, index):
+        return dict(super().__getitem__(index), process=os.getpid())
+
+
+def loaders(workers=0, length=24, iters=9, **options):
+    view = dict(batch_size=5, num_workers=workers, dataset=WhoseData(length), **options)
     return NamedLoaders(dict(view=view, other=dict(view, dataset=ToyData(7))), iters, seed=3)
 
 
@@ -25,6 +44,18 @@ def test_workers_change_nothing():
 @pytest.mark.parametrize("start", [1, 4, 8])  # laps of 4 batches, and of 1 in the other loader
 def test_going_on_inside_an_epoch(start):
     assert torch.equal(images(loaders())[start:], images(loaders().batches_from(start)))
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_laps_of_different_lengths(start):
+    sampler = dict(type="visionkit.SomeRows")
+    whole = images(loaders(sampler=sampler, iters=12))
+    assert torch.equal(whole[start:], images(loaders(2, sampler=sampler, iters=12).batches_from(start)))
+
+
+def test_one_set_of_workers_serves_all_laps_of_an_epoch():
+    batches = list(loaders(workers=2))
+    assert len({process for batch in batches for process in batch["view"]["process"].tolist()}) == 2
 
 
 def test_epochs_differ_and_the_global_generators_are_left_alone():

@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,9 @@ class NamedLoaders:
 
     def batches_from(self, start: int) -> Iterator[dict[str, Any]]:
         """The epoch's batches from number ``start`` on; those before it are not loaded."""
-        endless = {name: stream.batches(self.epoch, start) for name, stream in self.streams.items()}
-        for _ in range(start, self.iters_per_epoch):
-            yield {name: next(batches) for name, batches in endless.items()}
+        loaders = [stream.loader(self.epoch, start, self.iters_per_epoch) for stream in self.streams.values()]
+        for batches in zip(*loaders):
+            yield dict(zip(self.streams, batches))
 
 
 class _Stream:
@@ -125,15 +126,20 @@ class _Stream:
         if cfg:
             raise TypeError(f"unknown keys of a loader: {', '.join(cfg)}")
 
-    def batches(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]:
-        """Endless batches without the first ``skip``; every pass over the data gets a fresh order."""
-        for lap in range(2**31):
-            batches = self._order(epoch, lap)
-            yield from self._loader(batches[skip:], epoch, lap)
-            skip = max(0, skip - len(batches))
+    def loader(self, epoch: int, start: int, stop: int) -> DataLoader:
+        """An epoch's batches ``start`` to ``stop``; laps follow each other without new workers, which take seconds."""
+        laps = (self._lap(epoch, lap) for lap in count())
+        return DataLoader(
+            _Seeded(self.dataset, self.seed, epoch, get_rank()),
+            batch_sampler=islice(chain.from_iterable(laps), start, stop),
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # its own, or it would draw from the global one
+            worker_init_fn=start_worker,
+            collate_fn=default_collate,
+        )
 
-    def _order(self, epoch: int, lap: int) -> list[list[tuple[int, int]]]:
-        """This process's batches of one pass: the place of each item in the pass, and its row."""
+    def _lap(self, epoch: int, lap: int) -> list[list[tuple[int, int, int]]]:
+        """This process's batches of one pass over the data, in a fresh order: each item's lap, place in it and row."""
         rank, world_size = get_dist_info()
         with torch.random.fork_rng(devices=[]):  # the order is one for all processes, so it cannot use their own state
             torch.manual_seed(derived_seed(self.seed, epoch, lap))
@@ -142,34 +148,22 @@ class _Stream:
             raise VisionKitError(f"no images for process {rank} of {world_size}; use fewer processes or more images")
         if len(order) == 1:
             order = order * 2  # a batch norm needs two values
-        places = list(enumerate(order))
-        batches = [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
+        items = [(lap, place, row) for place, row in enumerate(order)]
+        batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         if len(batches) > 1 and len(batches[-1]) < self.batch_size:
             batches.pop()
         return batches
-
-    def _loader(self, batches: list[list[tuple[int, int]]], epoch: int, lap: int) -> DataLoader | list:
-        if not batches:
-            return []
-        return DataLoader(
-            _Seeded(self.dataset, self.seed, epoch, lap, get_rank()),
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # its own, or it would draw from the global one
-            worker_init_fn=start_worker,
-            collate_fn=default_collate,
-        )
 
 
 class _Seeded(Dataset):
     """Items whose random choices follow from their place, whichever process makes them and whatever it made before."""
 
-    def __init__(self, dataset: Dataset, *seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, seed: int, epoch: int, rank: int) -> None:
+        self.dataset, self.seed, self.epoch, self.rank = dataset, seed, epoch, rank
 
-    def __getitem__(self, place_and_row: tuple[int, int]) -> dict[str, Any]:
-        place, row = place_and_row
-        with own_seed(*self.seed, place):
+    def __getitem__(self, lap_place_row: tuple[int, int, int]) -> dict[str, Any]:
+        lap, place, row = lap_place_row
+        with own_seed(self.seed, self.epoch, lap, self.rank, place):
             return self.dataset[row]
 
 
