@@ -1,15 +1,21 @@
 """What an item is follows from its place in the epoch: not from workers, nor from what was loaded before it."""
 
 import os
+import warnings
 
+import numpy as np
 import pytest
 import torch
+from reid_trees import write_market
 
+from visionkit.datasets import images as reading
 from visionkit.engine.loaders import NamedLoaders, batch_paths, rng_state, set_rng_state
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS
 
 from .toy import ToyData
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*published with")
 
 
 @DATA_SAMPLERS.register_module(force=True)
@@ -56,6 +62,35 @@ def test_laps_of_different_lengths(start):
 def test_one_set_of_workers_serves_all_laps_of_an_epoch():
     batches = list(loaders(workers=2))
     assert len({process for batch in batches for process in batch["view"]["process"].tolist()}) == 2
+
+
+def views(root):
+    """Two loaders of one data set, each with labels of its own."""
+    transforms = [dict(type="visionkit.ToTensor")]
+    people = dict(type="visionkit.Market1501", root=str(root), split="train", transforms=transforms)
+    dataset = dict(type="visionkit.PseudoLabelDataset", dataset=dict(people, cache="memory", cache_size=(16, 8)))
+    loaders = NamedLoaders({name: dict(batch_size=6, dataset=dataset) for name in ("whole", "top")}, 4, seed=3)
+    for number, name in enumerate(loaders.streams):
+        loaders[name].set_labels(np.arange(12) % (2 + number))
+    return loaders
+
+
+def test_views_of_one_data_set_share_decoded_images_but_no_labels(tmp_path, monkeypatch):
+    read, read_image = [], reading.read_image
+    monkeypatch.setattr(reading, "read_image", lambda path: read.append(path) or read_image(path))
+    batches = list(views(write_market(tmp_path)))
+    assert len(read) == len(set(read)) == 12
+    for name, count in (("whole", 2), ("top", 3)):
+        assert all(torch.equal(batch[name]["pid"], batch[name]["index"] % count) for batch in batches)
+
+
+def test_views_of_one_data_set_warn_once_of_a_broken_image(tmp_path):
+    loaders = views(write_market(tmp_path))
+    open(loaders["whole"].dataset.samples[0].path, "wb").close()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        list(loaders)
+    assert sum("training goes on" in str(each.message) for each in warned) == 1
 
 
 def test_epochs_differ_and_the_global_generators_are_left_alone():

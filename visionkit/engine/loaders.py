@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import signal
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,8 @@ class NamedLoaders:
 
     Args:
         loaders: ``{name: dict(batch_size, dataset, sampler=None, num_workers=0)}``. The sampler is
-            built with the data set; without one, images come in random order, shared among the processes.
+            built with the data set; without one, images come in random order, shared among the processes. Equal
+            configs of a data set are read once: their loaders share its files and cache, each under labels of its own.
         iters_per_epoch: Length of an epoch, in batches of each loader.
         seed: The run's seed.
 
@@ -88,7 +90,11 @@ class NamedLoaders:
     """
 
     def __init__(self, loaders: dict[str, dict[str, Any]], iters_per_epoch: int, seed: int) -> None:
-        self.streams = {name: _Stream(cfg, derived_seed(seed, i)) for i, (name, cfg) in enumerate(loaders.items())}
+        datasets = _build_once([cfg["dataset"] for cfg in loaders.values()])
+        self.streams = {
+            name: _Stream(dict(cfg, dataset=dataset), derived_seed(seed, i))
+            for i, ((name, cfg), dataset) in enumerate(zip(loaders.items(), datasets))
+        }
         self.iters_per_epoch = iters_per_epoch
         self.epoch = 0
 
@@ -114,10 +120,20 @@ class NamedLoaders:
             yield dict(zip(self.streams, batches))
 
 
+def _build_once(cfgs: list[dict[str, Any] | Dataset]) -> list[Dataset]:
+    """Data sets; of equal configs one is built, and shallow copies of it share the images that were decoded."""
+    datasets: list[Dataset] = []
+    for number, cfg in enumerate(cfgs):
+        first = cfgs.index(cfg)
+        again = isinstance(cfg, dict) and first < number
+        datasets.append(copy.copy(datasets[first]) if again else build_dataset(cfg))
+    return datasets
+
+
 class _Stream:
     def __init__(self, cfg: dict[str, Any], seed: int) -> None:
         cfg = dict(cfg)
-        self.dataset = build_dataset(cfg.pop("dataset"))
+        self.dataset = cfg.pop("dataset")
         sampler = cfg.pop("sampler", None)
         self.sampler = DATA_SAMPLERS.build(dict(sampler, dataset=self.dataset)) if sampler else None
         self.batch_size = cfg.pop("batch_size")
