@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.knn import nearest_neighbours, paired_distances, self_neighbours
+from visionkit.reid import knn
+from visionkit.reid.knn import SPARE, nearest_neighbours, paired_distances, self_neighbours
 
 
 def expected_neighbours(query, gallery, k):
@@ -57,6 +58,58 @@ def test_copies_beyond_the_spare_rank_by_index():
     np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
 
 
+@pytest.fixture
+def work(monkeypatch):
+    """Counts the preparations of a gallery, and the pairs of images whose distance is made exact."""
+    done = dict(galleries=0, pairs=0)
+    refine = knn._refine
+
+    class Counted(knn.BlockDistances):
+        def __init__(self, *arguments, **options):
+            done["galleries"] += 1
+            super().__init__(*arguments, **options)
+
+    def counted(query, gallery, number, candidates):
+        done["pairs"] += candidates.size
+        return refine(query, gallery, number, candidates)
+
+    monkeypatch.setattr(knn, "BlockDistances", Counted)
+    monkeypatch.setattr(knn, "_refine", counted)
+    return done
+
+
+@pytest.mark.parametrize("kinds", [1, 7, 150])
+def test_copies_cost_no_more_than_other_images(work, kinds):
+    r = np.random.RandomState(0)
+    points = r.standard_normal((kinds, 16)).astype(np.float32)[r.randint(0, kinds, 300)]
+    points[100:150] = points[100]
+    order, distances, _ = expected_neighbours(points, points, 7)
+    found = nearest_neighbours(points, points, 7, backend="torch")
+    assert (found.indices == order).all()
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
+    assert work["galleries"] == 2 and work["pairs"] <= 2 * 300 * (7 + SPARE)
+
+
+def test_a_collapse_costs_no_more_than_other_images(work):
+    r = np.random.RandomState(0)
+    points = (r.standard_normal(64) + 1e-6 * r.standard_normal((300, 64))).astype(np.float32)  # and no two are equal
+    order, distances, _ = expected_neighbours(points, points, 7)
+    found = nearest_neighbours(points, points, 7, backend="torch")
+    assert (found.indices == order).all()
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
+    assert work["galleries"] == 2 and work["pairs"] <= 2 * 300 * (7 + SPARE)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(20, 60), st.integers(0, 99))
+def test_many_copies_of_a_few_images_rank_by_distance_and_index(k, gallery, seed):
+    r = np.random.RandomState(seed)
+    points = r.choice([-1.0, -0.0, 0.0, 1.0], (gallery, 2)).astype(np.float32)  # zeros are equal, not in their bytes
+    order, distances, _ = expected_neighbours(points[:9], points, k)
+    found = nearest_neighbours(points[:9], points, k)
+    assert (found.indices == order).all() and (found.distances == distances).all()
+
+
 def test_each_row_leads_its_own_list():
     points = np.repeat(np.eye(3, dtype=np.float32), 20, axis=0)  # many copies: a row may miss its own list
     found = self_neighbours(points, 5)
@@ -83,3 +136,16 @@ def test_wrong_input():
             nearest_neighbours(*arguments)
     with pytest.raises(VisionKitError, match="backend"):
         nearest_neighbours(points, points, 1, backend="scann")
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite(backend, value):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    points = np.random.RandomState(0).standard_normal((40, 4)).astype(np.float32)
+    wrong = points.copy()
+    wrong[7, 2] = value
+    for query, gallery in ((wrong, points), (points, wrong), (wrong, wrong)):
+        with pytest.raises(VisionKitError, match="NaN or infinite"):
+            nearest_neighbours(query, gallery, 3, backend=backend)

@@ -2,10 +2,11 @@
 
 Candidates are found in float32. Where two of them lie nearer to each other than the rounding of a product, their order,
 and which of them is the last, is decided by differences in float64. So neighbours come in the order that exact
-arithmetic gives, and equal distances rank by index.
+arithmetic gives, and equal distances rank by index. Copies of an image are looked at once, however many there are.
 """
 
 import importlib.util
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,18 +77,20 @@ def nearest_neighbours(
         candidates, distances, largest, square = _faiss_candidates(query, gallery, wanted)
     else:
         candidates, distances, largest, square = _torch_candidates(query, gallery, wanted, device)
-    if not np.isfinite(distances).all():
+    square = np.maximum(square, square if query is gallery else _largest_square(query))
+    # faiss finds nothing, index -1, where a distance is NaN.
+    if candidates.min() < 0 or not (np.isfinite(square) and np.isfinite(distances).all()):
         raise VisionKitError("nearest neighbours: features hold NaN or infinite values; check the model's weights")
-    # A distance from a product may be off by its rounding, which grows as the square root of the number of terms.
-    square = max(square, square if query is gallery else _largest_square(query))
-    margin = 4 * square * query.shape[1] ** 0.5 * _epsilon(query, gallery, by_faiss)
+    margin = _margin(square, query.shape[1], _epsilon(query, gallery, by_faiss))
     near = np.diff(distances[:, : k + 1], axis=1) <= margin
     unsure = np.arange(len(query)) if refine else np.flatnonzero(near.any(1))
     candidates[unsure], distances[unsure] = _refine(query, gallery, unsure, candidates[unsure])
     if wanted < len(gallery):
         # More than SPARE images at almost one distance, as copies of an image are: others may be as near.
-        for row in np.flatnonzero(distances[:, -1] - distances[:, k - 1] <= margin):
-            _look_again(query, gallery, row, candidates[row, :k], distances[row, :k], margin)
+        crowded = np.flatnonzero(distances[:, -1] - distances[:, k - 1] <= margin)
+        if len(crowded):
+            again = _look_again(_take(query, crowded), gallery, k, device or default_device(query))
+            candidates[crowded, :k], distances[crowded, :k] = again
     return Neighbours(candidates[:, :k], distances[:, :k], largest)
 
 
@@ -184,7 +187,13 @@ def _faiss_candidates(query: Features, gallery: Features, k: int) -> tuple[np.nd
 
 def _largest_square(features: Features) -> float:
     starts = range(0, len(features), GALLERY_TILE)
-    return max(float(rows(features, start, start + GALLERY_TILE).square().sum(1).max()) for start in starts)
+    squares = [float(rows(features, start, start + GALLERY_TILE).square().sum(1).max()) for start in starts]
+    return np.max(squares)  # Python's may lose a NaN
+
+
+def _margin(square: float, dimensions: int, epsilon: float) -> float:
+    """How far a distance from a product may be off: its rounding grows as the square root of the number of terms."""
+    return 4 * square * dimensions**0.5 * epsilon
 
 
 def _epsilon(query: Features, gallery: Features, by_faiss: bool) -> float:
@@ -210,11 +219,58 @@ def _refine(
     return indices, distances
 
 
-def _look_again(
-    query: Features, gallery: Features, row: int, indices: np.ndarray, distances: np.ndarray, margin: float
-) -> None:
-    """Fill in the neighbours of one row from all images that may be as near as the last one found."""
-    wide = BlockDistances(_take(query, np.array([row])), gallery, device="cpu")(0, 1)[0].numpy()
-    near = np.flatnonzero(wide <= distances[-1] + margin)
-    index, distance = _refine(query, gallery, np.array([row]), near[None])
-    indices[:], distances[:] = index[0, : len(indices)], distance[0, : len(indices)]
+def _look_again(query: Tensor, gallery: Features, k: int, device: torch.device | str) -> tuple[np.ndarray, np.ndarray]:
+    """The k neighbours (Q, k) of queries with many images at almost one distance, and their distances.
+
+    Of rows that are copies one is looked at. Products are in float64, and about the middle of all images, where those
+    of a model that has collapsed are small and leave little to be decided by differences.
+    """
+    asked, kinds = _Kinds(query), _Kinds(gallery)
+    some, images = query[asked.first], _take(gallery, kinds.first)
+    middle = images.mean(0, dtype=torch.float64)
+    blocks = BlockDistances(some - middle, images - middle, device=device)
+    square = max(float(blocks.squared_norms.max()), _largest_square(blocks.query))
+    margin = _margin(square, query.shape[1], torch.finfo(torch.float64).eps)
+    size, least = block_rows(len(images)), min(k, len(images))
+    indices, distances = np.empty((len(some), k), np.int64), np.empty((len(some), k))
+    for start in range(0, len(some), size):
+        block = blocks(start, min(start + size, len(some)))
+        near = (block <= block.topk(least, dim=1, largest=False).values[:, -1:] + margin).cpu().numpy()
+        for row, columns in enumerate(near, start):
+            found, distance = _refine(some, images, np.array([row]), np.flatnonzero(columns)[None])
+            indices[row], distances[row] = kinds.expand(found[0, :k], distance[0, :k], k)
+    return indices[asked.kind], distances[asked.kind]
+
+
+class _Kinds:
+    """Rows of features (N, D) sorted into kinds: rows of one kind are equal, byte for byte.
+
+    ``kind`` (N,) of each row counts through the kinds in the order of their first rows, which ``first`` (U,) holds.
+    """
+
+    def __init__(self, features: Features) -> None:
+        self.kind = _number_rows(features)
+        _, self.first, self.counts = np.unique(self.kind, return_index=True, return_counts=True)
+        self.members = np.argsort(self.kind, kind="stable")
+        self.starts = np.cumsum(self.counts) - self.counts
+
+    def expand(self, kinds: np.ndarray, distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest rows, by distance and then by index, of one query's k nearest kinds and their distances."""
+        enough = np.searchsorted(np.cumsum(self.counts[kinds]), k)
+        kinds = kinds[distances <= distances[enough]]
+        counts = np.minimum(self.counts[kinds], k)
+        index = np.concatenate([self.members[at : at + count] for at, count in zip(self.starts[kinds], counts)])
+        distance = np.repeat(distances[: len(kinds)], counts)
+        order = np.lexsort((index, distance))[:k]
+        return index[order], distance[order]
+
+
+def _number_rows(features: Features) -> np.ndarray:
+    """A number (N,) for each row: that of the rows equal to it, 0 for the first, 1 for the next that is new."""
+    numbers: dict[bytes, int] = {}
+    found = np.empty(len(features), np.int64)
+    for start in range(0, len(features), GALLERY_TILE):
+        tile = rows(features, start, start + GALLERY_TILE).contiguous().numpy()
+        for place, row in enumerate(tile, start):
+            found[place] = numbers.setdefault(blake2b(row, digest_size=16).digest(), len(numbers))
+    return found
