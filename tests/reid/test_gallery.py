@@ -242,9 +242,24 @@ def test_wrong_input(tmp_path):
         index.add(points(2, dim=4), names(2))
     with pytest.raises(VisionKitError, match="NaN"):
         index.add(points(2) * np.nan, names(2))
-    with pytest.raises(VisionKitError, match="same model"):
-        index.search(points(1, dim=4))
+    with pytest.raises(VisionKitError, match="topk=0: expected at least 1"):
+        index.search(points(1), 0)
     with pytest.raises(VisionKitError, match="expected one of hnsw, ivf"):
         index.search(points(1), approximate="annoy")
     with pytest.raises(VisionKitError, match="visionkit index"):
         GalleryIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("approximate", [None, "hnsw", "ivf"])
+def test_queries_that_no_image_can_answer(approximate):
+    if approximate:
+        pytest.importorskip("faiss")
+    index = GalleryIndex("m")
+    index.add(points(40), names(40))
+    for query, message in (
+        (points(1, dim=4), "query features have 4 dimensions and gallery features 8: extract both with the same model"),
+        (points(1)[0], "expected a matrix"),
+        (points(2) * np.float32([[1], [np.nan]]), "query features hold NaN or infinite values"),
+    ):
+        with pytest.raises(VisionKitError, match=message):
+            index.search(query, 3, approximate)

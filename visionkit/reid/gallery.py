@@ -21,6 +21,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.files import beside
+from visionkit.reid.distances import check_pair
 from visionkit.reid.knn import nearest_neighbours
 
 FORMAT = "visionkit-gallery-1"
@@ -193,10 +194,19 @@ class GalleryIndex:
             topk: how many images.
             approximate: None for the exact answer, or ``"hnsw"`` or ``"ivf"`` (faiss): much faster on a million
                 images, and may miss a few. What faiss builds is kept in the index's folder.
+
+        Raises:
+            VisionKitError: an empty index, a query of another width or with values that are not finite, or a wrong
+                option.
         """
         if len(self) == 0:
             raise VisionKitError(f"{self.folder or 'gallery index'}: is empty; add images before searching")
+        if topk < 1:
+            raise VisionKitError(f"topk={topk}: expected at least 1")
         query = np.ascontiguousarray(query, dtype=np.float32)
+        check_pair(query, next(part.features for part in self.parts if part.paths))
+        if not np.isfinite(query).all():
+            raise VisionKitError("query features hold NaN or infinite values; check the model's weights")
         found = self._exact(query, topk) if approximate is None else self._approximate(query, topk, approximate)
         paths, answers = self.paths, []
         for indices, distances in zip(*found):
