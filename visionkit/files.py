@@ -15,6 +15,9 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
 
     Args:
         path: the file to write; its folder must exist.
+
+    Raises:
+        OSError: of the path, not of the temporary name: it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -22,6 +25,10 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for its user alone
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # which the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
