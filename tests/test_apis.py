@@ -71,6 +71,35 @@ def test_rank_a_query_against_a_folder(folder):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
 
 
+def test_a_gallery_may_be_a_list(folder):
+    reid = ReIDInferencer(MeanColour())
+    gallery = files_below(folder / "gallery")
+    assert reid.rank(folder / "query.png", gallery) == reid.rank(folder / "query.png", folder / "gallery")
+    with pytest.raises(VisionKitError, match="images: expected paths or PIL images, got int"):
+        reid.rank(folder / "query.png", 3)
+
+
+@pytest.mark.parametrize("image_size", [64, (64,), (64, 0), (64, 32.5), "64"])
+def test_a_wrong_image_size(image_size):
+    with pytest.raises(VisionKitError, match=r"image_size=.*: expected \(height, width\) in pixels"):
+        ReIDInferencer(MeanColour(), image_size=image_size)
+
+
+def test_a_model_without_extract():
+    with pytest.raises(VisionKitError, match="Flatten: expected a model with extract"):
+        ReIDInferencer(nn.Flatten())
+
+
+def test_a_sheet_that_cannot_be_written_is_named(folder, checkpoint, capsys):
+    gallery = folder / "gallery"
+    assert main(["index", str(gallery), "--weights", str(checkpoint)]) == 0
+    (folder / "sheet.jpg").mkdir()
+    capsys.readouterr()
+    assert main(["search", str(folder / "query.png"), f"{gallery}.index", "--sheet", str(folder / "sheet.jpg")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder / 'sheet.jpg'}: ") and error.count("\n") == 1
+
+
 def test_an_index_belongs_to_its_model(folder):
     reid = ReIDInferencer(MeanColour())
     index = reid.index(folder / "gallery")

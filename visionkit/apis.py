@@ -42,7 +42,8 @@ class ReIDInferencer:
         num_workers: processes that read images.
 
     Raises:
-        VisionKitError: the checkpoint cannot be read, or does not describe its model, or another option is wrong.
+        VisionKitError: the checkpoint cannot be read, or does not describe its model, or the model has no ``extract``,
+            or another option is wrong.
     """
 
     def __init__(
@@ -55,16 +56,23 @@ class ReIDInferencer:
     ) -> None:
         import torch
 
+        from visionkit.datasets.images import is_size
         from visionkit.reid.rebuild import IMAGE_SIZE, fingerprint, rebuild
 
         for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise VisionKitError(f"{option}={value}: expected at least {least}")
+        if image_size is not None and not is_size(image_size):
+            raise VisionKitError(f"image_size={image_size!r}: expected (height, width) in pixels")
         self.weights = "" if isinstance(weights_or_model, torch.nn.Module) else os.path.abspath(weights_or_model)
         if self.weights:
             model, own_size = rebuild(weights_or_model)
         else:
             model, own_size = weights_or_model.eval(), IMAGE_SIZE
+        if not hasattr(model, "extract"):
+            raise VisionKitError(
+                f"{type(model).__name__}: expected a model with extract(images (B, 3, H, W)) -> (B, D)"
+            )
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.model_name = fingerprint(model)
@@ -108,13 +116,13 @@ class ReIDInferencer:
                 yield [images[i] for i in numbers], features.cpu().numpy()
 
     def rank(
-        self, query: "Images", gallery: "str | os.PathLike | GalleryIndex", topk: int = 10
+        self, query: "Images", gallery: "Images | GalleryIndex", topk: int = 10
     ) -> "list[Match] | list[list[Match]]":
         """The gallery's images nearest to a query, with their Euclidean distances (0 to 2), nearest first.
 
         Args:
             query: an image, or a folder or list of them.
-            gallery: a folder of images, an index, or an index's folder.
+            gallery: a folder of images or a list of them, an index, or an index's folder.
             topk: how many.
 
         Returns:
@@ -126,14 +134,15 @@ class ReIDInferencer:
         answers = self.as_index(gallery).search(self.features(query), topk)
         return answers[0] if is_one(query) else answers
 
-    def as_index(self, gallery: "str | os.PathLike | GalleryIndex") -> "GalleryIndex":
-        """The index of a folder of images, or the index that is given or lies in the folder, if it is this model's."""
+    def as_index(self, gallery: "Images | GalleryIndex") -> "GalleryIndex":
+        """The index of images, or the index that is given or lies in the folder, if it is this model's."""
         from visionkit.reid.gallery import GalleryIndex, holds_index
 
         if isinstance(gallery, GalleryIndex):
             gallery.check_model(self.model_name)
             return gallery
-        return self.load_index(gallery) if holds_index(gallery) else self.index(gallery)
+        in_folder = isinstance(gallery, (str, os.PathLike)) and holds_index(gallery)
+        return self.load_index(gallery) if in_folder else self.index(gallery)
 
     def index(self, images: "Images") -> "GalleryIndex":
         """An index, in memory, of an image folder or a list of files."""
