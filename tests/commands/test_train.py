@@ -70,7 +70,7 @@ def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
     options = ["stages.target.metric.rerank=True", "stages.target.metric.per_camera=True"]
     assert main(["test", "config.py", "run/target/epoch_1.pth", "--cfg-options", *options]) == 0
     printed = capsys.readouterr().out
-    assert "rerank_mAP" in printed and "camera0_rank-1" in printed
+    assert "rerank_mAP" in printed and "camera1_rank-1" in printed
     assert main(["test", "config.py", "run/source/epoch_1.pth"]) == 0
     # the target stage's network is not the source stage's
     assert main(["test", "config.py", "run/source/epoch_1.pth", "--stage", "target"]) == 2

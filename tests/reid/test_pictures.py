@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from visionkit.errors import VisionKitError
+from visionkit.reid import pictures
 from visionkit.reid.pictures import MISSING, RIGHT, WRONG, draw_projection, draw_ranked_lists, ranked_lists
 
 
@@ -32,6 +33,14 @@ def test_projection(tmp_path):
     pids = np.repeat([-1, 3, 5, 8], 6)
     path = draw_projection(r.standard_normal((24, 5)), pids, r.randint(0, 3, 24), tmp_path / "map.png")
     assert Image.open(path).width > 900
+
+
+def test_cameras_count_from_one_as_in_file_names(rows, tmp_path, monkeypatch):
+    assert ranked_lists(*rows)[0].caption == "id 1, cam 1"
+    shown = {}
+    monkeypatch.setattr(pictures, "_scatter", lambda axes, points, labels, name: shown.update({name: set(labels)}))
+    draw_projection(np.random.RandomState(0).standard_normal((6, 5)), [7] * 6, [0, 1, 2] * 2, tmp_path / "map.png")
+    assert shown == dict(identity={7}, camera={1, 2, 3})
 
 
 def test_wrong_input(rows, tmp_path):

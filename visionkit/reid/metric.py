@@ -31,7 +31,7 @@ class ReIDMetric(BaseMetric):
         topk: ranks to report.
         rerank: options of k-reciprocal re-ranking, or True for the published ones; its scores are reported beside the
             plain ones, as ``rerank_*``.
-        per_camera: also report mAP and rank-1 of each query camera.
+        per_camera: also report mAP and rank-1 of each query camera, counted from 1 as in the data sets' file names.
         use_cameras: False for a data set without cameras (VehicleID): then no image is junk.
         prefix: put before each name in the log.
     """
@@ -150,5 +150,6 @@ def in_percent(result: RankingResult) -> dict[str, float]:
     metrics |= {f"rank-{k}": 100 * value for k, value in result.cmc.items()}
     metrics["mINP"] = 100 * result.mINP
     for camera, scores in result.per_camera.items():
-        metrics |= {f"camera{camera}_{name}": 100 * scores[key] for name, key in (("mAP", "mAP"), ("rank-1", "rank1"))}
+        name = f"camera{camera + 1}"
+        metrics |= {f"{name}_mAP": 100 * scores["mAP"], f"{name}_rank-1": 100 * scores["rank1"]}
     return metrics

@@ -12,7 +12,7 @@ from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.reid.distances import BlockDistances, Features
 
-Row = tuple[str, int, int]  # path, pid, camid: a visionkit.datasets.Sample, for example
+Row = tuple[str, int, int]  # path, pid, 0-based camid: a visionkit.datasets.Sample, for example
 
 HEIGHT = 128  # of an image on a sheet; its width follows from the first query's shape
 FRAME, GAP, HEAD, TEXT = 4, 8, 56, 15
@@ -63,7 +63,7 @@ def ranked_lists(
         row[(pids == -1) | (pids == pid) & (camids == camid)] = np.inf
         first = np.argsort(row, kind="stable")[: min(topk, int(np.isfinite(row).sum()))]
         ranked = [Ranked(gallery_rows[j][0], float(row[j]), bool(pids[j] == pid)) for j in first]
-        lists.append(RankedList(path, f"id {pid}, cam {camid}", ranked))
+        lists.append(RankedList(path, f"id {pid}, cam {camid + 1}", ranked))
     return lists
 
 
@@ -124,7 +124,7 @@ def draw_projection(
     Args:
         features: (N, D).
         pids: (N,) identities or pseudo-labels; -1 (noise) is left out.
-        camids: (N,).
+        camids: (N,), 0-based; the legend counts from 1, as the data sets' file names do.
         path: image file to write.
         title: above the picture.
         max_pids: the identities with most images that are shown.
@@ -146,7 +146,7 @@ def draw_projection(
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title or f"{len(at)} images of {len(shown)} identities")
-    for axes, labels, name in zip(figure.subplots(1, 2), (pids[at], camids[at]), ("identity", "camera")):
+    for axes, labels, name in zip(figure.subplots(1, 2), (pids[at], camids[at] + 1), ("identity", "camera")):
         _scatter(axes, points, labels, name)
     return _save(Path(path), lambda file, kind: figure.savefig(file, format=kind, dpi=110))
 
