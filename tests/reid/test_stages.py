@@ -325,3 +325,62 @@ def test_models(recipe, name):
     assert target.losses == dict(id=1, triplet=1, triplet_top=0.5, triplet_bottom=0.5, fusion=0.5)  # the last is ours
     assert target.ema_limit == pytest.approx(0.999) and target.ema_buffers == "own" and target.final is target.teacher
     assert all(model.bmfn and model.label_smoothing == 0.1 for model in (source, target))
+
+
+PUBLISHED = {  # source, target, clusters, and the paper's mAP / rank-1 / 5 / 10
+    "market2duke": ("Market1501", "DukeMTMCreID", 900, "74.8 / 84.8 / 92.4 / 94.4"),
+    "duke2market": ("DukeMTMCreID", "Market1501", 700, "84.4 / 93.6 / 97.7 / 98.7"),
+    "market2cuhk": ("Market1501", "CUHK03NP", 900, "62.9 / 61.0 / 79.6 / 87.2"),
+    "cuhk2market": ("CUHK03NP", "Market1501", 900, "83.6 / 93.6 / 97.3 / 98.7"),
+    "market2msmt": ("Market1501", "MSMT17", 2500, "41.9 / 69.5 / 80.3 / 84.4"),
+    "duke2msmt": ("DukeMTMCreID", "MSMT17", 2500, "45.2 / 72.2 / 82.9 / 86.3"),
+    "cuhk2msmt": ("CUHK03NP", "MSMT17", 2500, "40.4 / 67.3 / 79.0 / 83.1"),
+    "v2_market2cuhk": ("Market1501", "CUHK03NP", 900, "66.4 / 66.9 / 83.4 / 88.9"),
+    "v2_cuhk2market": ("CUHK03NP", "Market1501", 900, "84.5 / 93.9 / 97.6 / 98.7"),
+    "v2_market2msmt": ("Market1501", "MSMT17", 2000, "44.1 / 71.3 / 82.4 / 86.0"),
+    "v2_cuhk2msmt": ("CUHK03NP", "MSMT17", 2000, "40.7 / 68.7 / 79.7 / 83.4"),
+    "v2_vehicleid2veri": ("VehicleID", "VeRi776", 500, "49.50 / 80.15 / 89.05 / 90.29"),
+    "v2_veri2vehicleid": ("VeRi776", "VehicleID", 700, "67.04 / 58.32 / 76.51 / 84.32"),
+    "v2_vehicleid2veriwild": ("VehicleID", "VERIWild", 700, "40.2 / 76.6 / 90.2 / 92.1"),
+    "site": ("Market1501", "UnlabelledFolder", 500, ""),
+}
+SMALL = {"synthetic", "mavit_tiny_synthetic", "demo"}
+TRAINING = dict(identities=32, instances=4, lr=3.5e-4, weight_decay=5e-4)
+VEHICLES = {"VehicleID", "VeRi776", "VERIWild"}
+
+
+def test_every_published_config_is_looked_at():
+    assert {path.stem.removeprefix("core_reid_") for path in CONFIGS.glob("core_reid_*.py")} == {*PUBLISHED, *SMALL}
+
+
+def check(stage, **settings):
+    assert {key: getattr(stage, key) for key in settings} == settings
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_numbers_of_a_published_config(name):
+    source, target, clusters, scores = PUBLISHED[name]
+    assert scores in (CONFIGS / f"core_reid_{name}.py").read_text()
+    cfg = config(f"core_reid_{name}")
+    vehicles, v2 = source in VEHICLES, name.startswith("v2")
+    grey = dict(grayscale=0.05) if v2 else {}
+    assert tuple(cfg["image_size"]) == ((256, 256) if vehicles else (256, 128)) and cfg["seed"] == 1
+    assert cfg["backbone"] == dict(type="visionkit.ResNet", depth=50, weights="imagenet")
+    assert (cfg["source"]["type"], cfg["target"]["type"]) == (f"visionkit.{source}", f"visionkit.{target}")
+    stages = {stage: build_stage(stage, settings, cfg) for stage, settings in cfg["stages"].items()}
+    assert list(stages) == ["camstyle", "source", "target"]
+
+    epochs, decay_epochs, batch_size = (100, 100, 32) if vehicles else (30, 20, 8 if source == "CUHK03NP" else 1)
+    check(stages["camstyle"], epochs=epochs, decay_epochs=decay_epochs, batch_size=batch_size)
+    check(stages["camstyle"], direction="AtoB" if vehicles else None, images=None, include_test=False)
+    check(stages["camstyle"], image_size=(256, 256), load_size=(286, 286))
+    check(stages["camstyle"], optimizer=dict(type="Adam", lr=2e-4, betas=(0.5, 0.999)))
+
+    check(stages["source"], epochs=120, iters_per_epoch=200, val_interval=5, augmentation=grey, **TRAINING)
+    check(stages["source"], warmup_epochs=10, milestones=(40, 70), styled="camstyle", unlabelled="target")
+
+    erased = dict(grey, erasing=0.5)
+    check(stages["target"], epochs=80, iters_per_epoch=400, val_interval=1, augmentation=erased, **TRAINING)
+    check(stages["target"], num_clusters=clusters, kmeans=KMEANS_V2 if v2 else {}, clusterer=None)
+    check(stages["target"], reset_optimizer=True, init_from="source")
+    assert stages["target"].report == (None if name == "site" else "adapted")
