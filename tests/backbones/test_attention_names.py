@@ -7,6 +7,7 @@ from backbones.tiny_vit import FEW, tiny_vit
 from visionkit.backbones.attention import attention_names as layer_names
 from visionkit.backbones.attention import set_attention
 from visionkit.backbones.mavit import MAViT
+from visionkit.backbones.nalaformer import NaLaFormer
 from visionkit.ops import attention_names
 
 
@@ -39,3 +40,14 @@ def test_in_mavit(name):
     torch.manual_seed(0)
     options = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), projection=16, num_classes=5)
     trains(MAViT(attention=name, **options), torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("model", [MAViT, NaLaFormer])
+@pytest.mark.parametrize("name", attention_names())
+def test_of_one_token(name, model):
+    """The last stage has a single token, whose variance made GAAM's output NaN."""
+    torch.manual_seed(0)
+    small = model(attention=name, dims=(8,) * 4, depths=(1,) * 4, num_heads=(1,) * 4, num_classes=5)
+    y = small(torch.randn(2, 3, 32, 32))
+    y.square().sum().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in small.parameters() if p.grad is not None)

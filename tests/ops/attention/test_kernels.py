@@ -62,12 +62,32 @@ def test_softplus(mask, power):
     n = seen.sum(-1, keepdim=True)
     cosine = torch.cosine_similarity(q[..., :, None, :], k[..., None, :, :], dim=-1)
     weights = torch.log1p((math.log(8) * n.log() * cosine).exp()) * seen
-    weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
+    weights = weights / weights.sum(-1, keepdim=True)
     if power:
         offset = (n > 3).double() if mask == "causal" else 1
         weights = (weights * n - offset).clamp(min=0) ** power * seen
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
+        weights = weights / weights.sum(-1, keepdim=True)
     torch.testing.assert_close(y, weights @ v)
+
+
+def test_softplus_rows_of_nearly_equal_keys_sum_to_one():
+    """The 15th power of what a weight exceeds the average by vanished beside what was added to the sum."""
+    q, k, _ = qkv(d=64, dtype=torch.float32)
+    for alike in (k, 0.05 * k + 1, 0.001 * k + 1, 0 * k + 1):
+        rows = softplus_weights(q, alike, power=15).sum(-1)
+        torch.testing.assert_close(rows, torch.ones_like(rows))
+
+
+def test_softplus_rows_of_equal_keys_are_even():
+    q, k, _ = qkv(dtype=torch.float32)
+    weights = softplus_weights(q, k[..., :1, :].expand_as(k), power=15)
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 37))
+
+
+def test_softplus_rows_that_all_keys_oppose_sum_to_one():
+    k = torch.ones(1, 1, 4096, 64)
+    rows = softplus_weights(-k[..., :1, :], k).sum(-1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
 
 
 def entropy(weights):
@@ -143,6 +163,14 @@ def test_gaam_weights_sum_to_one_over_tokens():
     _, k, _ = qkv()
     weights = gaussian_weights(k, None, None)
     torch.testing.assert_close(weights.sum(-2), torch.ones_like(weights.sum(-2)))
+
+
+@pytest.mark.parametrize("n, mask", [(1, "full"), (17, "block")])
+def test_gaam_gives_a_single_token_all_the_weight(n, mask):
+    q, k, v = (x.requires_grad_() for x in qkv(n=n))
+    y = attend("gaam", q, k, v, mask=mask, window=16)
+    torch.testing.assert_close(y[..., -1, :], v[..., -1, :])
+    assert all(x.isfinite().all() for x in torch.autograd.grad(y.sum(), [k, v]))
 
 
 def test_softmax_of_one_width_copies_nothing(monkeypatch):

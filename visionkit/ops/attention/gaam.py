@@ -18,7 +18,7 @@ def gaam_attention(
 ) -> Tensor:
     """y = v ⊙ G(k): each token is weighed by how near its key's channels lie to learned offsets from the mean.
 
-    Per head and channel, over the tokens: μ, σ² (unbiased, + 1e-8); for each of K Gaussians
+    Per head and channel, over the tokens: μ, σ² (unbiased, 0 of a single token, + 1e-8); for each of K Gaussians
     y = (x - (μ + δ)) / σ, g = exp(-y² / 2c²) / √(2π c²); G is the product of the K, divided by its sum over the tokens
     (so that the root cancels).
 
@@ -29,7 +29,7 @@ def gaam_attention(
 
     Args:
         q: (B, H, N, D), not used.
-        k: (B, H, N, D), N at least 2.
+        k: (B, H, N, D).
         v: (B, H, N, D).
         offset: δ, (H, K); None for one Gaussian at 0.
         width: c, (H, K); None for 1.
@@ -46,7 +46,8 @@ def gaussian_weights(x: Tensor, offset: Tensor | None, width: Tensor | None) -> 
     offset = x.new_zeros(x.shape[1], 1) if offset is None else offset.to(x.dtype)
     width = torch.ones_like(offset) if width is None else width.to(x.dtype)
     mean = x.mean(dim=-2, keepdim=True)
-    deviation = (x.var(dim=-2, keepdim=True) + 1e-8).sqrt()
+    correction = min(1, x.shape[-2] - 1)  # a single token has no unbiased variance
+    deviation = (x.var(dim=-2, keepdim=True, correction=correction) + 1e-8).sqrt()
     log_product = torch.zeros_like(x)
     for delta, c in zip(offset.unbind(-1), width.unbind(-1)):
         delta, c = delta[:, None, None], c[:, None, None]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from visionkit.ops.attention._masks import by_rows
 
-EPS = 1e-8
+FLAT = 1e-5  # below it, what a weight exceeds the average by is rounding of single precision
 
 
 def softplus_attention(
@@ -23,7 +23,8 @@ def softplus_attention(
     """A = softplus(log d · log N_i · cos(q_i, k_j)), rows divided by their sums; y = A v.
 
     N_i is the number of tokens that query i sees. Re-weighting (LSSAR): A ← relu(A N_i - O)^power, rows divided again,
-    with O = 1 (0 for the first three rows of the causal form), which drops all weights below the average.
+    with O = 1 (0 for the first three rows of the causal form), which drops all weights below the average. A row without
+    a weight above it, of one token or of equal keys, stays as it was (inferred). Nothing is added to sums that divide.
     Gao and Spratling, Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models, 2025,
     arXiv 2501.13428; the constants are second-hand, from a re-implementation.
 
@@ -54,13 +55,15 @@ def softplus_weights(
     """The weights (..., R, M) of queries (..., R, D) and keys (..., M, D); rows sum to one."""
     seen = q.new_tensor(k.shape[-2]) if mask is None else mask.sum(-1, keepdim=True).to(q.dtype)
     scores = math.log(q.shape[-1]) * seen.log() * (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT)
-    weights = _rows(F.softplus(scores), mask)
+    weights = F.softplus(scores)
+    weights = _rows(weights if mask is None else torch.where(mask, weights, 0))
     if power is None:
         return weights
-    offset = (seen > 3).to(q.dtype) if causal else 1.0
-    return _rows((weights * seen - offset).relu() ** power, mask)
+    excess = (weights * seen - ((seen > 3).to(q.dtype) if causal else 1.0)).relu()
+    largest = excess.detach().amax(-1, keepdim=True)  # small powers of it would vanish
+    flat = largest < FLAT
+    return torch.where(flat, weights, _rows((excess / largest.masked_fill(flat, 1)) ** power + flat))
 
 
-def _rows(weights: Tensor, mask: Tensor | None) -> Tensor:
-    weights = weights if mask is None else torch.where(mask, weights, 0)
-    return weights / (weights.sum(-1, keepdim=True) + EPS)
+def _rows(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
