@@ -4,11 +4,12 @@ import pytest
 import torch
 from backbones.tiny_vit import FEW, tiny_vit
 
+from visionkit.backbones.attention import AttentionCore, set_attention
 from visionkit.backbones.attention import attention_names as layer_names
-from visionkit.backbones.attention import set_attention
 from visionkit.backbones.mavit import MAViT
 from visionkit.backbones.nalaformer import NaLaFormer
-from visionkit.ops import attention_names
+from visionkit.errors import VisionKitError
+from visionkit.ops import attention_names, rotary_table_2d
 
 
 def trains(model, image):
@@ -51,3 +52,21 @@ def test_of_one_token(name, model):
     y = small(torch.randn(2, 3, 32, 32))
     y.square().sum().backward()
     assert y.isfinite().all() and all(p.grad.isfinite().all() for p in small.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 8), (2, 3, 0, 8)])
+@pytest.mark.parametrize("name", layer_names())
+def test_nothing_in_gives_nothing_out(name, shape):
+    core = AttentionCore(name, 3, 8)
+    q, k, v = torch.randn(3, *shape, requires_grad=True).unbind(0)
+    y = core(q, k, v, rotary=rotary_table_2d(1, shape[2], 8))
+    assert y.shape == shape
+    y.sum().backward()
+    assert not any(p.grad.any() for p in core.parameters())
+
+
+@pytest.mark.parametrize("name", layer_names())
+def test_queries_without_keys_are_told_so(name):
+    q, nothing = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 0, 8)
+    with pytest.raises(VisionKitError, match="4 queries have no keys"):
+        AttentionCore(name, 3, 8)(q, nothing, nothing)

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from visionkit.errors import VisionKitError
 from visionkit.ops import attention as library
 from visionkit.ops import dispatch
+from visionkit.ops.attention._masks import empty_output
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.rotary import Rotary, rotary_2d
 from visionkit.registry import MODELS
@@ -56,9 +57,15 @@ class AttentionCore(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None = None, **gating: Tensor) -> Tensor:
         """q, k and v, each (B, heads, N, head_dim), and rotary tables -> (B, heads, N, head_dim).
 
-        A function that does not know of rotation gets q and k already turned. ``gating``: ``local`` and ``gate``, each
+        No batch or no queries give an empty output. A function that does not know of rotation gets q and k already
+        turned. ``gating``: ``local`` and ``gate``, each
         (B, heads, N, head_dim), of a function that takes them, see [fuses_gate].
+
+        Raises:
+            VisionKitError: queries, but not a key.
         """
+        if (y := empty_output(q, k, v, *self.own.values(), *gating.values())) is not None:
+            return y
         options = dict(self.options, **self.own, **gating)
         if rotary is not None and self.takes_rotary:
             options["rotary"] = rotary

@@ -53,6 +53,40 @@ def test_shapes_and_masks(name, mask):
     assert change[30:].max() > 1e-6
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 5, 8), (2, 3, 0, 8)])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_gives_nothing_out(name, shape):
+    """An empty batch, or no tokens: a division by zero, an empty torch.cat or endless recursion before."""
+    q, k, v = torch.randn(3, *shape, requires_grad=True).unbind(0)
+    parameters = {key: value.requires_grad_() for key, value in mechanism(name).parameters(3, 8).items()}
+    y = attend(name, q, k, v, mask=mechanism(name).masks[0], **parameters)
+    assert y.shape == shape
+    y.sum().backward()
+    assert not any(x.grad.any() for x in parameters.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_queries_without_keys_are_told_so(name):
+    q, k, v = qkv(n=3)
+    with pytest.raises(VisionKitError, match="^attention: 3 queries have no keys to attend to; give at least one$"):
+        attend(name, q, k[:, :, :0], v[:, :, :0], mask=mechanism(name).masks[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors_tell_the_shape(name):
+    """Sparse ones counted chosen keys, which meta tensors cannot tell."""
+    q, k, v = (x.to("meta") for x in qkv(n=300))
+    parameters = {key: value.to("meta") for key, value in mechanism(name).parameters(3, 8).items()}
+    assert attend(name, q, k, v, mask=mechanism(name).masks[0], **parameters).shape == v.shape
+
+
+@pytest.mark.parametrize("name", ["dhsa", "flex_prefill"])
+def test_torch_compile_sees_one_graph(name):
+    function = mechanism(name).function()
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*qkv(n=200)), function(*qkv(n=200)))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_token(name):
     q, k, v = (x.requires_grad_() for x in qkv(n=1))

@@ -15,6 +15,29 @@ def wide(*tensors: Tensor) -> list[Tensor]:
     return [x if x.dtype == torch.float64 else x.float() for x in tensors]
 
 
+def empty_output(q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor | None:
+    """The output where no query asks, in an empty batch or for want of tokens; None where there is work to do.
+
+    Args:
+        q: (B, H, N, D).
+        k: (B, H, M, D).
+        v: (B, H, M, Dv).
+        others: options, the tensors of which get a gradient of zero, as q, k and v do.
+
+    Returns:
+        (B, H, N, Dv), without an element, or None.
+
+    Raises:
+        VisionKitError: queries, but not a key.
+    """
+    if 0 not in q.shape[:-1]:
+        if v.shape[-2] == 0:
+            raise VisionKitError(f"attention: {q.shape[-2]} queries have no keys to attend to; give at least one")
+        return None
+    joined = sum(x.sum() for x in (q, k, v, *others) if isinstance(x, Tensor))
+    return v.new_zeros(*q.shape[:-1], v.shape[-1]) + joined.to(v.dtype)
+
+
 def visible(n: int, mask: str, window: int = 256, device: torch.device | str | None = None) -> Tensor:
     """(N, N) booleans of the masks that ``attend`` names; for tests and references."""
     i, j = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)

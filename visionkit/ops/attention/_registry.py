@@ -1,17 +1,14 @@
-"""The table of mechanisms. Nothing is imported before a mechanism is asked for."""
-
-from __future__ import annotations
+"""The table of mechanisms. None is imported before it is asked for."""
 
 import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from visionkit.errors import VisionKitError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from visionkit.ops.attention._masks import empty_output, in_blocks
 
 MASKS = ("full", "causal", "window", "block")
 _ALL = MASKS
@@ -125,23 +122,23 @@ def attend(
         options: of the mechanism, its learned tensors among them.
 
     Returns:
-        (B, H, N, Dv).
+        (B, H, N, Dv), empty if the batch is, or the queries are.
 
     Raises:
-        VisionKitError: no such mechanism, or one without that mask.
+        VisionKitError: no such mechanism, or one without that mask; queries, but not a key.
     """
     found = mechanism(name)
     if mask not in found.masks:
         raise VisionKitError(
             f"attention={name!r}: mask {mask!r} is not supported; choose one of {', '.join(found.masks)}"
         )
+    if (y := empty_output(q, k, v, *options.values())) is not None:
+        return y
     function = found.function()
     if mask == "causal" and found.masks != ("causal",):
         return function(q, k, v, causal=True, **options)
     if mask == "window":
         return function(q, k, v, window=window, **options)
     if mask == "block":
-        from visionkit.ops.attention._masks import in_blocks
-
         return in_blocks(function, q, k, v, window, **options)
     return function(q, k, v, **options)

@@ -43,7 +43,8 @@ def block_sparse_softmax(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block:
     """
     n = q.shape[-2]
     key_blocks, value_blocks = to_blocks(k, block), to_blocks(v, block)
-    most = chosen.sum(-1).amax(dim=(0, 1)).tolist()
+    blocks = chosen.shape[-1]
+    most = [blocks] * blocks if chosen.is_meta else chosen.sum(-1).amax(dim=(0, 1)).tolist()
     parts = []
     for i, count in enumerate(most):
         rows = torch.arange(i * block, min(n, (i + 1) * block), device=q.device)
@@ -54,7 +55,7 @@ def block_sparse_softmax(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block:
         if causal:
             seen = seen & (columns[..., None, :] <= rows[:, None])
         keys, values = (_gather_blocks(x, index) for x in (key_blocks, value_blocks))
-        scores = q[..., rows[0] : rows[-1] + 1, :] @ keys.mT * q.shape[-1] ** -0.5
+        scores = q[..., i * block : (i + 1) * block, :] @ keys.mT * q.shape[-1] ** -0.5
         parts.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values)
     return torch.cat(parts, dim=-2)
 

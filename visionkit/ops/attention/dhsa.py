@@ -33,6 +33,9 @@ def dhsa_attention(
     Complexity: n²/chunk + n budget d. Not for training (the choice has no gradient), nor for attention that is spread
     over more keys than the budget. With budget >= n it is exact.
 
+    How long chunks are follows from the keys: torch.compile makes one graph of it (but not of given borders), which
+    Inductor refuses with ``fullgraph=True``; of meta tensors all chunks are taken to be as long as can be.
+
     Args:
         q, k: (B, H, N, D).
         v: (B, H, N, Dv).
@@ -47,12 +50,13 @@ def dhsa_attention(
     n, dtype = k.shape[-2], v.dtype
     q, k, v = wide(q, k, v)
     with torch.no_grad():
+        chunks = -(-n // chunk) if borders is None else None  # torch.compile cannot count
         borders = key_borders(k, chunk) if borders is None else borders
-        lengths, keys = chosen_keys(q, k, borders, min(budget, n), causal)
+        lengths, keys = chosen_keys(q, k, borders, min(budget, n), causal, chunks)
     y = v.new_zeros(*v.shape[:2], n + 1, v.shape[-1])  # the last row takes what is filled up
     firsts = lengths.cumsum(-1) - lengths
     for first, length, index in zip(*(x.split(CHUNKS, dim=2) for x in (firsts, lengths, keys))):
-        place = torch.arange(int(length.max()), device=q.device)
+        place = torch.arange(_largest(length, n), device=q.device)
         rows = (first[..., None] + place).clamp(max=n - 1)  # (B, H, chunks, L), of chunks filled up to one length
         out = _attend(take_rows(q, rows), k, v, rows, index, causal)
         target = rows.masked_fill(place >= length[..., None], n).flatten(2)[..., None]
@@ -82,11 +86,16 @@ def key_borders(k: Tensor, chunk: int) -> Tensor:
     return torch.zeros_like(likeness, dtype=torch.bool).scatter(-1, index, True)
 
 
-def chosen_keys(q: Tensor, k: Tensor, borders: Tensor, budget: int, causal: bool) -> tuple[Tensor, Tensor]:
-    """Tokens of each chunk (B, H, chunks), and the keys that its queries take (B, H, chunks, budget)."""
+def chosen_keys(
+    q: Tensor, k: Tensor, borders: Tensor, budget: int, causal: bool, chunks: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens of each chunk (B, H, chunks), and the keys that its queries take (B, H, chunks, budget).
+
+    ``chunks`` is the largest number of borders, which is counted if it is not given.
+    """
     chunk_of = borders.long().cumsum(-1)
     chunk_of = chunk_of - chunk_of[..., :1]
-    chunks = int(chunk_of.max()) + 1
+    chunks = _largest(chunk_of, chunk_of.shape[-1] - 1) + 1 if chunks is None else chunks
     lengths = torch.zeros_like(chunk_of[..., :chunks]).scatter_add(2, chunk_of, torch.ones_like(chunk_of))
     q_chunk, k_chunk = (_scaled_means(x, chunk_of, lengths) for x in (q, k))
     scores = q_chunk @ k_chunk.mT
@@ -95,6 +104,11 @@ def chosen_keys(q: Tensor, k: Tensor, borders: Tensor, budget: int, causal: bool
     scores.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
     of_token = scores.gather(-1, chunk_of[..., None, :].expand(-1, -1, chunks, -1))
     return lengths, of_token.topk(budget, dim=-1).indices
+
+
+def _largest(x: Tensor, most: int) -> int:
+    """The largest number; ``most`` of meta tensors, which hold none."""
+    return most if x.is_meta else int(x.max())
 
 
 def _scaled_means(x: Tensor, chunk_of: Tensor, lengths: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ def flex_prefill_attention(
     Complexity: n² d at worst, n times the chosen keys as a rule, plus (n / block)² for the choice. Not for training
     (the choice has no gradient), nor for inputs whose attention is spread: then nearly all is chosen.
 
+    How many keys are read follows from the input: torch.compile makes one graph of it, which Inductor refuses with
+    ``fullgraph=True``; meta tensors are taken to read all.
+
     Args:
         q, k: (B, H, N, D).
         v: (B, H, N, Dv).
