@@ -138,13 +138,23 @@ def test_feature_maps_and_outputs(feature_map, output):
     )
 
 
-@pytest.mark.parametrize("name", ["linear", "norm"])
-def test_attention_by_name_uses_the_kernel(name):
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("linear", {}),
+        ("norm", {}),
+        ("linear", dict(feature_map="relu")),
+        ("linear", dict(feature_map="exp", output="none")),
+        ("linear", dict(feature_map="relu2", output="rms")),
+        ("linear", dict(feature_map="none", output="rms")),
+    ],
+)
+def test_attention_by_name_uses_the_kernel(name, options):
     tensors = inputs(*[(1, 1, 9, 16)] * 3, dtype=torch.float32)
     forms = {}
     for form in ("triton", "torch"):
         with dispatch.use_kernels(form):
-            forms[form] = attend(name, *tensors)
+            forms[form] = attend(name, *tensors, **options)
     torch.testing.assert_close(forms["triton"], forms["torch"], atol=1e-5, rtol=1e-5)
     assert "linear_attention" in type(forms["triton"].grad_fn).__name__
 

@@ -3,11 +3,13 @@
 from visionkit.ops.attention import attention_names
 
 __all__ = ["attention_names"]
+from visionkit.ops.attention.linear import linear_attention
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
 from visionkit.ops.march import ColourNetwork, render_triplanes, render_vector_matrix
 from visionkit.ops.nala import nala_attention
 from visionkit.ops.rotary import rotary_2d, rotary_pairs, rotary_table_2d
 
-__all__ += ["gaussian_attention", "mala_attention", "nala_attention", "rotary_2d", "rotary_pairs", "rotary_table_2d"]
+__all__ += ["gaussian_attention", "linear_attention", "mala_attention", "nala_attention"]
+__all__ += ["rotary_2d", "rotary_pairs", "rotary_table_2d"]
 __all__ += ["ColourNetwork", "render_triplanes", "render_vector_matrix"]

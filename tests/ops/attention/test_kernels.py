@@ -1,12 +1,14 @@
 """Softmax, linear, sigmoid, softplus, norm, diag and gaam against N x N matrices."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from ops.attention.explicit import elu1, masked_softmax, qkv
 from torch.nn import functional as F
 
+from visionkit.errors import VisionKitError
 from visionkit.ops.attention import _masks, attend
 from visionkit.ops.attention._masks import visible
 from visionkit.ops.attention.gaam import gaussian_weights
@@ -37,6 +39,38 @@ def test_linear(mask):
     q, k, v, seen, y = both("linear", mask)
     weights = (elu1(q) @ elu1(k).mT) * seen
     torch.testing.assert_close(y, weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v)
+
+
+@pytest.mark.parametrize("mask", ALL)
+@pytest.mark.parametrize("output", ["sum", "rms", "none"])
+@pytest.mark.parametrize("feature_map", ["elu", "relu", "exp", "relu2", "none"])
+def test_linear_of_every_feature_map_and_output(feature_map, output, mask):
+    q, k, v = qkv(dv=5)
+    maps = dict(elu=elu1, relu=lambda x: x.clamp(min=0), exp=torch.exp, none=lambda x: x)
+    phi = maps.get(feature_map, lambda x: x.clamp(min=0) ** 2)
+    seen = visible(37, mask, 7)
+    weights = (phi(q) @ phi(k).mT) * seen
+    expected = dict(
+        sum=lambda: weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v,
+        rms=lambda: F.rms_norm(weights @ v, (5,), eps=0),
+        none=lambda: weights @ v / seen.sum(-1, keepdim=True),
+    )
+    y = attend("linear", q, k, v, mask=mask, window=7, feature_map=feature_map, output=output)
+    torch.testing.assert_close(y, expected[output]().nan_to_num(0))  # relu may leave a row of zeros
+
+
+@pytest.mark.parametrize("options", [dict(feature_map="gelu"), dict(output="mala")])
+def test_linear_tells_of_unknown_forms(options):
+    (name, value), q = *options.items(), torch.zeros(1, 1, 2, 4)
+    with pytest.raises(VisionKitError, match=f"^{name}='{value}': expected one of "):
+        attend("linear", q, q, q, **options)
+
+
+@pytest.mark.parametrize("output", ["sum", "rms", "none"])
+@pytest.mark.parametrize("feature_map", ["elu", "relu", "exp", "relu2", "none"])
+def test_gradients_of_linear(feature_map, output):
+    function = partial(attend, "linear", feature_map=feature_map, output=output)
+    assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in qkv(n=5, d=4, heads=1, batch=1)])
 
 
 @pytest.mark.parametrize("mask", ["full", "causal", "window"])
