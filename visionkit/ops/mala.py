@@ -1,5 +1,6 @@
 """Magnitude-aware linear attention (MALA): Fan et al., ICCV 2025, arXiv 2507.00698."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -62,19 +63,40 @@ def mala_attention(
     if kernel := dispatch.kernel("mala_attention", q, k, v):
         options = dict(rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
         return kernel(q, k, v, local=local, gate=gate, **options)
+    out = mala_rows(q, k, v, rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
+    out = out if gate is None else (out + local) * gate
+    return out.to(v.dtype)
+
+
+def mala_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rotary: Rotary | None = None,
+    scale: float | None = None,
+    eps: float = 1e-6,
+    normalise_rotated: bool = False,
+    share: Callable[..., Sequence[Tensor]] | None = None,
+) -> Tensor:
+    """The PyTorch form of [mala_attention] without its gate, in float32 at least.
+
+    Where these keys are a part of all keys, ``share`` turns means over the part, of phi(k_j)^T v_j, phi(k_j) and v_j,
+    into means over all.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = torch.promote_types(v.dtype, torch.float32)
     with without_autocast(v):
-        q, k, value = elu_plus_one(q.to(dtype)), elu_plus_one(k.to(dtype)), v.to(dtype)
+        q, k, v = elu_plus_one(q.to(dtype)), elu_plus_one(k.to(dtype)), v.to(dtype)
         rotated_q, rotated_k = (rotary_2d(q, *rotary), rotary_2d(k, *rotary)) if rotary else (q, k)
         if normalise_rotated:
             q, k = rotated_q, rotated_k
-        z = scale * (q @ k.mean(dim=-2).unsqueeze(-1))
+        kv = rotated_k.transpose(-2, -1) @ v * (1 / k.shape[-2])
+        means = kv, k.mean(dim=-2), v.mean(dim=-2, keepdim=True)
+        kv, k_mean, v_mean = share(*means) if share else means
+        z = scale * (q @ k_mean.unsqueeze(-1))
         safe_z = torch.where(z < 0, z - eps, z + eps)
-        scores_v = rotated_q @ (rotated_k.transpose(-2, -1) @ value * (scale / k.shape[-2]))
-        out = torch.addcmul(scores_v * (1 + 1 / safe_z), z, value.mean(dim=-2, keepdim=True), value=-1)
-        out = out if gate is None else (out + local) * gate
-    return out.to(v.dtype)
+        return torch.addcmul(rotated_q @ (kv * scale) * (1 + 1 / safe_z), z, v_mean, value=-1)
 
 
 def check_gating(local: Tensor | None, gate: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -1,5 +1,7 @@
 """Norm-aware linear attention (NaLaFormer): arXiv 2506.21137."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,20 +53,41 @@ def nala_attention(
         VisionKitError: an unknown ``feature_map``.
     """
     check_feature_map(feature_map)
+    options = dict(rotary=rotary, power=power, offset=offset, eps=eps, zero_guard=zero_guard)
     if feature_map == "signs" and (kernel := dispatch.kernel("nala_attention", q, k, v)):
-        return kernel(q, k, v, rotary=rotary, power=power, offset=offset, eps=eps, zero_guard=zero_guard)
+        return kernel(q, k, v, **options)
+    return nala_rows(q, k, v, feature_map=feature_map, **options).to(v.dtype)
+
+
+def nala_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rotary: Rotary | None = None,
+    feature_map: str = "signs",
+    power: float = 3.0,
+    offset: float = 0.5,
+    eps: float = 1e-6,
+    zero_guard: float = 1e-12,
+    share: Callable[..., Sequence[Tensor]] | None = None,
+) -> Tensor:
+    """The PyTorch form of [nala_attention], in float32 at least.
+
+    Where these keys are a part of all keys, ``share`` turns means over the part, of K_j^T v_j and K_j, into means over
+    all.
+    """
     features = sign_features if feature_map == "signs" else cosine_features
     dtype = torch.promote_types(v.dtype, torch.float32)
     with without_autocast(v):
         q_halves, k_halves = features(q.to(dtype), k.to(dtype), power, offset, zero_guard)
-        value, n = v.to(dtype), v.shape[-2]
-        z = torch.cat(q_halves, -1) @ torch.cat([half.mean(-2) for half in k_halves], -1).unsqueeze(-1)
+        q, k_mean = torch.cat(q_halves, -1), torch.cat([half.mean(-2) for half in k_halves], -1)
         if rotary:
             q_halves = [rotary_2d(half, *rotary) for half in q_halves]
             k_halves = [rotary_2d(half, *rotary) for half in k_halves]
-        kv = torch.cat(k_halves, -1).transpose(-2, -1) @ value * (1 / n)
-        out = torch.cat(q_halves, -1) @ kv / (z + eps)
-    return out.to(v.dtype)
+        means = torch.cat(k_halves, -1).transpose(-2, -1) @ v.to(dtype) * (1 / v.shape[-2]), k_mean
+        kv, k_mean = share(*means) if share else means
+        return torch.cat(q_halves, -1) @ kv / (q @ k_mean.unsqueeze(-1) + eps)
 
 
 def check_feature_map(feature_map: str) -> None:

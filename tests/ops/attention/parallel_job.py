@@ -6,6 +6,7 @@ With a third word, ``ring``: PyTorch's ring, on as many GPUs where there is one.
 import multiprocessing
 import os
 import sys
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,10 +14,20 @@ from ops.attention.explicit import qkv
 from torch.distributed.device_mesh import init_device_mesh
 
 from visionkit.errors import VisionKitError
+from visionkit.ops import mala_attention, nala_attention, rotary_table_2d
+from visionkit.ops.attention import attend
 from visionkit.ops.attention.lawcat import lawcat_attention
 from visionkit.ops.attention.linear import linear_attention
-from visionkit.ops.attention.parallel import by_heads, by_ring, linear_by_states
+from visionkit.ops.attention.parallel import by_heads, by_ring, by_states, linear_by_states
 from visionkit.ops.attention.softmax import softmax_attention
+
+ROTARY = rotary_table_2d(4, 6, 8, dtype=torch.float64)
+
+
+def own_share(tables):
+    """Of tables of all tokens, those of the process's own."""
+    return tuple(x.chunk(dist.get_world_size())[dist.get_rank()] for x in tables)
+
 
 CASES = {
     "softmax by heads": (lambda *x: by_heads(softmax_attention, *x), softmax_attention),
@@ -30,6 +41,19 @@ CASES = {
         lambda *x: linear_by_states(*x, causal=True),
         lambda *x: linear_attention(*x, causal=True),
     ),
+    "causal means of relu by states": (
+        lambda *x: linear_by_states(*x, causal=True, feature_map="relu", output="none"),
+        lambda *x: linear_attention(*x, causal=True, feature_map="relu", output="none"),
+    ),
+    "mala, rotated, by states": (
+        lambda *x: by_states("mala", *x, rotary=own_share(ROTARY)),
+        lambda *x: mala_attention(*x, rotary=ROTARY),
+    ),
+    "nala, rotated, by states": (
+        lambda *x: by_states("nala", *x, rotary=own_share(ROTARY)),
+        lambda *x: nala_attention(*x, rotary=ROTARY),
+    ),
+    **{f"{name} by states": (partial(by_states, name), partial(attend, name)) for name in ("norm", "mala", "nala")},
 }
 
 
@@ -56,6 +80,12 @@ def work(rank, processes, port):
             assert "use by_heads" in str(error)
         else:
             raise AssertionError("the ring tried what it cannot do")
+    try:
+        by_states("softmax", *whole)
+    except VisionKitError as error:
+        assert str(error) == "by_states: 'softmax' is not one of linear, norm, mala, nala; use by_heads"
+    else:
+        raise AssertionError("softmax has no state that adds up")
     dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ round, see :func:`by_ring`; causal it knows CUDA kernels alone. The others run a
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import wide
-from visionkit.ops.attention.linear import EPS
-from visionkit.ops.mala import elu_plus_one
+from visionkit.ops.attention.linear import FEATURE_MAPS, check_form, rows, with_ones
+from visionkit.ops.mala import mala_rows
+from visionkit.ops.nala import nala_rows
 
 
 def by_heads(
@@ -89,10 +91,43 @@ def by_ring(q: Tensor, k: Tensor, v: Tensor, *, mesh: DeviceMesh, causal: bool =
         return context_parallel_unshard(mesh, [y], [2])[0]
 
 
-def linear_by_states(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, group: dist.ProcessGroup | None = None
+def by_states(
+    name: str, q: Tensor, k: Tensor, v: Tensor, *, group: dist.ProcessGroup | None = None, **options: object
 ) -> Tensor:
-    """``linear_attention``, exactly, with one exchange of d (d + 1) numbers a head, whatever the number of tokens.
+    """A linear mechanism, exactly, with one exchange of its state, whatever the number of tokens.
+
+    All that such a mechanism needs of keys and values are means over the tokens: d (d + 1) numbers a head for
+    ``linear``, d² for ``norm``, d (d + 2) for ``mala`` and 2 d (d + 1) for ``nala``.
+
+    Args:
+        name: ``"linear"``, ``"norm"``, ``"mala"`` or ``"nala"``.
+        q, k: (B, H, N / P, D).
+        v: (B, H, N / P, Dv).
+        group: the processes; None for all.
+        options: of the mechanism, but for windows, gates and branches; ``rotary`` of the process's own tokens.
+
+    Returns:
+        (B, H, N / P, Dv).
+
+    Raises:
+        VisionKitError: a mechanism without such a state.
+    """
+    if name not in _BY_STATES:
+        raise VisionKitError(f"by_states: {name!r} is not one of {', '.join(_BY_STATES)}; use by_heads")
+    return _BY_STATES[name](q, k, v, group=group or dist.group.WORLD, **options)
+
+
+def linear_by_states(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    feature_map: str = "elu",
+    output: str = "sum",
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """``linear_attention`` with one exchange of its state, d (d + 1) numbers a head.
 
     Without a mask the states of all processes are summed; causal, those of the ranks before.
 
@@ -100,25 +135,51 @@ def linear_by_states(
         q, k: (B, H, N / P, D).
         v: (B, H, N / P, Dv).
         causal: key j is seen by query i only if j <= i.
+        feature_map, output: of ``linear_attention``.
         group: the processes; None for all.
 
     Returns:
         (B, H, N / P, Dv).
+
+    Raises:
+        VisionKitError: an unknown ``feature_map`` or ``output``.
     """
+    check_form(feature_map, output)
     group = group or dist.group.WORLD
-    dtype = v.dtype
+    dtype, n, rank = v.dtype, k.shape[-2], dist.get_rank(group)
     q, k, v = wide(q, k, v)
-    q, k, v = elu_plus_one(q), elu_plus_one(k), F.pad(v, (0, 1), value=1.0)  # the last channel sums the weights
-    state = k.mT @ v
-    if causal:
-        states = collective.all_gather(state, group)
-        before = sum(states[: dist.get_rank(group)], torch.zeros_like(state))
-        # every state stays on the graph, for the backward exchange needs all ranks
-        before = before + 0 * sum(states)
-        y = causal_linear(q, k, v) + q @ before
-    else:
-        y = q @ collective.all_reduce(state, group=group)
-    return (y[..., :-1] / (y[..., -1:] + EPS)).to(dtype)
+    q, k, v = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k), with_ones(v, output)
+    if not causal:
+        (state,) = _means_of_all(k.mT @ v / n, group=group)
+        return rows(q @ state, n * dist.get_world_size(group), output).to(dtype)
+    states = collective.all_gather(k.mT @ v, group)
+    before = sum(states[:rank], torch.zeros_like(states[0]))
+    # every state stays on the graph, for the backward exchange needs all ranks
+    before = before + 0 * sum(states)
+    seen = torch.arange(rank * n + 1, rank * n + n + 1, dtype=q.dtype, device=q.device)[:, None]
+    return rows((causal_linear(q, k, v) + q @ before) / seen, seen, output).to(dtype)
+
+
+def _by_means(
+    function: Callable, q: Tensor, k: Tensor, v: Tensor, *, group: dist.ProcessGroup, **options: object
+) -> Tensor:
+    return function(q, k, v, share=partial(_means_of_all, group=group), **options).to(v.dtype)
+
+
+_BY_STATES = dict(
+    linear=linear_by_states,
+    norm=partial(linear_by_states, output="rms"),
+    mala=partial(_by_means, mala_rows),
+    nala=partial(_by_means, nala_rows),
+)
+
+
+def _means_of_all(*means: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    """Means over the tokens of all processes, (B, H, ...) each, from those over the own ones, in one exchange."""
+    joined = torch.cat([x.flatten(2) for x in means], dim=-1)
+    joined = collective.all_reduce(joined, group=group) / dist.get_world_size(group)
+    parts = joined.split([x.shape[2:].numel() for x in means], dim=-1)
+    return [part.reshape(x.shape) for part, x in zip(parts, means)]
 
 
 def _exchange(x: Tensor, share: int, gather: int, group: dist.ProcessGroup) -> Tensor:
