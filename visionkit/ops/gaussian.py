@@ -1,4 +1,4 @@
-"""Softmax-free Gaussian attention (SOFT, SOFT++): Lu et al., NeurIPS 2021 and arXiv 2207.03341.
+"""Softmax-free Gaussian attention (SOFT, SOFT++).
 
 Queries and keys are the same; the N x N Gaussian kernel is replaced by its Nystrom form over a few landmarks.
 """
@@ -35,7 +35,11 @@ def gaussian_attention(
         SOFT:    out = P^T (A + 0.01 I)^-1 P v
         SOFT++:  out = P^T D^-1/2 A^-1 D^-1/2 P v,   D = diag(row sums of A)
 
-    Time O(N m dim + m^3), in float32 at least. Not for cross-attention: the queries are the keys.
+    Lu et al., SOFT: Softmax-free Transformer with Linear Complexity, NeurIPS 2021, and Softmax-free Linear
+    Transformers, IJCV 2024, arXiv 2207.03341.
+
+    Complexity: N m dim + m^3 time, in float32 at least. Not for cross-attention, for the queries are the keys, nor for
+    rows that must sum to one.
 
     ``inverse="newton"`` is the released code's: 20 Newton steps. SOFT starts each matrix at its own scale and takes the
     gradient of the inverse; SOFT++ starts all matrices of the batch at one scale, takes the gradient through the steps,

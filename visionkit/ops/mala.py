@@ -1,4 +1,4 @@
-"""Magnitude-aware linear attention (MALA): Fan et al., ICCV 2025, arXiv 2507.00698."""
+"""Magnitude-aware linear attention (MALA)."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +30,13 @@ def mala_attention(
 
         (1 + 1 / z_i) * s / N * phi(q_i) phi(k_j) - z_i / N
 
-    Weights may be negative and every row sums to one. The sum over j is never formed pair by pair: time
-    O(N * dim * dim_v), extra memory O(dim * dim_v) a head.
+    Weights may be negative and every row sums to one.
+
+    Fan, Huang, Ai and He, Rectifying Magnitude Neglect in Linear Attention, ICCV 2025, arXiv 2507.00698. The formula is
+    second-hand, the factor s / N in it and the order of rotation are the released code's.
+
+    Complexity: N * dim * dim_v time, dim * dim_v extra memory a head: the sum over j is never formed pair by pair.
+    Not for causal attention, nor for speed at up to 1000 tokens or so, where softmax is as fast.
 
     With ``rotary`` the products phi(q_i) phi(k_j) are taken after rotation but z, as published, before, so that rows
     sum to one only nearly. ``normalise_rotated`` takes z after it too: rows sum to one, but z may come near zero or

@@ -1,4 +1,4 @@
-"""Norm-aware linear attention (NaLaFormer): arXiv 2506.21137."""
+"""Norm-aware linear attention (NaLaFormer)."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,7 +30,11 @@ def nala_attention(
 
         y_i = Q_i sum_j K_j^T v_j / (Q_i sum_j K_j),   Q, K: non-negative features of twice the head dimension
 
-    Time O(N * dim * dim_v). Computed in float32 at least.
+    Meng, Luo, Huo, Wang, Li and Zhang, NaLaFormer: Norm-Aware Linear Attention for Transformer Models, 2025, arXiv
+    2506.21137 (later: Norm×Direction). Computed in float32 at least.
+
+    Complexity: N * dim * dim_v time, dim * dim_v extra memory a head, twice that of plain linear attention. Not for
+    causal attention, nor with ``"signs"`` for queries and keys that share no sign: such a row is zero.
 
     ``feature_map="signs"`` is the released code's: see [sign_features]. ``"cosine"`` is the paper's: see
     [cosine_features] (known from secondary sources). With ``rotary`` the numerator is rotated, the denominator is not.
