@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
@@ -41,9 +42,7 @@ class Mechanism:
 
     def function(self) -> Callable:
         """``(q, k, v, *, ...)``."""
-        if self.path not in _functions:  # torch.compile looks up what it cannot import
-            module, name = self.path.split(":")
-            _functions[self.path] = getattr(importlib.import_module(module), name)
+        _load(self.path)
         return _functions[self.path]
 
     def parameters(self, heads: int, head_dim: int) -> dict[str, Tensor]:
@@ -52,6 +51,14 @@ class Mechanism:
             return {}
         module = importlib.import_module(self.path.split(":")[0])
         return module.parameters(heads, head_dim)
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot look into imports, and need not
+def _load(path: str) -> None:
+    """Puts the function of ``module:function`` into ``_functions``."""
+    if path not in _functions:
+        module, name = path.split(":")
+        _functions[path] = getattr(importlib.import_module(module), name)
 
 
 def _own(
