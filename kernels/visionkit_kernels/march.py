@@ -638,7 +638,7 @@ def refuses(
     if planes.shape[-1] != planes.shape[-2]:
         return "grids must have one size along all axes"
     if any(x.requires_grad for x in (origins, directions, near, far)):
-        return "no gradient flows to rays, near and far"
+        return "the kernels give no gradients of rays, near and far"
     return "a tensor is empty" if 0 in (*planes.shape, *origins.shape) else None
 
 

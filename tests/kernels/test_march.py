@@ -120,5 +120,13 @@ def test_refuses_what_it_cannot_do():
     with pytest.raises(VisionKitError, match="64 wide"):
         in_form("triton", leaves, view)
     leaves, (origins, directions, near) = scene(batch=1, rays=2)
-    with pytest.raises(VisionKitError, match="no gradient flows to rays"):
-        in_form("triton", leaves, (origins.requires_grad_(), directions, near))
+    with pytest.raises(VisionKitError, match="no gradients of rays"):
+        in_form("triton", leaves, (origins.requires_grad_(), directions, near), ray_gradients=True)
+
+
+def test_rays_that_could_have_a_gradient_get_none_unless_it_is_asked_for():
+    leaves, view = scene(batch=1, rays=2)
+    view = [x.requires_grad_() for x in view]
+    for form in ("triton", "torch"):
+        rgb = in_form(form, leaves, view, num_samples=3).rgb
+        assert torch.autograd.grad(rgb.sum(), view, allow_unused=True) == (None,) * 3

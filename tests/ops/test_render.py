@@ -1,9 +1,12 @@
 """The render operations against their formulas, written out with loops or in one piece."""
 
+import math
+
 import pytest
 import torch
 
 from visionkit.errors import VisionKitError
+from visionkit.ops import ColourNetwork, render_triplanes, render_vector_matrix
 from visionkit.ops import render as R
 
 
@@ -22,6 +25,14 @@ def rays(batch=2, count=6, dtype=torch.float64):
     origins = torch.tensor([0.0, 0.0, -1.3], dtype=dtype).expand(batch, count, 3).contiguous()
     directions = torch.randn(batch, count, 3, generator=generator, dtype=dtype) * 0.3 + origins.new_tensor([0, 0, 1])
     return origins, directions / directions.norm(dim=-1, keepdim=True)
+
+
+FIELDS = {
+    "vector_matrix": lambda planes, vectors: R.vector_matrix_field(planes, vectors, 2, colour),
+    "dense": lambda planes, vectors: R.vector_matrix_field(planes, vectors, 2, colour, dense=True),
+    "triplanes": lambda planes, vectors: R.triplane_field(planes, 2, lambda x: x.sum(-1, keepdim=True), colour),
+    "CP": lambda planes, vectors: R.cp_field(vectors, 2, colour),
+}
 
 
 def naive_lookup(grid, x, y):
@@ -93,14 +104,10 @@ def naive_render(field, origins, directions, edges, aabb):
     return rgb, depth
 
 
-@pytest.mark.parametrize("kind", ["vector_matrix", "triplanes", "CP"])
+@pytest.mark.parametrize("kind", FIELDS)
 def test_rendering_matches_the_formula(kind):
     planes, vectors = grids()
-    field = {
-        "vector_matrix": lambda: R.vector_matrix_field(planes, vectors, 2, colour),
-        "triplanes": lambda: R.triplane_field(planes, 2, lambda x: x.sum(-1, keepdim=True), colour),
-        "CP": lambda: R.cp_field(vectors, 2, colour),
-    }[kind]()
+    field = FIELDS[kind](planes, vectors)
     origins, directions = rays()
     edges = R.ray_edges(0.3, 2.4, 9, origins).double()
     aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
@@ -128,6 +135,56 @@ def test_chunks_change_neither_values_nor_gradients():
         results.append((*seen, *torch.autograd.grad(loss, (planes, vectors))))
     for whole, parts in zip(*results):
         assert torch.allclose(whole, parts, atol=1e-6)
+
+
+def rays_as_leaves():
+    """Origins, directions, near and far."""
+    ends = torch.tensor([[0.3], [0.4]], dtype=torch.float64), torch.tensor([[2.4], [2.3]], dtype=torch.float64)
+    return [x.requires_grad_() for x in (*rays(count=3), *ends)]
+
+
+def seen_along(kind, ray_gradients, chunk=2):
+    """A rendering as a function of origins, directions, near and far."""
+    field, aabb = FIELDS[kind](*grids()), torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+
+    def run(origins, directions, near, far):
+        edges = R.ray_edges(near, far, 6, origins, "ray", torch.tensor(3))
+        options = dict(chunk=chunk, ray_gradients=ray_gradients, keep_weights=True)
+        return R.render_rays_in_chunks(field, origins, directions, edges, aabb, **options)[:5]
+
+    return run
+
+
+@pytest.mark.parametrize(("kind", "chunk"), [*((kind, 3) for kind in FIELDS), ("dense", 2)])
+def test_gradients_of_rays_are_those_of_finite_differences(kind, chunk):
+    """Each of the four was partial, missing or an error."""
+    run, leaves = seen_along(kind, True, chunk), rays_as_leaves()
+    assert all(grad.abs().max() > 0.01 for grad in torch.autograd.grad(run(*leaves)[0].sum(), leaves))
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_no_gradient_flows_to_rays_unless_it_is_asked_for(kind):
+    seen = seen_along(kind, False)(*rays_as_leaves())
+    assert not any(x.requires_grad for x in seen)
+
+
+@pytest.mark.parametrize("kind", ["vector_matrix", "triplanes"])
+def test_whole_renderings_have_gradients_of_rays_by_option(kind):
+    planes, vectors = grids()
+    layer = lambda *shape: torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
+    network = ColourNetwork(layer(4, 9), layer(4), layer(4, 13), layer(4), layer(3, 4), layer(3))
+    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+    render, second = {
+        "vector_matrix": (render_vector_matrix, vectors),
+        "triplanes": (render_triplanes, (layer(1, 6) + 0.5, layer(1))),
+    }[kind]
+    options = dict(sigma_dim=2, num_samples=4, chunk=2, seed=torch.tensor(3))
+    run = lambda *rays, **more: render(planes, second, network, *rays, aabb, **options, **more)[:4]
+    assert torch.autograd.gradcheck(lambda *x: run(*x, ray_gradients=True), rays_as_leaves(), fast_mode=True)
+    assert not any(x.requires_grad for x in run(*rays_as_leaves()))
+    for without, asked in zip(run(*rays(), 0.3, 2.4), run(*rays(), 0.3, 2.4, ray_gradients=True)):
+        assert torch.equal(without, asked)
 
 
 def test_nothing_visible_is_background():

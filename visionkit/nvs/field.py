@@ -91,7 +91,7 @@ class FieldRenderer(nn.Module):
             planes, vectors: what the representation has.
             rays: origins, directions, near, far and box, see [render_vector_matrix].
             seed: see there.
-            options: ``num_samples``, ``min_weight`` and ``chunk``, see there.
+            options: ``num_samples``, ``min_weight``, ``chunk`` and ``ray_gradients``, see there.
         """
         options.update(background=self.background)
         if self.representation == "vector_matrix":

@@ -69,6 +69,7 @@ def render_vector_matrix(
     background: Tensor | None = None,
     min_weight: float = 0.0,
     chunk: int = 4096,
+    ray_gradients: bool = False,
 ) -> Rendering:
     """Renders rays through vector-matrix fields of B scenes (TensoRF, arXiv 2203.09517; NViST, arXiv 2312.08568).
 
@@ -78,7 +79,7 @@ def render_vector_matrix(
         planes: (3, B, C, R, R), the first ``sigma_dim`` channels density, the others colour.
         vectors: (3, B, C, R, 1).
         network: of 3 * (C - sigma_dim) features.
-        origins, directions: (B, rays, 3), unit directions; no gradient flows to them.
+        origins, directions: (B, rays, 3), unit directions.
         near, far: distances, broadcast with (B, rays).
         aabb: (2, 3), the corners of the grids.
         sigma_dim: channels of density.
@@ -87,11 +88,12 @@ def render_vector_matrix(
         background: colour behind everything, broadcasts with (B, rays, 3); None is black.
         min_weight: colours of samples of at most this weight are left out.
         chunk: rays of each scene that the PyTorch form renders at a time.
+        ray_gradients: whether gradients flow to origins, directions, near and far, which the PyTorch form alone gives.
 
     Returns:
         A [Rendering] without weights and edges.
     """
-    if kernel := _kernel(planes, network, origins, directions, near, far):
+    if kernel := _kernel(planes, network, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):
             channels = _single(planes[:, :, :sigma_dim]), _single(vectors[:, :, :sigma_dim])
             field = density_volume(*channels)[:, 0]
@@ -99,7 +101,8 @@ def render_vector_matrix(
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
         return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
     field = vector_matrix_field(planes, vectors, sigma_dim, network, dense=True)
-    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, background, min_weight, chunk)
+    options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
+    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
 
 
 def render_triplanes(
@@ -118,6 +121,7 @@ def render_triplanes(
     background: Tensor | None = None,
     min_weight: float = 0.0,
     chunk: int = 4096,
+    ray_gradients: bool = False,
 ) -> Rendering:
     """Renders rays through tri-plane fields of B scenes (EG3D, arXiv 2112.07945).
 
@@ -126,7 +130,7 @@ def render_triplanes(
         planes, network and the others: see [render_vector_matrix].
     """
     weight, bias = density
-    if kernel := _kernel(planes, network, origins, directions, near, far):
+    if kernel := _kernel(planes, network, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
             channels, shares = _single(planes[:, :, :sigma_dim]), _single(weight).view(3, sigma_dim)
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
@@ -136,10 +140,13 @@ def render_triplanes(
             background, kernel(field, bias, colours, None, network, origins, directions, near, far, aabb, **options)
         )
     field = triplane_field(planes, sigma_dim, lambda x: F.linear(x, weight, bias), network)
-    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, background, min_weight, chunk)
+    options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
+    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
 
 
-def _kernel(planes: Tensor, network: ColourNetwork, *rays: Tensor):  # noqa: ANN202
+def _kernel(planes: Tensor, network: ColourNetwork, ray_gradients: bool, *rays: Tensor):  # noqa: ANN202
+    """The kernel, which refuses rays that ask for a gradient."""
+    rays = [torch.as_tensor(x) if ray_gradients else torch.as_tensor(x).detach() for x in rays]
     return dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
 
 
@@ -163,9 +170,8 @@ def _on(background: Tensor | None, seen: tuple[Tensor, ...]) -> Rendering:
 
 def _in_chunks(
     field: Field, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, aabb: Tensor,
-    num_samples: int, seed: Tensor | None, background: Tensor | None, min_weight: float, chunk: int,
+    num_samples: int, seed: Tensor | None, **options: object,
 ) -> Rendering:  # fmt: skip
     jitter = "ray" if seed is not None else None
     edges = lambda rays: ray_edges(near, far, num_samples, origins, jitter, seed, rays)
-    options = dict(background=background, min_weight=min_weight)
-    return render_rays_in_chunks(field, origins, directions, edges, aabb, chunk=chunk, **options)
+    return render_rays_in_chunks(field, origins, directions, edges, aabb, **options)

@@ -145,7 +145,7 @@ def vector_matrix_features(planes: Tensor, vectors: Tensor, points: Tensor) -> T
 
 
 class FeatureTable:
-    """[vector_matrix_features], flat, for many points of the same grids; no gradient flows to the points.
+    """[vector_matrix_features], flat, for many points of the same grids.
 
     The channels of a cell lie side by side here, so that a point reads few runs of memory and not C scattered numbers.
 
@@ -160,7 +160,7 @@ class FeatureTable:
 
     def __call__(self, points: Tensor) -> Tensor:
         """(B, P, 3) -> (B, P, 3 * C)."""
-        cells, shares = self._neighbours(points.detach().movedim(-1, 0))
+        cells, shares = self._neighbours(points.movedim(-1, 0))
         x, y = (list(axes) for axes in zip(*PLANE_AXES))
         z = list(VECTOR_AXIS)
         # where the cells of each plane and scene begin, in rows of ``size``
@@ -328,6 +328,7 @@ def render_rays(
     background: Tensor | None = None,
     min_weight: float = 0.0,
     keep_weights: bool = False,
+    ray_gradients: bool = False,
 ) -> Rendering:
     """Renders all rays in one piece.
 
@@ -336,18 +337,21 @@ def render_rays(
 
     Args:
         field: the density and colour functions.
-        origins, directions: (B, R, 3), unit directions; no gradient flows to them.
+        origins, directions: (B, R, 3), unit directions.
         edges: (B, R, N + 1), see [ray_edges].
         aabb: (2, 3), the corners that [-1, 1]^3 stands for.
         background: colour behind everything, broadcasts with (B, R, 3); None is black.
         min_weight: see above.
         keep_weights: return weights and edges too.
+        ray_gradients: whether gradients flow to origins, directions and edges, and so to near and far.
     """
+    if not ray_gradients:
+        origins, directions, edges = origins.detach(), directions.detach(), edges.detach()
     batch, rays, samples = edges.shape[0], edges.shape[1], edges.shape[2] - 1
     middle = (edges[..., 1:] + edges[..., :-1]) / 2
     scale = 2 / (aabb[1] - aabb[0])
-    start, step = ((origins - aabb[0]) * scale - 1).detach(), (directions * scale).detach()
-    points = torch.addcmul(start[:, :, None], step[:, :, None], middle.detach()[..., None])
+    start, step = (origins - aabb[0]) * scale - 1, directions * scale
+    points = torch.addcmul(start[:, :, None], step[:, :, None], middle[..., None])
     points = points.reshape(batch, rays * samples, 3)
     weights = composite_weights(field.density(points).reshape(batch, rays, samples), edges)
 
@@ -356,9 +360,9 @@ def render_rays(
     # The seen samples of every scene, side by side and padded to the longest list.
     count = seen.sum(dim=(1, 2))
     slot = torch.arange(len(scene), device=scene.device) - (count.cumsum(0) - count)[scene]
-    seen_points, seen_directions = points.new_zeros(2, batch, max(1, int(count.max())), 3)
-    seen_points[scene, slot] = points.view(batch, rays, samples, 3)[scene, ray, sample]
-    seen_directions[scene, slot] = directions[scene, ray]
+    empty = points.new_zeros(batch, max(1, int(count.max())), 3)
+    seen_points = empty.index_put((scene, slot), points.view(batch, rays, samples, 3)[scene, ray, sample])
+    seen_directions = empty.index_put((scene, slot), directions[scene, ray].to(empty.dtype))
     colour = field.colour(seen_points, seen_directions)[scene, slot].to(weights.dtype)
     weighted = colour * weights[scene, ray, sample][:, None]
     rgb = weights.new_zeros(batch * rays, 3).index_add(0, scene * rays + ray, weighted).view(batch, rays, 3)
