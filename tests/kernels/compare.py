@@ -2,6 +2,8 @@
 
 import torch
 
+from visionkit.ops import dispatch
+
 # Largest error allowed, relative to the largest value. The interpreter truncates to bfloat16 where devices round: its
 # products are off by up to 2^-7.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 6e-2}
@@ -27,6 +29,16 @@ def assert_near(actual, expected, tolerance, what):
     assert error <= tolerance, f"{what}: relative error {error:.1e}, allowed {tolerance:.1e}"
 
 
+def in_form(form, function, **options):
+    """The function, its operations as ``triton`` or ``torch`` says."""
+
+    def run(*tensors):
+        with dispatch.use_kernels(form):
+            return function(*tensors, **options)
+
+    return run
+
+
 def assert_same(kernel, plain, tensors, *, tolerance=None):
     """Output and all gradients of ``kernel(*tensors)`` are those of ``plain`` in float64."""
     tolerance = tolerance or TOLERANCE[tensors[0].dtype]
@@ -38,3 +50,9 @@ def assert_same(kernel, plain, tensors, *, tolerance=None):
     grads = torch.autograd.grad(out, tensors, grad.to(out.dtype))
     for i, (actual, wanted) in enumerate(zip(grads, torch.autograd.grad(expected, wide, grad))):
         assert_near(actual, wanted, tolerance, f"gradient of input {i}")
+
+
+def assert_same_forms(function, tensors, *, tolerance=None, **options):
+    """The operation's kernel gives what its PyTorch form does."""
+    forms = (in_form(form, function, **options) for form in ("triton", "torch"))
+    assert_same(*forms, tensors, tolerance=tolerance)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from kernels.compare import assert_same, inputs
-from visionkit_kernels import gaussian, linear, sigmoid
+from kernels.compare import DEVICE, assert_same_forms, in_form, inputs
+from kernels.marching import assert_one_graph, assert_same_march, scene
+from kernels.operators import OPERATORS, opcheck
+from visionkit_kernels import march
 
-from visionkit.ops import dispatch
 from visionkit.ops.attention import attend
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
+from visionkit.ops.nala import nala_attention
 from visionkit.ops.rotary import rotary_table_2d
 
 pytestmark = [
@@ -20,18 +22,13 @@ HOPPER = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="needs compute capability 9.0"
 )
 WIDE = [pytest.param(torch.bfloat16, 128, marks=HOPPER)]
+SIDE = 56  # of an image in tokens
+NVIST = dict(rays=9000, size=48, colours=24, width=64, frequencies=4, fog=True)
+SAMPLES = 48
 
 
-def in_form(form, function, **options):
-    def run(*tensors):
-        with dispatch.use_kernels(form):
-            return function(*tensors, **options)
-
-    return run
-
-
-def both(function, tensors, **options):
-    assert_same(in_form("triton", function, **options), in_form("torch", function, **options), tensors)
+def table(dim):
+    return rotary_table_2d(SIDE, SIDE, dim, dtype=torch.float64, device=DEVICE)
 
 
 @pytest.fixture
@@ -45,8 +42,8 @@ def seed():
 @pytest.mark.parametrize("dtype, dim", [(dtype, dim) for dtype in TYPES for dim in (16, 48, 64)] + WIDE)
 @pytest.mark.parametrize("order", ["heads", "tokens", "channels"])
 def test_mala(dtype, order, dim, seed):
-    tensors = inputs(*[(2, 3, 56 * 56, dim)] * 3, dtype=dtype, order=order, seed=seed)
-    both(mala_attention, tensors, rotary=rotary_table_2d(56, 56, dim, dtype=torch.float64, device="cuda"))
+    tensors = inputs(*[(2, 3, SIDE * SIDE, dim)] * 3, dtype=dtype, order=order, seed=seed)
+    assert_same_forms(mala_attention, tensors, rotary=table(dim))
 
 
 def gated_mala(q, k, v, local, gate, **options):
@@ -56,23 +53,47 @@ def gated_mala(q, k, v, local, gate, **options):
 @pytest.mark.parametrize("dtype, dim", [(dtype, dim) for dtype in TYPES for dim in (16, 48, 64)] + WIDE)
 @pytest.mark.parametrize("order", ["heads", "tokens", "channels"])
 def test_mala_with_a_local_branch_and_a_gate(dtype, order, dim, seed):
-    tensors = inputs(*[(2, 3, 56 * 56, dim)] * 5, dtype=dtype, order=order, seed=seed)
-    both(gated_mala, tensors, rotary=rotary_table_2d(56, 56, dim, dtype=torch.float64, device="cuda"))
+    tensors = inputs(*[(2, 3, SIDE * SIDE, dim)] * 5, dtype=dtype, order=order, seed=seed)
+    assert_same_forms(gated_mala, tensors, rotary=table(dim))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name, dim", [(name, dim) for name in ("linear", "norm", "sigmoid") for dim in (24, 64)])
 def test_attention(name, dtype, dim, seed):
     tensors = inputs(*[(2, 3, 1000, dim)] * 3, dtype=dtype, order="tokens", seed=seed)
-    both(lambda *x: attend(name, *x), tensors)
+    assert_same_forms(lambda *x: attend(name, *x), tensors)
+
+
+@pytest.mark.parametrize("dtype, dim", [(dtype, dim) for dtype in TYPES for dim in (16, 32, 64)])
+@pytest.mark.parametrize("order", ["heads", "tokens", "channels"])
+def test_nala(dtype, order, dim, seed):
+    tensors = inputs(*[(2, 3, SIDE * SIDE, dim)] * 3, dtype=dtype, order=order, seed=seed)
+    tolerance = 1e-4 if dtype == torch.float32 else None  # as in the interpreter
+    assert_same_forms(nala_attention, tensors, tolerance=tolerance, rotary=table(dim))
+
+
+def with_landmarks(landmarks, q, v, inverse="solve"):
+    return gaussian_attention(q, None, v, landmarks=landmarks, inverse=inverse)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("inverse", ["solve", "newton"])
 def test_gaussian(dtype, inverse, seed):
-    landmarks, q, v = inputs((2, 3, 49, 32), (2, 3, 3136, 32), (2, 3, 3136, 32), dtype=dtype, seed=seed)
-    run = lambda landmarks, q, v: gaussian_attention(q, None, v, landmarks=landmarks, inverse=inverse)
-    both(run, [landmarks, q, v])
+    tensors = inputs((2, 3, 49, 32), *[(2, 3, SIDE * SIDE, 32)] * 2, dtype=dtype, seed=seed)
+    assert_same_forms(with_landmarks, tensors, inverse=inverse)
+
+
+@pytest.mark.parametrize("kind", march.FIELDS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.bfloat16, None)])
+def test_march(dtype, tolerance, kind, seed):
+    leaves, view = scene(dtype, **NVIST, seed=seed)
+    moved, behind = torch.tensor(seed, device=DEVICE), torch.tensor([0.2, 0.5, 1.0], device=DEVICE)
+    options = dict(num_samples=SAMPLES, seed=moved, background=behind)
+    assert_same_march(leaves, view, tolerance, kind=kind, **options)
+
+
+def test_march_under_compile(seed):
+    assert_one_graph(*scene(torch.float32, rays=100, seed=seed), "inductor")
 
 
 def test_one_head_of_many_tokens_repeats_bit_for_bit(seed):
@@ -83,7 +104,8 @@ def test_one_head_of_many_tokens_repeats_bit_for_bit(seed):
 
 def by_name(name):
     """An attention, and how many tensors it takes."""
-    return (gated_mala, 5) if name == "mala, gated" else (lambda *x: attend(name, *x), 3)
+    others = {"mala, gated": (gated_mala, 5), "gaussian, solved": (with_landmarks, 3)}
+    return others.get(name) or (lambda *x: attend(name, *x), 3)
 
 
 @pytest.mark.parametrize("name", ["linear", "mala, gated", "sigmoid"])
@@ -99,30 +121,25 @@ def test_offsets_beyond_32_bits(name):
     assert torch.equal(run(*views), run(*values))
 
 
-@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "sigmoid"])
+@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "sigmoid", "nala", "gaussian, solved"])
 def test_gradcheck(name, seed):
     attention, count = by_name(name)
     tensors = inputs(*[(1, 2, 9, 16)] * count, dtype=torch.float64, seed=seed)
     assert torch.autograd.gradcheck(in_form("triton", attention), tensors)
 
 
-def test_opcheck():
-    q, k, v = inputs(*[(1, 2, 70, 32)] * 3, dtype=torch.float32)
-    (landmarks,) = inputs((1, 2, 49, 32), dtype=torch.float32)
-    for gating in ((None, None), (k, v)):
-        torch.library.opcheck(linear.linear_forward, (q, k, v, None, *gating, "elu", "mala", False, 0.25, 1e-6))
-    torch.library.opcheck(sigmoid.sigmoid_forward, (q, k, v, False))
-    torch.library.opcheck(gaussian.project_forward, (landmarks, q, v, 0.5))
-    torch.library.opcheck(gaussian.apply_forward, (landmarks, q, landmarks, 0.5))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(name):
+    opcheck(name)
 
 
-@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "sigmoid", "gaussian"])
+@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "nala", "sigmoid", "gaussian"])
 def test_under_compile_autocast_and_checkpointing(name, seed):
     run, count = by_name(name)
     tensors = inputs(*[(1, 2, 196, 32)] * count, dtype=torch.bfloat16, seed=seed)
     expected = run(*tensors)
     torch.testing.assert_close(torch.compile(run, fullgraph=True)(*tensors), expected)
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert run(*tensors).isfinite().all()
     grads = torch.autograd.grad(run(*tensors).sum(), tensors)
     out = torch.utils.checkpoint.checkpoint(run, *tensors, use_reentrant=False)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from kernels.compare import TOLERANCE, assert_same, inputs
-from visionkit_kernels import gaussian
 
 from visionkit.ops import dispatch
 from visionkit.ops.gaussian import gaussian_attention, newton_inverse
@@ -46,11 +45,3 @@ def test_newton_in_one_launch():
         inverse = newton_inverse(a)
     with dispatch.use_kernels("torch"):
         torch.testing.assert_close(inverse, newton_inverse(a), atol=1e-10, rtol=1e-10)
-
-
-def test_operators_are_registered_as_torch_expects():
-    landmarks, q, v = inputs((1, 1, 3, 8), (1, 1, 5, 8), (1, 1, 5, 4), dtype=torch.float32)
-    core = torch.randn(1, 1, 3, 4, requires_grad=True, device=q.device)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(gaussian.project_forward, (landmarks, q, v, 0.5), test_utils=tests)
-    torch.library.opcheck(gaussian.apply_forward, (landmarks, q, core, 0.5), test_utils=tests)

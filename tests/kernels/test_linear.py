@@ -159,15 +159,6 @@ def test_attention_by_name_uses_the_kernel(name, options):
     assert "linear_attention" in type(forms["triton"].grad_fn).__name__
 
 
-def test_operator_is_registered_as_torch_expects():
-    q, k, v = inputs((1, 2, 5, 16), (1, 2, 5, 16), (1, 2, 5, 8), dtype=torch.float32)
-    local, gate = inputs(*[(1, 2, 5, 8)] * 2, dtype=torch.float32, order="tokens")
-    for gating in ((None, None), (local, gate)):
-        arguments = (q, k, v, None, *gating, "elu", "mala", False, 0.25, 1e-6)
-        for check in ("test_schema", "test_autograd_registration", "test_faketensor"):
-            torch.library.opcheck(linear.linear_forward, arguments, test_utils=check)
-
-
 def test_torch_compile_sees_one_graph():
     tensors = inputs(*[(1, 1, 5, 8)] * 3, dtype=torch.float32)
     with dispatch.use_kernels("triton"):

@@ -1,0 +1,42 @@
+"""Every operator that has a gradient or a launch of its own, with arguments to check its registration with."""
+
+import torch
+from kernels.compare import DEVICE, inputs
+from kernels.marching import march_arguments
+from visionkit_kernels import gaussian, linear, march, nala, sigmoid
+
+
+def _heads(*last):
+    """Tensors (1, 2, 5, dim) for these dims."""
+    return inputs(*[(1, 2, 5, dim) for dim in last], dtype=torch.float32, order="tokens")
+
+
+def _landmarks(dim):
+    return inputs((1, 2, 3, dim), dtype=torch.float32)
+
+
+def _matrices():
+    a = torch.eye(5, device=DEVICE).expand(2, 3, 5, 5) + 0.1
+    return a, a / 10
+
+
+OPERATORS = {
+    "mala": lambda: (linear.linear_forward, (*_heads(16, 16, 8), *[None] * 3, "elu", "mala", False, 0.25, 1e-6)),
+    "mala, gated": lambda: (
+        linear.linear_forward,
+        (*_heads(16, 16, 8), None, *_heads(8, 8), "elu", "mala", False, 0.25, 1e-6),
+    ),
+    "nala": lambda: (nala.nala_forward, (*_heads(16, 16, 8), None, 3.0, 0.5, 1e-6, 1e-12)),
+    "sigmoid": lambda: (sigmoid.sigmoid_forward, (*_heads(16, 16, 8), False)),
+    "gaussian, project": lambda: (gaussian.project_forward, (*_landmarks(8), *_heads(8, 4), 0.5)),
+    "gaussian, apply": lambda: (gaussian.apply_forward, (*_landmarks(8), *_heads(8), *_landmarks(4), 0.5)),
+    "newton": lambda: (gaussian.newton_forward, (*_matrices(), 3)),
+    "march, vector_matrix": lambda: (march.march, march_arguments("vector_matrix")),
+    "march, triplanes": lambda: (march.march, march_arguments("triplanes")),
+}
+
+
+def opcheck(name):
+    """PyTorch's own checks: schema, registration of the gradient, fake tensors, and what ``torch.compile`` traces."""
+    operator, arguments = OPERATORS[name]()
+    torch.library.opcheck(operator, tuple(arguments))
