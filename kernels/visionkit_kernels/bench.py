@@ -13,6 +13,7 @@ import functools
 import gc
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,11 @@ from torch.nn import functional as F
 from visionkit_kernels import tiles
 
 Run = Callable[..., Tensor]
+DEVICE = "cuda"
+# batch, heads, and the image in tokens; the targets speak of the first and the fourth
+SHAPES = [(64, 1, (56, 56)), (64, 2, (28, 28)), (1, 1, (250, 268)), (8, 16, (128, 128))]
+SHAPES += [(8, 16, (64, 64)), (1, 16, (256, 512))]
+MAIN = SHAPES[0], SHAPES[3]
 
 
 class Case(NamedTuple):
@@ -52,7 +58,7 @@ class Case(NamedTuple):
 
 def heads(batch: int, count: int, tokens: int, dim: int, tensors: int = 3) -> Callable:
     """Makes q, k, v, or more such, as a model has them: views of (B, N, heads, dim)."""
-    new = lambda: torch.randn(batch, tokens, count, dim, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+    new = lambda: torch.randn(batch, tokens, count, dim, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)
     return lambda: [new().requires_grad_() for _ in range(tensors)]
 
 
@@ -62,31 +68,52 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
+def attention_case(op: str, shape: tuple, run: Run, compiled: bool = False) -> Case:
+    """An attention of heads of 64 channels in bfloat16, beside softmax attention."""
+    batch, count, (height, width) = shape
+    size = batch, count, height * width, 64
+    moved = 2 * 4 * math.prod(size)
+    return Case(op, " x ".join(map(str, size)), heads(*size), run, flash, moved, compiled=compiled)
+
+
+def rotary_of(shape: tuple) -> tuple[Tensor, ...]:
+    """Tables as a model keeps them."""
+    from visionkit.ops import rotary_pairs, rotary_table_2d
+
+    table = rotary_table_2d(*shape[-1], 64, device=DEVICE, dtype=torch.bfloat16)
+    return *table, rotary_pairs(*table)
+
+
+def mala_cases() -> Iterator[Case]:
+    """MALA, where the targets are also with a local branch and a gate."""
+    from visionkit.ops import mala_attention
+
+    for shape in SHAPES:
+        table = rotary_of(shape)
+        run = lambda *x, table=table, **gating: mala_attention(*x, rotary=table, **gating)
+        case = attention_case("mala", shape, run, shape in MAIN)
+        yield case
+        if shape in MAIN:
+            batch, count, (height, width) = shape
+            yield from gated_cases(case.job, heads(batch, count, height * width, 64, 5), run, case.bytes * 6 // 4)
+
+
 def linear_cases() -> Iterator[Case]:
-    """MALA, linear attention and NaLa."""
-    from visionkit.ops import mala_attention, nala_attention, rotary_pairs, rotary_table_2d
+    """Linear attention."""
     from visionkit.ops.attention import attend
 
-    shapes = [(64, 1, (56, 56), 64), (64, 2, (28, 28), 64), (1, 1, (250, 268), 64), (8, 16, (128, 128), 64)]
-    shapes += [(8, 16, (64, 64), 64), (1, 16, (256, 512), 64)]
-    for batch, count, (height, width), dim in shapes:
-        tokens = height * width
-        table = rotary_table_2d(height, width, dim, device="cuda", dtype=torch.bfloat16)
-        table = *table, rotary_pairs(*table)  # as a model keeps them
-        moved = 2 * 4 * batch * count * tokens * dim
-        job = f"{batch} x {count} x {tokens} x {dim}"
-        new, soft = heads(batch, count, tokens, dim), flash if tokens <= 16384 else None
-        first = (batch, tokens) in ((64, 3136), (8, 16384))
-        run = lambda *x, table=table, **gating: mala_attention(*x, rotary=table, **gating)
-        yield Case("mala", job, new, run, soft, moved, compiled=first)
-        if first:
-            yield from gated_cases(job, heads(batch, count, tokens, dim, 5), run, moved * 6 // 4)
-        if first or tokens > 60_000:
-            yield Case("linear", job, new, lambda *x: attend("linear", *x), soft, moved)
-        if batch == 64:
-            yield Case(
-                "nala", job, new, lambda q, k, v, table=table: nala_attention(q, k, v, rotary=table), soft, moved
-            )
+    for shape in (SHAPES[0], *SHAPES[2:4], SHAPES[5]):
+        yield attention_case("linear", shape, lambda *x: attend("linear", *x), shape in MAIN)
+
+
+def nala_cases() -> Iterator[Case]:
+    """NaLa."""
+    from visionkit.ops import nala_attention
+
+    for shape in SHAPES[:2]:
+        table = rotary_of(shape)
+        run = lambda *x, table=table: nala_attention(*x, rotary=table)
+        yield attention_case("nala", shape, run, shape in MAIN)
 
 
 def gated_cases(job: str, inputs: Callable, mala: Run, moved: int) -> Iterator[Case]:
@@ -106,7 +133,8 @@ def sigmoid_cases() -> Iterator[Case]:
             batch = 4 if tokens == 4096 else 1
             flops = 4.0 * batch * 16 * tokens**2 * dim
             new, run = heads(batch, 16, tokens, dim), lambda *x: attend("sigmoid", *x)
-            yield Case("sigmoid", f"{batch} x 16 x {tokens} x {dim}", new, run, flash, flops=flops)
+            job = f"{batch} x 16 x {tokens} x {dim}"
+            yield Case("sigmoid", job, new, run, flash, flops=flops, compiled=tokens == 4096)
 
 
 def gaussian_cases() -> Iterator[Case]:
@@ -115,7 +143,7 @@ def gaussian_cases() -> Iterator[Case]:
 
     for batch, count, tokens in ((64, 2, 3136), (64, 4, 784), (64, 10, 196), (4, 2, 65536)):
         new = lambda batch=batch, count=count, tokens=tokens: [
-            torch.randn(batch, count, n, 32, device="cuda", dtype=torch.bfloat16).requires_grad_()
+            torch.randn(batch, count, n, 32, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
             for n in (49, tokens, tokens)
         ]
         for inverse in ("newton", "solve") if tokens == 3136 else ("newton",):
@@ -123,7 +151,8 @@ def gaussian_cases() -> Iterator[Case]:
                 q, None, v, landmarks=landmarks, inverse=inverse
             )
             job = f"{batch} x {count} x {tokens} x 32, 49 landmarks, {inverse}"
-            yield Case("gaussian", job, new, run)
+            soft = lambda landmarks, q, v: flash(q, q, v)  # SOFT's keys are its queries
+            yield Case("gaussian", job, new, run, soft, compiled=(tokens, inverse) == (3136, "newton"))
 
 
 def march_cases() -> Iterator[Case]:
@@ -136,32 +165,32 @@ def march_cases() -> Iterator[Case]:
     ):
         new, run = march_job(rays, dtype)
         training = rays < 10**6
-        yield Case("march", job, new, run, training=training)
+        yield Case("march", job, new, run, compiled=rays == 14_400, training=training)
 
 
 def march_job(rays: int, dtype: torch.dtype) -> tuple[Callable, Run]:
     """Inputs and rendering of the full-size model's renderer: 48 samples, a grid of 48, 8 + 24 channels."""
     from visionkit.ops import ColourNetwork, render_vector_matrix
 
-    new = lambda *shape, scale=1.0: (torch.randn(*shape, device="cuda") * scale).requires_grad_()
+    new = lambda *shape, scale=1.0: (torch.randn(*shape, device=DEVICE) * scale).requires_grad_()
 
     def inputs() -> list[Tensor]:
         planes, vectors = new(3, 1, 32, 48, 48), new(3, 1, 32, 48, 1)
         with torch.no_grad():  # smooth, so that space is empty or full and not noise
-            planes[:] = F.interpolate(torch.randn(3, 32, 6, 6, device="cuda"), 48, mode="bicubic")[:, None] * 2
-            vectors[..., 0] = F.interpolate(torch.randn(3, 32, 6, device="cuda"), 48, mode="linear")[:, None] * 2
+            planes[:] = F.interpolate(torch.randn(3, 32, 6, 6, device=DEVICE), 48, mode="bicubic")[:, None] * 2
+            vectors[..., 0] = F.interpolate(torch.randn(3, 32, 6, device=DEVICE), 48, mode="linear")[:, None] * 2
         network = [new(64, 72, scale=0.1), new(64), new(64, 91, scale=0.1), new(64), new(3, 64, scale=0.1), new(3)]
         return [planes, vectors, *network]
 
-    turn = torch.rand(rays, device="cuda") * 6.3
-    origins = torch.stack([turn.sin(), torch.rand(rays, device="cuda") * 0.4 - 0.2, turn.cos()], -1)[None] * 1.2
-    directions = F.normalize(torch.randn(1, rays, 3, device="cuda") * 0.3 - origins, dim=-1)
-    near, far = torch.full((1, 1), 0.4, device="cuda"), torch.full((1, 1), 2.0, device="cuda")
-    box = torch.tensor([[-0.8] * 3, [0.8] * 3], device="cuda")
+    turn = torch.rand(rays, device=DEVICE) * 6.3
+    origins = torch.stack([turn.sin(), torch.rand(rays, device=DEVICE) * 0.4 - 0.2, turn.cos()], -1)[None] * 1.2
+    directions = F.normalize(torch.randn(1, rays, 3, device=DEVICE) * 0.3 - origins, dim=-1)
+    near, far = torch.full((1, 1), 0.4, device=DEVICE), torch.full((1, 1), 2.0, device=DEVICE)
+    box = torch.tensor([[-0.8] * 3, [0.8] * 3], device=DEVICE)
 
     def run(planes: Tensor, vectors: Tensor, *network: Tensor) -> Tensor:
         options = dict(sigma_dim=8, num_samples=48, chunk=8192)
-        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
             seen = render_vector_matrix(
                 planes, vectors, ColourNetwork(*network), origins, directions, near, far, box, **options
             )
@@ -177,20 +206,23 @@ def model_cases() -> Iterator[Case]:
     import visionkit.backbones  # noqa: F401  registers the models
 
     for batch, size in ((64, 224), (4, 1024)):
-        model = timm.create_model("mavit_tiny", drop_path_rate=0.0).cuda().train()
+        model = timm.create_model("mavit_tiny", drop_path_rate=0.0).to(DEVICE).train()
 
-        image = torch.randn(batch, 3, size, size, device="cuda")
+        image = torch.randn(batch, 3, size, size, device=DEVICE)
         new = lambda model=model: list(model.parameters())
 
         def run(*_: Tensor, model: torch.nn.Module = model, image: Tensor = image) -> Tensor:
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16):
                 return model(image)
 
-        yield Case("mavit_tiny", f"{batch} images of {size} pixels", new, run)
+        yield Case("mavit_tiny", f"{batch} images of {size} pixels", new, run, compiled=size == 224)
 
 
 ROTATED = ("mala", "linear", "nala", "sigmoid", "gaussian")
-CASES = dict(march=march_cases, models=model_cases, linear=linear_cases, sigmoid=sigmoid_cases, gaussian=gaussian_cases)
+CASES = dict(
+    march=march_cases, models=model_cases, mala=mala_cases, linear=linear_cases, nala=nala_cases,
+    sigmoid=sigmoid_cases, gaussian=gaussian_cases,
+)  # fmt: skip
 
 
 SETS_BYTES = 200 * 2**20  # more than any cache holds
@@ -255,9 +287,9 @@ def forward_call(run: Run) -> Callable[[list[Tensor]], list[Tensor]]:
 
 
 def step_call(run: Run, inputs: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Both passes as a function of inputs like these; it gives their gradients."""
+    """Both passes as a function of inputs like these; it gives their gradients, None for what is not used."""
     grad = torch.randn_like(forward_call(run)(inputs)[0])
-    return lambda inputs: list(torch.autograd.grad(run(*inputs), inputs, grad))
+    return lambda inputs: list(torch.autograd.grad(run(*inputs), inputs, grad, allow_unused=True))
 
 
 def input_sets(case: Case) -> list[list[Tensor]]:
@@ -317,10 +349,10 @@ def out_of_memory(row: dict, name: str) -> Iterator[None]:
 
 def ceilings() -> dict[str, float]:
     """What the device reaches: bytes read and written a second, and operations a second in bfloat16."""
-    source = torch.randn(2**28, device="cuda")
+    source = torch.randn(2**28, device=DEVICE)
     target = torch.empty_like(source)
     copy, _ = median_seconds([lambda: target.copy_(source)])
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     product, _ = median_seconds([lambda: a @ b])
     return dict(copy_bytes_per_second=2 * source.nbytes / copy, product_flops_per_second=2 * 8192**3 / product)
 

@@ -27,7 +27,7 @@ KNOBS = {
     "march forward": dict(RAYS=(16, 32, 64, 128), num_warps=(2, 4, 8)),
     "march backward": dict(RAYS=(16, 32, 64), num_warps=(4, 8)),
 }
-CASES = dict(linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
+CASES = dict(mala=bench.mala_cases, linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
 WORTH = 0.97  # a find must take at most this share of the default's time, or noise would choose
 SECONDS = 240
 TOLERANCE = 2e-2  # of the largest value: sums are taken in another order

@@ -1,6 +1,5 @@
 import json
 
-import pytest
 from visionkit_kernels.plot import draw
 
 
@@ -14,13 +13,3 @@ def test_one_picture_an_operation(tmp_path):
     results.write_text(json.dumps(dict(device="a device", rows=rows)))
     (picture,) = draw(results)
     assert picture.name == "device_mala.png" and picture.stat().st_size > 5000
-
-
-def test_the_benchmark_without_a_device(capsys, monkeypatch):
-    from visionkit_kernels import bench
-
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert bench.main(["--op", "linear"]) == 2
-    assert "CUDA device" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        bench.main(["--op", "nothing"])

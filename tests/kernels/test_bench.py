@@ -1,0 +1,64 @@
+"""What the benchmark measures; the times themselves need a device."""
+
+import functools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from visionkit_kernels import bench  # noqa: E402
+
+SMALL = [(1, 2, (2, 3))] * 6
+CEILINGS = dict(copy_bytes_per_second=1e12, product_flops_per_second=1e15)
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    """Every call is made once, and takes a second and no memory."""
+
+    def once(calls):
+        calls[0]()
+        return 1.0, True
+
+    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setattr(bench, "SETS_BYTES", 0)
+    monkeypatch.setattr(bench, "median_seconds", once)
+    monkeypatch.setattr(bench, "_peak", lambda call: 0)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+@pytest.mark.parametrize("op", bench.CASES)
+def test_every_operation_has_a_shape_that_torch_compile_runs_and_attentions_run_beside_softmax(op):
+    cases = list(bench.CASES[op]())
+    assert any(case.compiled for case in cases)
+    assert op not in bench.ROTATED or all(case.sdpa or "gate" in case.job for case in cases)
+
+
+def small_case(op, monkeypatch):
+    """The operation's first case that is compiled, at a size for the interpreter."""
+    monkeypatch.setattr(bench, "SHAPES", SMALL)
+    monkeypatch.setattr(bench, "MAIN", SMALL[:1])
+    case = next(case for case in bench.CASES[op]() if case.compiled)
+    if op == "march":
+        inputs, run = bench.march_job(20, torch.bfloat16)
+        return case._replace(inputs=inputs, run=run)
+    if op == "gaussian":
+        return case._replace(inputs=lambda: [torch.randn(1, 2, n, 32).requires_grad_() for n in (5, 9, 9)])
+    return case._replace(inputs=bench.heads(1, 2, 6, 64))
+
+
+@pytest.mark.parametrize("op", ["march", *bench.ROTATED])
+def test_all_forms_of_a_case_run(op, monkeypatch):
+    """Gaussian attention stood beside no softmax, and all but MALA beside no ``torch.compile``."""
+    row = bench.measure(small_case(op, monkeypatch), CEILINGS, True)
+    forms = ("", "reference_", "compiled_") + (("sdpa_",) if op in bench.ROTATED else ())
+    assert {f"{form}{name}" for form in forms for name in ("seconds", "step_seconds")} <= set(row)
+    assert not any("failed" in name for name in row), row
+
+
+def test_the_benchmark_without_a_device(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert bench.main(["--op", "linear"]) == 2
+    assert "CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--op", "nothing"])
