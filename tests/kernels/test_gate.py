@@ -10,19 +10,37 @@ import pytest
 pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use
-QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "sigmoid-bf16-64", "gaussian-bf16-64", "nala-bf16-32"]
+QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "linear-bf16-64", "norm-fp16-32", "sigmoid-bf16-64"]
+QUICK += ["gaussian-bf16-64", "nala-bf16-32"]
+# every kernel that a case launches, of all cases and of some
+KERNELS = """
+import sys
+from visionkit_kernels.gate import CASES
+for cases in (CASES, sys.argv[1:]):
+    print(*sorted({launch.kernel.__name__ for case in cases for launch in CASES[case]()}))
+"""
 
 
-def compiled(*arguments):
-    """Rows of the gate, from a process that does not interpret."""
+def without_interpreter(*arguments):
+    """Lines that Python prints which compiles, and does not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [os.path.join(os.getcwd(), "kernels"), environment.get("PYTHONPATH", "")]
     )
-    command = [sys.executable, "-W", "ignore", "-m", "visionkit_kernels.gate", "--json", *arguments]
+    command = [sys.executable, "-W", "ignore", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
+
+
+def compiled(*arguments):
+    """Rows of the gate."""
+    return [json.loads(line) for line in without_interpreter("-m", "visionkit_kernels.gate", "--json", *arguments)]
+
+
+def test_usual_configurations_are_of_every_kernel():
+    every, usual = without_interpreter("-c", KERNELS, *QUICK)
+    assert usual == every != ""
 
 
 @pytest.mark.parametrize("case", QUICK)
