@@ -227,9 +227,11 @@ def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch
 CASES = {
     "mala-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True),
     "mala-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True),
+    "mala-fp16-96": lambda: linear_launches(torch.float16, 96, "elu", "mala", True),
     "mala-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True),
     "mala-gated-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True, gated=True),
     "mala-gated-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True, gated=True),
+    "mala-gated-fp16-96": lambda: linear_launches(torch.float16, 96, "elu", "mala", True, gated=True),
     "mala-gated-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True, gated=True),
     "linear-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "sum", False),
     "linear-fp32-64": lambda: linear_launches(torch.float32, 64, "relu", "sum", False),
@@ -253,9 +255,11 @@ CASES = {
 ALLOWED_STACK = {
     "mala-bf16-64": 512,  # 320 on sm_80, none on sm_90, where the tiles were chosen
     "mala-bf16-128": 256,
+    "mala-fp16-96": 64,
     "mala-fp32-64": 768,  # 704 on sm_80, 128 on sm_90
     "mala-gated-bf16-64": 512,  # 312 on sm_80, none on sm_90
     "mala-gated-bf16-128": 256,
+    "mala-gated-fp16-96": 64,
     "mala-gated-fp32-64": 512,  # 496 on sm_80; 128 on sm_90
     "linear-fp32-64": 256,
     "sigmoid-bf16-64": 64,
@@ -269,7 +273,8 @@ ALLOWED_STACK = {
     "march-fp32": 12288,
     "march-planes-bf16": 6144,
 }
-HOPPER_ONLY = ("mala-bf16-128", "mala-gated-bf16-128")  # the host code refuses them elsewhere
+# the host code refuses them elsewhere
+HOPPER_ONLY = ("mala-bf16-128", "mala-fp16-96", "mala-gated-bf16-128", "mala-gated-fp16-96")
 
 
 def run(names: list[str], architectures: list[int]) -> Iterator[dict]:

@@ -39,6 +39,7 @@ from visionkit_kernels._common import (
     dot_types,
     feature,
     feature_slope,
+    little_shared_memory,
     load_tile,
     on_device,
     one_type,
@@ -299,10 +300,11 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
         device: where it will run.
     """
     sizes = dict(D=padded(dim), DV=padded(dim_v), ROWS=64 if kernel == "apply" else 32)
-    if kernel == "backward queries" and dtype == torch.float32:
-        sizes["ROWS"] = 16  # more than 99 KB of shared memory otherwise
+    wide = padded(dim) * padded(dim_v) > USUAL_HEAD**2
+    if kernel == "backward queries" and (dtype == torch.float32 or (wide and dtype == torch.float16)):
+        sizes["ROWS"] = 16  # more than 99 KB of shared memory otherwise, and registers that spill
     sizes["PROGRAMS"] = 2 if kernel == "backward queries" else 4
-    if padded(dim) * padded(dim_v) > 64 * 64:
+    if wide:
         sizes.update(num_warps=8, num_stages=2)
     elif kernel == "apply":
         sizes.update(num_warps=4, num_stages=2, maxnreg=128 if dtype in HALF else None)
@@ -448,8 +450,10 @@ def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     widest = max(q.shape[-1], v.shape[-1])
     if widest > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
-    if widest > USUAL_HEAD and not (q.dtype == torch.bfloat16 and _is_hopper(q.device)):
-        return f"above {USUAL_HEAD} channels a head must be bfloat16 and the device of compute capability 9.0"
+    if widest > USUAL_HEAD and not (q.dtype in HALF and _is_hopper(q.device)):
+        return f"above {USUAL_HEAD} channels a head must be in half precision and the device of compute capability 9.0"
+    if widest > USUAL_HEAD and q.dtype == torch.float16 and little_shared_memory(q.device):
+        return f"float16 heads of more than {USUAL_HEAD} channels need more shared memory than the device has"
     return "a tensor is empty" if 0 in (*q.shape, *k.shape, *v.shape) else None
 
 

@@ -21,7 +21,7 @@ TYPES = [torch.float32, torch.float16, torch.bfloat16]
 HOPPER = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="needs compute capability 9.0"
 )
-WIDE = [pytest.param(torch.bfloat16, 128, marks=HOPPER)]
+WIDE = [pytest.param(dtype, dim, marks=HOPPER) for dtype, dim in ((torch.bfloat16, 128), (torch.float16, 96))]
 SIDE = 56  # of an image in tokens
 NVIST = dict(rays=9000, size=48, colours=24, width=64, frequencies=4, fog=True)
 SAMPLES = 48

@@ -65,6 +65,7 @@ kinds_of_heads = pytest.mark.parametrize(
         (torch.float64, "heads", 24, True),
         (torch.float32, "channels", 24, True),
         (torch.float16, "heads", 16, False),
+        (torch.float16, "tokens", 96, False),
         (torch.bfloat16, "tokens", 16, False),
     ],
 )
@@ -175,9 +176,16 @@ def test_torch_compile_differentiates_through_the_gate():
             torch.testing.assert_close(actual, expected)
 
 
+def test_leaves_wide_float16_heads_to_pytorch_where_shared_memory_is_little(monkeypatch):
+    x = torch.zeros(1, 1, 4, 96, dtype=torch.float16)
+    monkeypatch.setattr(linear, "little_shared_memory", lambda device: True)
+    assert "shared memory" in linear.refuses(x, x, x)
+    assert linear.refuses(*[x.bfloat16()] * 3) is None and linear.refuses(*[x[..., :64]] * 3) is None
+
+
 def test_refuses_what_it_cannot_do():
     x = torch.zeros(1, 1, 4, 96)
-    assert "bfloat16" in linear.refuses(x, x, x)
-    assert linear.refuses(*[x.bfloat16()] * 3) is None
+    assert "half precision" in linear.refuses(x, x, x)
+    assert linear.refuses(*[x.bfloat16()] * 3) is None and linear.refuses(*[x.half()] * 3) is None
     assert "at most 128" in linear.refuses(*[torch.zeros(1, 1, 4, 130)] * 3)
     assert "empty" in linear.refuses(*[torch.zeros(1, 1, 0, 8)] * 3)
