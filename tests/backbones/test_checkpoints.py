@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import visionkit.backbones  # noqa: F401
 from visionkit.backbones import soft
+from visionkit.backbones.published import unwrap
 from visionkit.cli import main
 from visionkit.errors import VisionKitError
 
@@ -31,20 +32,20 @@ def load(name, path, **options):
 
 def test_wrappers_conversion_and_other_heads(published, tmp_path, capsys):
     name, state = published
-    outputs = []
-    for wrap in (lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}):
-        torch.save(wrap(state), tmp_path / "published.pth")
+    outputs, zeros = [], {key: torch.zeros_like(value) for key, value in state.items()}
+    for content in ({"model": state}, {"state_dict": zeros, "state_dict_ema": state}):
+        torch.save(content, tmp_path / "published.pth")
         outputs.append(load(name, tmp_path / "published.pth")(IMAGE))
-    ema = {"state_dict": {k: torch.zeros_like(v) for k, v in state.items()}, "state_dict_ema": state}
-    torch.save(ema, tmp_path / "published.pth")
-    outputs.append(load(name, tmp_path / "published.pth")(IMAGE))
+    for content in (state, {"state_dict": state}, {"model": zeros, "model_ema": state}):
+        assert all(value is state[key] for key, value in unwrap(content).items())
     converted = tmp_path / "out" / "ours.safetensors"
     assert main(["convert", name, str(tmp_path / "published.pth"), str(converted)]) == 0
     assert str(converted) in capsys.readouterr().out
-    outputs.append(load(name, converted)(IMAGE))
+    model = load(name, converted)
+    assert not [each for each in model.modules() if "state_dict" in getattr(each, "pretrained_cfg", {})]
+    outputs.append(model(IMAGE))
     for each in outputs[1:]:
         torch.testing.assert_close(each, outputs[0])
-    assert not [each for each in load(name, converted).modules() if "state_dict" in getattr(each, "pretrained_cfg", {})]
     assert outputs[0].std() > 0.1 and [p.name for p in converted.parent.iterdir()] == [converted.name]
 
     fewer = load(name, converted, num_classes=5, in_chans=1)
