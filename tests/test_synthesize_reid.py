@@ -1,6 +1,7 @@
 """The stand-in data: trees, names, counts, disjoint identities, repeatability, refusals."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -148,7 +149,9 @@ def test_refuses_bad_arguments(tmp_path, option, value):
 
 def test_an_interruption_ends_in_one_line(tmp_path):
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--scale", "small"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as work:
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    options = dict(stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeding)
+    with subprocess.Popen(command, **options) as work:
         while work.poll() is None and not list(tmp_path.rglob("*.jpg")):
             time.sleep(0.05)
         os.killpg(work.pid, signal.SIGINT)
