@@ -37,6 +37,14 @@ def test_clusters_agree(reid, tmp_path, monkeypatch):
     assert search > 0 and (labels == reid.dense_clusters(stem, 300).result).all() and labels.max() > 0
 
 
+def test_fewer_starts_leave_no_more_than_more_of_them_by_much(reid, tmp_path, monkeypatch):
+    monkeypatch.setattr(reid, "MSMT_CLUSTERS", 20)
+    stem = str(tmp_path / "set")
+    reid.make(stem, (300, 20), 16, 0)
+    one, three = (reid.our_kmeans(stem, starts).result for starts in (1, 3))
+    assert 0 < three < 300 and one < 1.3 * three
+
+
 def test_table_and_file(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)
     import benchmark
