@@ -58,8 +58,8 @@ class AttentionCore(nn.Module):
         """q, k and v, each (B, heads, N, head_dim), and rotary tables -> (B, heads, N, head_dim).
 
         No batch or no queries give an empty output. A function that does not know of rotation gets q and k already
-        turned. ``gating``: ``local`` and ``gate``, each
-        (B, heads, N, head_dim), of a function that takes them, see [fuses_gate].
+        turned. ``gating``: ``local`` and ``gate``, each (B, heads, N, head_dim), of a function that takes them, see
+        [fuses_gate].
 
         Raises:
             VisionKitError: queries, but not a key.

@@ -70,7 +70,7 @@ class MMBackbone(BaseModule):
         self.norms = nn.ModuleList(
             [nn.LayerNorm(dim, eps=1e-6) if out_norms else nn.Identity() for dim in self.channels]
         )
-        if pretrained:
+        if pretrained and out_norms:
             from visionkit.engine.checkpoints import load_checkpoint
 
             self._load_norms(unwrap(load_checkpoint(pretrained), pretrained), pretrained)

@@ -146,11 +146,12 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
     nvs, row = NVSInferencer(options.weights, options.device), len(scene) // 2
     if options.trajectory:
         own = float(scene.normalised().scene.distances(nvs.centre)[row])
-        view = nvs.view_in(scene, row, own)
         if options.fov or options.distance:
             photo, focal = square_pixels(scene, row)
             fov = options.fov or field_of_view(focal, max(photo.shape))
             view, _ = nvs.read(Image.fromarray(photo), fov, options.distance or own)
+        else:
+            view = nvs.view_in(scene, row, own)
         views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
         write((_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views), out, options.frames)
         return 0
@@ -289,7 +290,13 @@ def check_targets(targets: list[Path]) -> None:
 
 def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     """The video of each input, after a look at whether it and its contact sheet can be written."""
+    from visionkit.errors import VisionKitError
+
     files = _videos(inputs, out, several)
+    photos = {path.resolve() for path in inputs}
+    for sheet in (file.with_suffix(".jpg") for file in files):
+        if sheet.resolve() in photos:
+            raise VisionKitError(f"--out {out}: the contact sheet {sheet} would replace a photo; give another name")
     check_targets([each for file in files for each in (file, file.with_suffix(".jpg"))])
     return files
 
@@ -302,21 +309,11 @@ def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
         if folder.suffix.lower() == ".mp4" or folder.is_file():
             raise VisionKitError(f"--out {out}: expected a folder, for there are several photos")
         stems = Counter(path.stem for path in inputs)
-        files = [folder / f"{path.stem if stems[path.stem] == 1 else path.name}.mp4" for path in inputs]
-        photos = {path.resolve() for path in inputs}
-        taken = next((file for file in files if file.with_suffix(".jpg").resolve() in photos), None)
-        if taken:
-            sheet = taken.with_suffix(".jpg")
-            raise VisionKitError(
-                f"--out {folder}: the contact sheet {sheet} would replace a photo; name another folder"
-            )
-        return files
+        return [folder / f"{path.stem if stems[path.stem] == 1 else path.name}.mp4" for path in inputs]
     file = Path(out or f"{inputs[0].resolve().stem}_views.mp4")
     file = file / f"{inputs[0].resolve().stem}.mp4" if file.is_dir() else file
     if file.suffix.lower() != ".mp4":
         raise VisionKitError(f"--out {out}: expected a name that ends in .mp4")
-    if inputs[0].resolve() == file.with_suffix(".jpg").resolve():
-        raise VisionKitError(f"--out {out}: its contact sheet would replace {inputs[0]}; give another name")
     return [file]
 
 

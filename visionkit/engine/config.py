@@ -7,11 +7,11 @@ import inspect
 import pprint
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import mmengine.registry as engine
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 
@@ -117,9 +117,11 @@ def check_types(cfg: Any, where: str = "config") -> None:
     if isinstance(cfg, dict):
         name = cfg.get("type")
         if isinstance(name, str):
-            ours = _all_classes()
+            ours = {f"visionkit.{each}": cls for each, cls in _classes("visionkit").items()}
             if name not in ours and not _is_elsewhere(name):
-                raise VisionKitError(f"{where}: nothing is called {name!r}{_nearest(name, [*ours, *_engine_names()])}")
+                raise VisionKitError(
+                    f"{where}: nothing is called {name!r}{_nearest(name, [*ours, *_classes('mmengine')])}"
+                )
             if name in ours:
                 check_keys([key for key in cfg if key != "type"], _parameters(ours[name]), where)
         for key, value in cfg.items():
@@ -129,28 +131,20 @@ def check_types(cfg: Any, where: str = "config") -> None:
             check_types(value, f"{where}[{i}]")
 
 
-def _all_classes() -> dict[str, Any]:
-    """Every class of our registries, by its name with our scope."""
-    from visionkit import registry as registries
-
-    ours = [each for each in vars(registries).values() if isinstance(each, Registry) and each.scope == "visionkit"]
-    for registry in ours:
+def _classes(library: str) -> dict[str, Any]:
+    """Every class of the registries of ``visionkit`` or of ``mmengine``, whose names need no scope, by its name."""
+    registries = vars(import_module(f"{library}.registry")).values()
+    found = [each for each in registries if isinstance(each, Registry) and each.scope == library]
+    for registry in found:
         registry.import_from_location()
-    return {f"visionkit.{name}": cls for registry in ours for name, cls in registry.module_dict.items()}
-
-
-def _engine_names() -> set[str]:
-    """Every name that mmengine's own registries know, which needs no scope."""
-    for registry in (found := [each for each in vars(engine).values() if isinstance(each, Registry)]):
-        registry.import_from_location()
-    return {name for registry in found for name in registry.module_dict}
+    return {name: cls for registry in found for name, cls in registry.module_dict.items()}
 
 
 def _is_elsewhere(name: str) -> bool:
     """Whether a name is mmengine's, or of a scope that another installed library may have."""
     scope, _, rest = name.rpartition(".")
     if scope in ("", "mmengine"):
-        return rest in _engine_names()
+        return rest in _classes("mmengine")
     return scope != "visionkit" and find_spec(scope.partition(".")[0]) is not None
 
 

@@ -35,8 +35,8 @@ def _is_ballast(key: str, own: set[str]) -> bool:
         parts = parts[1:]
     if parts[0] in _MAE_DECODER:
         return True
-    norms_keys = parts[-2:-1] in (["norm_k"], ["norm_v"])
-    return norms_keys and ".".join([*key.split(".")[:-2], "adaLN_modulation.1.weight"]) in own
+    block, _, norm = key.rpartition(".")[0].rpartition(".")
+    return norm in ("norm_k", "norm_v") and f"{block}.adaLN_modulation.1.weight" in own
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:

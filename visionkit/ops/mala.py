@@ -65,10 +65,10 @@ def mala_attention(
         VisionKitError: only one of ``local`` and ``gate``, or another shape of them.
     """
     check_gating(local, gate, (*q.shape[:-1], v.shape[-1]))
+    options = dict(rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
     if kernel := dispatch.kernel("mala_attention", q, k, v):
-        options = dict(rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
         return kernel(q, k, v, local=local, gate=gate, **options)
-    out = mala_rows(q, k, v, rotary=rotary, scale=scale, eps=eps, normalise_rotated=normalise_rotated)
+    out = mala_rows(q, k, v, **options)
     out = out if gate is None else (out + local) * gate
     return out.to(v.dtype)
 

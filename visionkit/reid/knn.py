@@ -77,7 +77,8 @@ def nearest_neighbours(
         candidates, distances, largest, square = _faiss_candidates(query, gallery, wanted)
     else:
         candidates, distances, largest, square = _torch_candidates(query, gallery, wanted, device)
-    square = np.maximum(square, square if query is gallery else _largest_square(query))
+    if query is not gallery:
+        square = np.maximum(square, _largest_square(query))
     # faiss finds nothing, index -1, where a distance is NaN.
     if candidates.min() < 0 or not (np.isfinite(square) and np.isfinite(distances).all()):
         raise VisionKitError("nearest neighbours: features hold NaN or infinite values; check the model's weights")
