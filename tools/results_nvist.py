@@ -29,10 +29,9 @@ from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.data import MVImgNet
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.metrics import psnr, ssim
-from visionkit.nvs.model import NViST
 from visionkit.nvs.pictures import view_sheet, write_sheet
 from visionkit.nvs.published import load_weights
-from visionkit.nvs.weights import SHIPPED, load_small, save_small, scale_of
+from visionkit.nvs.weights import SHIPPED, build_described, load_small, save_small, scale_of
 from visionkit.progress import progress
 
 PLANES = 24
@@ -100,7 +99,7 @@ def export(checkpoint: Path, path: Path) -> None:
     meta = content["meta"]
     config = json.loads(meta["model"])
     config.pop("type")
-    model = NViST(**config)
+    model = build_described(config, checkpoint)
     load_weights(model, content["state_dict"], str(checkpoint))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_small(path, model, config, scale_of(meta, checkpoint))

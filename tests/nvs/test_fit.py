@@ -12,6 +12,7 @@ from nvs.captures.trees import arc, points_on_balls, write_colmap  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs import fit as fitting  # noqa: E402
 from visionkit.nvs.captures import read_capture  # noqa: E402
+from visionkit.nvs.captures.scene import viewed_centre  # noqa: E402
 
 SMALL = fitting.Settings(
     long_side=40,
@@ -109,6 +110,18 @@ def test_points_that_no_photo_was_matched_to_still_give_bounds(scene):
     matched, seen = (fitting.find_bounds(each, fitting.point_rays_of(each, rows, images)) for each in (scene, bare))
     assert torch.allclose(matched.half, seen.half, rtol=0.3) and torch.allclose(matched.centre, seen.centre, atol=0.1)
     assert seen.near == pytest.approx(matched.near, rel=0.1) and seen.far == pytest.approx(matched.far, rel=0.1)
+
+
+def test_a_capture_without_points_is_fitted_and_filmed_where_its_cameras_look(scene):
+    rows, _ = fitting.split(scene)
+    bare = dataclasses.replace(scene, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene))
+    bounds = fitting.find_bounds(bare, fitting.point_rays_of(bare, rows, [scene.image(row) for row in rows]))
+    assert np.linalg.norm(bounds.centre.numpy() - viewed_centre(scene.c2w)) < 1e-3
+    assert 0 < bounds.near < np.linalg.norm(scene.centres, axis=1).min() < bounds.middle
+    for name in (None, "orbit"):
+        for camera in fitting.path(bare, rows, bounds, 40, name, 6):
+            towards = bounds.centre.numpy() - camera.centre
+            assert camera.c2w[:, 2] @ towards / np.linalg.norm(towards) > 0.999
 
 
 def test_paths_of_the_video(scene):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from visionkit import apis
 from visionkit.cli import main
 from visionkit.engine.checkpoints import save_checkpoint
 from visionkit.errors import VisionKitError
+from visionkit.nvs.cameras import Camera
 from visionkit.nvs.captures import read_capture
 from visionkit.nvs.inferencer import NVSInferencer, crop, square_pixels
 from visionkit.nvs.model import NViST
+from visionkit.nvs.trajectories import poses
 
 TINY = dict(
     img_size=(20, 10),
@@ -61,7 +64,7 @@ def test_views_follow_the_path_and_come_one_by_one(model, photo):
     assert apis.NVSInferencer is NVSInferencer
     nvs = NVSInferencer(model)
     calls, look = [], nvs.look
-    nvs.look = lambda grids, camera: calls.append(camera) or look(grids, camera)
+    nvs.look = lambda grids, camera, distance: calls.append(camera) or look(grids, camera)
     views = nvs.render(photo, frames=4, long_side=40)
     first = next(views)
     assert len(calls) == 1  # the first view does not wait for the others
@@ -155,7 +158,7 @@ def test_a_scale_that_is_no_table_is_refused(tmp_path, model):
 def test_one_command_renders_a_photo(weights, photo, tmp_path, capsys):
     out = tmp_path / "out" / "cat.mp4"
     assert main(["render", str(photo), "-o", str(out), "--weights", weights, "--frames", "3", "--size", "32"]) == 0
-    assert out.stat().st_size > 500 and Image.open(out.with_suffix(".jpg")).width > 100
+    assert out.stat().st_size > 500 and Image.open(out.with_name("cat_sheet.jpg")).width > 100
     assert "no focal length" in capsys.readouterr().out
 
 
@@ -169,7 +172,7 @@ def test_a_folder_gives_a_video_each_and_passes_over_what_is_no_photo(weights, p
     out = tmp_path / "views"
     assert main(["render", str(folder), "-o", str(out), "--weights", weights, "--frames", "2"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        f"{name}.{kind}" for name in ("a", "b.bmp", "b.png") for kind in ("jpg", "mp4")
+        f"{name}{kind}" for name in ("a", "b.bmp", "b.png") for kind in (".mp4", "_sheet.jpg")
     ]
     assert "skipped" in capsys.readouterr().out
 
@@ -181,8 +184,15 @@ def test_contact_sheets_replace_no_photo(weights, photo, tmp_path, capsys):
     before = (folder / "a.jpg").read_bytes()
     for out in (folder, tmp_path / "x" / ".." / "photos"):
         assert main(["render", str(folder), "-o", str(out), "--weights", weights, "--frames", "2"]) == 2
-        assert "would replace a photo" in capsys.readouterr().err
+        assert "is the photos' folder" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["a.jpg"] and (folder / "a.jpg").read_bytes() == before
+    Image.open(photo).save(folder / "a.png")  # a.jpg lies beside the video and is not what is rendered
+    command = ["--weights", weights, "--frames", "2", "-o", str(folder / "a.mp4")]
+    assert main(["render", str(folder / "a.png"), *command]) == 0
+    assert (folder / "a.jpg").read_bytes() == before and (folder / "a_sheet.jpg").is_file()
+    sheet = (folder / "a_sheet.jpg").read_bytes()
+    assert main(["render", str(folder / "a_sheet.jpg"), *command]) == 2
+    assert "would replace the photo" in capsys.readouterr().err and (folder / "a_sheet.jpg").read_bytes() == sheet
 
 
 def test_pixels_that_are_no_squares_are_stretched_to_such(model, tmp_path):
@@ -211,6 +221,28 @@ def test_a_path_from_a_capture_starts_at_its_own_distance(weights, tmp_path, mon
     assert seen[1].distance == 0.4 and seen[1].focal == pytest.approx(seen[0].focal)
 
 
+def test_near_and_far_follow_the_camera():
+    """The scene's unit is free: told another distance, or seen from further away, it is as opaque as before."""
+    nvs, photo = NVSInferencer(), Path(__file__).parents[2] / "docs" / "images" / "photo.jpg"
+    usual, far = (next(nvs.render(photo, frames=1, distance=distance)) for distance in (None, 2.0))
+    assert np.abs(usual.rgb.astype(int) - far.rgb).mean() < 4
+    assert np.abs(far.depth / usual.depth / (2 / nvs.distance) - 1).mean() < 0.05
+    view, _ = nvs.read(photo)
+    grids = nvs.represent(view)
+    lens = Camera(np.eye(3, 4), (view.focal, view.focal), view.image.shape[:2])
+    back = nvs.look(grids, lens.moved(poses(np.array([[0, 0, 2.0]]), view.distance)[0]))
+    middle = slice(60, 100), slice(30, 60)
+    assert back.depth[middle].mean() == pytest.approx(usual.depth[middle].mean() + view.distance, rel=0.1)
+
+
+@pytest.mark.parametrize("option", ["--fov", "--distance"])
+def test_a_zero_is_refused_with_a_capture_too(weights, tmp_path, capsys, option):
+    folder = write_transforms(tmp_path / "a")
+    command = ["render", str(folder), "--trajectory", "swing", "--frames", "2", "--weights", weights]
+    assert main([*command, "-o", str(tmp_path / "x.mp4"), option, "0"]) == 2
+    assert f"{option} 0: expected" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -236,12 +268,12 @@ def test_wrong_options_end_in_one_line(weights, photo, change, words, capsys, tm
     assert not list(tmp_path.glob("*.mp4"))
 
 
-@pytest.mark.parametrize("out", ["file/x.mp4", "file/deep/x.mp4", "/proc/none/x.mp4", "sheet.mp4", "views"])
+@pytest.mark.parametrize("out", ["file/x.mp4", "file/deep/x.mp4", "/proc/none/x.mp4", "x.mp4", "views"])
 def test_an_out_that_cannot_be_written_is_told_before_the_work(photo, out, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("visionkit.nvs.inferencer.NVSInferencer", lambda *_: pytest.fail("the work began"))
     (tmp_path / "file").touch()
-    (tmp_path / "sheet.jpg").mkdir()
+    (tmp_path / "x_sheet.jpg").mkdir()
     (tmp_path / "views" / "cat.mp4").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     assert main(["render", str(photo), "-o", out]) == 2
@@ -283,7 +315,7 @@ def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys, monkeypa
     out = tmp_path / "balls.mp4"
     assert main(["render", str(capture), "-o", str(out), "--weights", weights, "--size", "32"]) == 0
     assert "mean of 5 other photos: PSNR" in capsys.readouterr().out
-    assert out.is_file() and out.with_suffix(".jpg").is_file()
+    assert out.is_file() and out.with_name("balls_sheet.jpg").is_file()
     for option, value in (("--degrees", "9"), ("--frames", "0"), ("--frames", "5")):
         assert main(["render", str(capture), "-o", str(out), "--weights", weights, option, value]) == 2
         assert f"{option}: is for a path" in capsys.readouterr().err
@@ -323,4 +355,4 @@ def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, c
     assert main(["render", str(capture), "-o", str(out), "--fit", "--frames", "2"]) == 0
     told = capsys.readouterr().out
     assert "fitting 7 photos, 2 held out" in told and "mean of 2 held-out photos: PSNR" in told
-    assert {path.name for path in tmp_path.glob("fit*")} == {"fit.mp4", "fit.jpg", "fit_held_out.png"}
+    assert {path.name for path in tmp_path.glob("fit*")} == {"fit.mp4", "fit_sheet.jpg", "fit_held_out.png"}

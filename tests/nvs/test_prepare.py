@@ -1,5 +1,6 @@
 """From photographs to a capture."""
 
+import shutil
 import subprocess
 import sys
 
@@ -61,9 +62,11 @@ def test_cameras_are_found_up_to_scale(tmp_path, capsys):
         else:
             picture.save(photos / f"{number}.png", exif=exif_of(camera))
     (photos / "broken.jpg").write_bytes(b"\xff\xd8")
+    shutil.copy(photos / "0.png", photos / "copy.png")
     assert main(["prepare_capture", str(photos), str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    assert "left out: broken.jpg" in told and "usable: 7 of 8" in told
+    assert "left out: broken.jpg" in told and "left out: copy.png: is the same as 0.png" in told
+    assert "usable: 7 of 8" in told  # a copy does not count
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cameras.png", "images", "sparse"]
     assert not list(tmp_path.glob(".*"))
     scene = read_capture(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from mmengine.config import Config
 from PIL import Image
 from torch.utils.data import default_collate
 
+from visionkit.cli import main
 from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
 from visionkit.engine.config import check_types, load_config
 from visionkit.engine.pipeline import Context, build_stage, run_pipeline
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import pixel_rays
+from visionkit.nvs.captures.colmap import read_colmap
 from visionkit.nvs.captures.scene import Scene
 from visionkit.nvs.data import MVImgNet, ShapeNetSRN, fitted_view
 from visionkit.nvs.inferencer import NVSInferencer
@@ -273,6 +276,27 @@ def test_turned_and_cropped_views_keep_their_rays(tmp_path, shape):
         assert abs(int(nearest) // width - i) <= 1.2 and abs(int(nearest) % width - j) <= 1.2
 
 
+def test_a_scene_with_a_pose_that_is_not_finite_does_without_it(copy):
+    folder = next(copy.glob("arch*/*/sparse/0"), None) or next(copy.glob("*/*/sparse/0"))
+    before = MVImgNet(str(copy), img_size=SIZE).near_far
+    data = bytearray((folder / "images.bin").read_bytes())
+    struct.pack_into("<d", data, 44, float("nan"))  # the first image's translation
+    (folder / "images.bin").write_bytes(bytes(data))
+    scene = read_colmap(folder.parents[1])
+    assert len(scene) == 11 and [reason for _, reason in scene.skipped] == [
+        "has a pose with numbers that are not finite"
+    ]
+    assert np.allclose(MVImgNet(str(copy), img_size=SIZE).near_far, before, rtol=0.2)
+
+
+def test_a_portrait_photo_is_turned_for_a_landscape_model(tree):
+    scene = MVImgNet(str(tree), img_size=SIZE).scenes[0].scene
+    image, camera = fitted_view(scene, 0, (SIZE[1], SIZE[0]))
+    assert image.shape[:2] == camera.size == (20, 40)
+    assert np.abs(image.astype(int) - np.rot90(scene.image(0, SIZE))).max() <= 2
+    assert np.allclose(camera.c2w[:, 0], scene.c2w[0, :, 1]) and np.allclose(camera.c2w[:, 1], -scene.c2w[0, :, 0])
+
+
 def test_shapenet_srn_is_read_and_its_white_car_left_out(tmp_path, monkeypatch):
     for name in ("aa", "bb", "876d92ce6a0e4bf399588eee976baae"):
         folder = tmp_path / "cars_test" / name
@@ -433,6 +457,16 @@ def test_both_stages_train_and_report(trained):
     assert Image.open(folder / "nvist" / "views.jpg").size[1] >= SIZE[0]
     meta = load_checkpoint(folder / "nvist" / "epoch_2.pth")["meta"]
     assert 0 < meta["near_far"][0] < meta["distance"] < meta["near_far"][1] and meta["centre"] == "viewed"
+
+
+def test_a_checkpoint_is_scored_again_without_what_it_began_from(trained, tree, tmp_path, monkeypatch, capsys):
+    folder, rows = trained
+    cfg = config(tree, model=dict(MODEL, mae_checkpoint=str(tmp_path / "gone_mae.pth")))
+    cfg.dump(str(tmp_path / "again.py"))
+    command = ["test", str(tmp_path / "again.py"), str(folder / "nvist" / "epoch_2.pth"), "--work-dir", str(tmp_path)]
+    assert main(command) == 0
+    assert f"{rows[0]['PSNR']:.1f}" in capsys.readouterr().out
+    assert main([*command, "--cfg-options", "stages.nvist.test.include_input=True"]) == 0
 
 
 def test_the_mean_weights_are_saved_and_tested(trained, tree, tmp_path):

@@ -119,12 +119,13 @@ def test_rendering_matches_the_formula(kind):
     assert torch.allclose(white.rgb, rgb + (1 - seen.weights.sum(-1))[..., None], atol=1e-5)
 
 
-def test_chunks_change_neither_values_nor_gradients():
+@pytest.mark.parametrize("colours", [(2, 7, 3), (2, 1, 3), (1, 1, 3), (3,)])
+def test_chunks_change_neither_values_nor_gradients(colours):
     planes, vectors = (x.requires_grad_() for x in grids())
     origins, directions = rays(count=7)
     edges = R.ray_edges(0.3, 2.4, 9, origins).double()
     aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
-    background = torch.rand(2, 7, 3, dtype=torch.float64)
+    background = torch.rand(colours, dtype=torch.float64)
     results = []
     for chunk in (7, 3):
         field = R.vector_matrix_field(planes, vectors, 2, colour)

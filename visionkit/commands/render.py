@@ -124,7 +124,7 @@ def render_photos(source: Path, options: argparse.Namespace) -> int:
         if note:
             print(f"{photo}: {note}")
         views = nvs.render(view, options.trajectory or "swing", options.frames, options.size, degrees=options.degrees)
-        frames = (_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views)
+        frames = (_beside(None, each.rgb, each.depth, *nvs.reach(view.distance)) for each in views)
         write(frames, out, options.frames, first=view.image)
     if failed == len(photos):
         raise VisionKitError(f"{source}: none of its {failed} photos can be used")
@@ -144,25 +144,26 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
     tell_skipped(scene)
     out = _outs([source], options.out, False)[0]
     nvs, row = NVSInferencer(options.weights, options.device), len(scene) // 2
+    own = float(scene.normalised().scene.distances(nvs.centre)[row])
     if options.trajectory:
-        own = float(scene.normalised().scene.distances(nvs.centre)[row])
-        if options.fov or options.distance:
+        if options.fov is not None or options.distance is not None:
             photo, focal = square_pixels(scene, row)
-            fov = options.fov or field_of_view(focal, max(photo.shape))
-            view, _ = nvs.read(Image.fromarray(photo), fov, options.distance or own)
+            fov = field_of_view(focal, max(photo.shape)) if options.fov is None else options.fov
+            view, _ = nvs.read(Image.fromarray(photo), fov, own if options.distance is None else options.distance)
         else:
             view = nvs.view_in(scene, row, own)
         views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
-        write((_beside(None, each.rgb, each.depth, *nvs.near_far) for each in views), out, options.frames)
+        frames = (_beside(None, each.rgb, each.depth, *nvs.reach(view.distance)) for each in views)
+        write(frames, out, options.frames)
         return 0
     check_scored(nvs.model.img_size, options.size or max(nvs.model.img_size))
-    scores = []
+    scores, reach = [], nvs.reach(own)
 
     def frames() -> Iterator[np.ndarray]:
         for other, (_, truth, view) in enumerate(nvs.views_of(scene, row, options.size)):
             if other != row:
                 scores.append([float(score(*_batch(view.rgb, truth))) for score in (psnr, ssim)])
-            yield _beside(truth, view.rgb, view.depth, *nvs.near_far)
+            yield _beside(truth, view.rgb, view.depth, *reach)
 
     print(f"{source}: photo | rendered from {scene.names[row]} alone | depth")
     write(frames(), out, len(scene), fps=3)
@@ -248,9 +249,14 @@ def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, f
             advance()
     if first is not None:
         kept.insert(0, _framed(first, kept[0].shape))
-    sheet = out.with_suffix(".jpg")
+    sheet = sheet_of(out)
     save_picture(contact_sheet(kept), sheet)
     print(f"wrote {out} and {sheet}")
+
+
+def sheet_of(video: Path) -> Path:
+    """The contact sheet's file. Its name is not a photo's, which may lie beside the video."""
+    return video.with_name(f"{video.stem}_sheet.jpg")
 
 
 def tell_skipped(scene: Scene) -> None:
@@ -293,11 +299,12 @@ def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     from visionkit.errors import VisionKitError
 
     files = _videos(inputs, out, several)
-    photos = {path.resolve() for path in inputs}
-    for sheet in (file.with_suffix(".jpg") for file in files):
-        if sheet.resolve() in photos:
-            raise VisionKitError(f"--out {out}: the contact sheet {sheet} would replace a photo; give another name")
-    check_targets([each for file in files for each in (file, file.with_suffix(".jpg"))])
+    sheets = [sheet_of(file) for file in files]
+    if replaced := {sheet.resolve() for sheet in sheets} & {path.resolve() for path in inputs}:
+        raise VisionKitError(f"--out {out}: the contact sheet would replace the photo {replaced.pop()}; give another")
+    if several and files[0].parent.resolve() == inputs[0].parent.resolve():
+        raise VisionKitError(f"--out {out}: is the photos' folder, where contact sheets would be photos; give another")
+    check_targets([each for pair in zip(files, sheets) for each in pair])
     return files
 
 

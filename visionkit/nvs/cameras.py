@@ -111,14 +111,12 @@ def relative_to(poses: np.ndarray, reference: np.ndarray, distance: float) -> np
     return compose(compose(shift, inverse(reference)), np.asarray(poses))
 
 
-def roll_to_portrait(camera: Camera) -> Camera:
-    """A landscape camera turned by 90 degrees about its axis.
+def rolled(camera: Camera) -> Camera:
+    """A camera turned by 90 degrees about its axis.
 
     Its image is to be turned counter-clockwise with it (``np.rot90``).
     """
     height, width = camera.size
-    if height >= width:
-        return camera
     # New x (right) is old y (down); new y (down) is old -x.
     turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     c2w = np.concatenate([camera.c2w[:, :3] @ turn, camera.c2w[:, 3:]], axis=1)

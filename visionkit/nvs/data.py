@@ -21,14 +21,14 @@ from torch.utils.data import Dataset
 
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
-from visionkit.nvs.cameras import Camera, relative_to, roll_to_portrait
+from visionkit.nvs.cameras import Camera, relative_to, rolled
 from visionkit.nvs.captures.colmap import read_colmap
 from visionkit.nvs.captures.scene import CENTRES, Scene
 from visionkit.progress import progress
 from visionkit.registry import DATASETS
 
 # Raised whenever the cached numbers change their meaning.
-CACHE_EDITION = 2
+CACHE_EDITION = 3
 NEAR_QUANTILE, FAR_QUANTILE = 0.01, 0.99
 TEST_CLASSES = "test_classes.json"
 
@@ -147,8 +147,8 @@ def fitted_view(scene: Scene, row: int, img_size: tuple[int, int]) -> tuple[np.n
         return scene.image(row, img_size), camera.resized(img_size)
     image = scene.image(row)
     camera = camera.resized(image.shape[:2])
-    if camera.size[1] > camera.size[0] and img_size[0] > img_size[1]:
-        camera, image = roll_to_portrait(camera), np.rot90(image)
+    if (camera.size[1] - camera.size[0]) * (img_size[1] - img_size[0]) < 0:  # one is portrait, the other landscape
+        camera, image = rolled(camera), np.rot90(image)
     height, width = image.shape[:2]
     crop_height = min(height, round(width * img_size[0] / img_size[1]))
     crop_width = min(width, round(height * img_size[1] / img_size[0]))
@@ -173,7 +173,8 @@ class MVImgNet(SceneViews):
         split: ``train`` or ``test``. Test are the classes that ``<root>/test_classes.json`` lists; without that file,
             in each class every ``test_every``-th scene by name, from the first.
         img_size: see [SceneViews].
-        views, include_input, centre: see [SceneViews]; ``views`` is None in the test split unless given.
+        views: see [SceneViews]; of the training split alone, the test split gives evaluation samples.
+        include_input, centre: see [SceneViews].
         images: folder of the photographs in a scene; they may be smaller than COLMAP's.
         test_every: see ``split``.
         max_scenes: use so many scenes, evenly spread by name; None uses all.

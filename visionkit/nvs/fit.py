@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, look_at
-from visionkit.nvs.captures.scene import Scene
+from visionkit.nvs.captures.scene import Scene, viewed_centre, viewed_distances
 from visionkit.nvs.field import FieldRenderer
 from visionkit.nvs.trajectories import curve, poses, through
 from visionkit.ops.render import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EVERY = 8  # photographs 0, 8, 16, ... by name are held out
 FEWEST_VIEWS = 3
+SUBJECT = 0.6  # half side of the subject's box where no points tell it, in distances of the cameras from what they view
 INNER = 0.7  # share of each axis of the grid for the subject's box
 NEAR_SHARE = 0.75  # share of a ray's samples up to the subject's far end
 DENSITY_SCALE = 25.0
@@ -130,9 +131,8 @@ def find_bounds(scene: Scene, points: Rays) -> Bounds:
         distance = scene.distances_in_view(trusted)
     if len(trusted) < 20 or len(distance) < 20:
         near, far = normal.near / normal.scale, normal.far / normal.scale
-        centre = torch.tensor(scene.centres.mean(axis=0)).float()
-        half = torch.full((3,), 0.5 * (near + far))
-        return Bounds(centre, half, 0.5 * near, far, 10 * far)
+        half = torch.full((3,), SUBJECT * float(np.median(viewed_distances(scene.c2w))))
+        return Bounds(torch.tensor(viewed_centre(scene.c2w)).float(), half, 0.5 * near, far, 10 * far)
     centre = np.median(trusted, axis=0)
     half = 1.15 * np.quantile(np.abs(trusted - centre), 0.9, axis=0)
     middle = 1.1 * float(np.quantile(distance, 0.93))

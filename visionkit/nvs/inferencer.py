@@ -83,14 +83,33 @@ class NVSInferencer:
         camera = torch.tensor([[view.distance, view.focal / view.image.shape[0]]], device=self.device)
         return self.model.represent(image, camera.float())
 
+    def reach(self, distance: float) -> tuple[float, float]:
+        """Near and far of a scene from whose centre the input view's camera stands so far.
+
+        The distance from what is looked at tells the scene's unit; that from the unit cube's middle does not.
+        """
+        unit = distance / self.distance if self.centre == "viewed" else 1.0
+        return self.near_far[0] * unit, self.near_far[1] * unit
+
     @torch.inference_mode()
-    def look(self, grids: Grids, camera: Camera) -> View:
-        """Renders one camera, given in the input view's frame."""
+    def look(self, grids: Grids, camera: Camera, distance: float | None = None) -> View:
+        """Renders one camera.
+
+        Args:
+            grids: what [represent] gives.
+            camera: in the input view's frame, whose origin is the scene's centre.
+            distance: of the input view's camera from there, as [represent] was told; by default the usual one.
+        """
+        distance = distance or self.distance
+        near, far = self.reach(distance)
+        further = float(np.linalg.norm(camera.centre)) / distance  # a camera that steps back sees as far as before
+        near, far = near * min(1.0, further), far + distance * max(0.0, further - 1)
         origins, directions = (rays[None].to(self.device) for rays in camera.rays())
-        near_far = torch.tensor([self.near_far], device=self.device)
-        seen = self.model.render(grids, origins, directions, near_far, min_weight=1e-4)
+        seen = self.model.render(
+            grids, origins, directions, torch.tensor([[near, far]], device=self.device), min_weight=1e-4
+        )
         rgb = (seen.rgb[0].clamp(0, 1) * 255).round().byte().view(*camera.size, 3)
-        depth = seen.depth[0] + (1 - seen.opacity[0]) * self.near_far[1]
+        depth = seen.depth[0] + (1 - seen.opacity[0]) * far
         return View(rgb.cpu().numpy(), depth.view(camera.size).cpu().numpy())
 
     def render(
@@ -117,7 +136,7 @@ class NVSInferencer:
         lens = lens.resized(_scaled(lens.size, long_side))
         grids = self.represent(view)
         for c2w in poses(path, view.distance):
-            yield self.look(grids, lens.moved(c2w))
+            yield self.look(grids, lens.moved(c2w), view.distance)
 
     def view_in(self, scene: Scene, row: int, distance: float) -> InputView:
         """A photograph of a capture as the model takes it, with its camera's distance from the scene's centre."""
@@ -143,7 +162,7 @@ class NVSInferencer:
         grids = self.represent(self.view_in(scene, row, distance))
         for other, c2w in enumerate(relative_to(scene.c2w, scene.c2w[row], distance)):
             truth, focal = crop(*square_pixels(scene, other), size)
-            yield scene.names[other], truth, self.look(grids, Camera(c2w, (focal, focal), size))
+            yield scene.names[other], truth, self.look(grids, Camera(c2w, (focal, focal), size), distance)
 
 
 def square_pixels(scene: Scene, row: int) -> tuple[np.ndarray, float]:

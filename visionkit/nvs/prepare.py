@@ -22,13 +22,15 @@ FEWEST = 3  # photographs that make a capture
 FEATURE_SIDE, FEATURES = 1024, 4096  # pixels of the long side in which features are sought, and the most of them
 EXHAUSTIVE = 80  # more photographs than this are matched with their neighbours only
 _EXIF, _FOCAL_35MM = 0x8769, 0xA405
+TWIN = "is the same as"  # what is told of a copy, which does not count as a photograph
 
 
 class Verdict(NamedTuple):
     """What came of a capture.
 
-    registered: photographs with a camera. total: photographs given. points: shared points. error: mean distance, in
-    pixels, between where points are seen and where they project to. left_out: (file, reason). picture: file.
+    registered: photographs with a camera. total: different photographs given. points: shared points. error: mean
+    distance, in pixels, between where points are seen and where they project to. left_out: (file, reason).
+    picture: file.
     """
 
     registered: int
@@ -97,7 +99,7 @@ def prepare_capture(
         shutil.rmtree(work, ignore_errors=True)
     posed = {image.name for image in model.images.values() if image.has_pose}
     left_out += [(name, "fits no other photo") for name in sorted(set(lenses) - posed)]
-    total = len(posed) + len(left_out)
+    total = len(posed) + sum(not reason.startswith(TWIN) for _, reason in left_out)
     error = model.compute_mean_reprojection_error()
     return Verdict(len(posed), total, model.num_points3D(), error, tuple(left_out), out / "cameras.png")
 
@@ -136,7 +138,7 @@ def _copy_photos(
             continue
         twin = seen.setdefault(hash(picture.tobytes()), file.name)
         if twin != file.name:
-            left_out.append((file.name, f"is the same as {twin}"))
+            left_out.append((file.name, f"{TWIN} {twin}"))
             continue
         name = f"{file.stem}.jpg"
         if name in lenses:

@@ -76,7 +76,7 @@ class ScenesStage(RunnerStage):
         self.epochs, self.iters_per_epoch = epochs, iters_per_epoch
         self.batch_size, self.views = batch_size, views
         self.warmup_iters, self.clip, self.ema = warmup_iters, clip, ema
-        self.test = dict(test or {})
+        self.test_data = dict(test or {})  # `test` is the method that scores a checkpoint
 
     def model_options(self) -> list[str]:
         """Names of what ``model`` may hold."""
@@ -108,7 +108,7 @@ class ScenesStage(RunnerStage):
         )
         if self.report:
             cfg.update(
-                test_dataloader=dict(batch_size=1, dataset=self.data(context, split="test", **self.test)),
+                test_dataloader=dict(batch_size=1, dataset=self.data(context, split="test", **self.test_data)),
                 test_cfg=dict(type="TestLoop"),
                 test_evaluator=self.evaluator(),
             )
@@ -204,6 +204,11 @@ class NViSTStage(ScenesStage):
     def evaluator(self) -> dict[str, Any]:
         """The metric's config."""
         return dict(type="visionkit.ViewMetric", **self.metric)
+
+    def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
+        """The Runner's config without its training; what the weights began from need not be at hand."""
+        cfg = super().test_cfg(context, state)
+        return dict(cfg, model=dict(cfg["model"], mae_checkpoint=None))
 
     def finish(self, runner: VisionKitRunner, context: Context) -> None:
         """Leaves ``views.jpg``: test scenes, each with its input view and pairs of a target and what was rendered."""

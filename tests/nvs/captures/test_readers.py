@@ -6,10 +6,12 @@ import json
 import shutil
 import struct
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from nvs.captures.trees import arc, write_colmap, write_transforms
-from PIL import Image
+from PIL import Image, ImageOps
 
 from visionkit.errors import VisionKitError
 from visionkit.nvs.captures import focal_from_exif, is_capture, photos_in, read_capture, read_photo
@@ -216,13 +218,41 @@ def marked(folder, orientation, size):
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("kind", [write_colmap, write_transforms])
-def test_cameras_speak_of_the_pixels_as_stored_whatever_exif_says(tmp_path, trees, kind, orientation):
-    folder = shutil.copytree(trees(kind), tmp_path / "a")
-    marked(folder, orientation, arc()[0].size)
+def test_a_turned_photo_is_upright_and_its_camera_with_it(tmp_path, trees, kind, orientation):
+    folder, (height, width) = shutil.copytree(trees(kind), tmp_path / "a"), arc()[0].size
+    stored = read_capture(folder).camera(0)
+    marked(folder, orientation, (height, width))
     scene = read_capture(folder)
-    assert len(scene) == 6 and scene.camera(0).size == arc()[0].size
-    image = scene.image(0)
-    assert image[5, 5, 0] > 200 and image[-5, 5, 0] < 50 and image[5, -5, 0] < 50
+    camera, image = scene.camera(0), scene.image(0)
+    upright = orientation in (3, 6, 8)
+    assert len(scene) == 6 and image.shape[:2] == camera.size
+    assert camera.size == ((width, height) if orientation in (6, 8) else (height, width))
+    with Image.open(scene.paths[0]) as file:
+        seen = np.asarray(ImageOps.exif_transpose(file) if upright else file)
+    assert np.abs(image.astype(int) - seen).max() < 90  # at the mark's edges, if at all
+    # whatever way it stands, the mark lies in the same direction
+    rays = camera.rays()[1].view(*camera.size, 3)[torch.from_numpy(image[..., 0] > 128)].mean(dim=0)
+    expected = stored.rays()[1].view(height, width, 3)[: height // 2, : width // 2].mean(dim=(0, 1))
+    assert torch.allclose(rays, expected, atol=1e-2)
+
+
+def test_a_lens_turns_with_its_photo():
+    from visionkit.nvs.captures.scene import turned
+
+    rng = np.random.default_rng(0)
+    K, size = np.array([[50.0, 0, 21], [0, 60, 14], [0, 0, 1]]), (30, 40)
+    distortion = np.array([0.1, -0.05, 0.02, -0.03, 0.01, 0, 0, 0])
+    c2w = np.concatenate([np.linalg.qr(rng.normal(size=(3, 3)))[0], rng.normal(size=(3, 1))], axis=1)
+    points = c2w[:, 3] + rng.uniform(-0.3, 0.3, (9, 3)) + c2w[:, 2]
+
+    def project(c2w, K, size, distortion):
+        local = (points - c2w[:, 3]) @ c2w[:, :3]
+        return cv2.projectPoints(local, np.zeros(3), np.zeros(3), K, distortion)[0][:, 0]
+
+    before = project(c2w, K, size, distortion)
+    for turns, expected in ((1, [30 - before[:, 1], before[:, 0]]), (2, [40 - before[:, 0], 30 - before[:, 1]])):
+        after = project(*turned(c2w, K, size, distortion, turns))
+        assert np.allclose(after, np.stack(expected, axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

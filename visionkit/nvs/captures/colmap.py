@@ -9,7 +9,8 @@ import numpy as np
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.nvs.captures.scene import Scene, same_shape
+from visionkit.nvs.captures.photos import PHOTO_SUFFIXES, quarter_turns, stored_size
+from visionkit.nvs.captures.scene import Scene, same_shape, turned
 
 # COLMAP's parameters after focal length(s) and principal point -> places in OpenCV's k1, k2, p1, p2, k3, ..., k6.
 _DISTORTION = {
@@ -54,7 +55,8 @@ def read_colmap(folder: str | os.PathLike, images: str = "images") -> Scene:
     rows = []
     for name in sorted(set(files) & set(posed)):
         try:
-            rows.append((name, *_read_camera(files[name], posed[name].camera)))
+            camera = _read_pose(posed[name]), *_read_camera(files[name], posed[name].camera)
+            rows.append((name, *turned(*camera, quarter_turns(files[name]))))
         except VisionKitError as error:
             skipped.append((name, str(error)))
     if not rows:
@@ -63,14 +65,14 @@ def read_colmap(folder: str | os.PathLike, images: str = "images") -> Scene:
             f"{folder}: no photo in {images}/ has a pose in {model_folder.relative_to(folder)}{reason};"
             " names must be the same in both"
         )
-    names, K, sizes, distortion = zip(*rows)
+    names, c2w, K, sizes, distortion = zip(*rows)
     return Scene(
         name=folder.name,
         names=names,
         paths=tuple(files[name] for name in names),
         K=np.stack(K),
         sizes=np.array(sizes),
-        c2w=np.stack([posed[name].cam_from_world().inverse().matrix() for name in names]),
+        c2w=np.stack(c2w),
         distortion=np.stack(distortion),
         points=np.array([model.points3D[i].xyz for i in point_ids]).reshape(-1, 3),
         visible=tuple(_visible(posed[name], point_ids) for name in names),
@@ -165,10 +167,16 @@ def _after_point(data: bytes, place: int) -> int:
     return place + 51 + 8 * track
 
 
+def _read_pose(image: object) -> np.ndarray:
+    """c2w (3, 4)."""
+    c2w = image.cam_from_world().inverse().matrix()
+    if not np.isfinite(c2w).all():
+        raise VisionKitError("has a pose with numbers that are not finite")
+    return c2w
+
+
 def _read_camera(path: Path, camera: object) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
     """K, (height, width) and distortion, after a look at the photograph's own size."""
-    from visionkit.nvs.captures.photos import stored_size
-
     if camera.model_name not in _DISTORTION:
         raise VisionKitError(f"has a {camera.model_name} lens; undistort the capture with COLMAP's image_undistorter")
     height, width = stored_size(path)
@@ -178,6 +186,8 @@ def _read_camera(path: Path, camera: object) -> tuple[np.ndarray, tuple[int, int
     places = _DISTORTION[camera.model_name]
     if places:
         distortion[list(places)] = camera.params[-len(places) :]
+    if not np.isfinite(camera.params).all():
+        raise VisionKitError("has a camera with numbers that are not finite")
     return camera.calibration_matrix(), (camera.height, camera.width), distortion
 
 
@@ -190,8 +200,6 @@ def _visible(image: object, point_ids: np.ndarray) -> np.ndarray:
 
 def _files_below(folder: Path) -> dict[str, Path]:
     """Photographs by their path below the folder, as COLMAP names them."""
-    from visionkit.nvs.captures.photos import PHOTO_SUFFIXES
-
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     files = {path.relative_to(folder).as_posix(): path for path in found if not path.name.startswith(".")}
     if not files:

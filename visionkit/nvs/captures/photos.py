@@ -21,15 +21,14 @@ SMALL_PICTURE, LONGEST_OF_SMALL = 1_000_000, 100.0
 LARGEST_CROP = 12  # a 35 mm film's diagonal by that of a phone's smallest sensor
 SMALLEST = 16  # pixels
 _ORIENTATION, _EXIF, _FOCAL_35MM, _FOCAL, _ZOOM = 0x0112, 0x8769, 0xA405, 0x920A, 0xA404
-# What takes an upright picture back to how it is stored, by its EXIF orientation.
-_TURN_BACK = {
+# Quarter turns clockwise from how a picture is stored to upright, by its EXIF orientation.
+_TURNS = {6: 1, 3: 2, 8: 3}
+# What takes an upright picture back to how it is stored where EXIF asks for a mirror, which no camera has.
+_MIRROR_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
     7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
 }
 
 
@@ -55,18 +54,29 @@ def read_photo_file(path: str | os.PathLike) -> Image.Image:
     return read_image(os.fspath(path))
 
 
-def read_stored_photo(path: str | os.PathLike) -> Image.Image:
-    """Any image file as an RGB picture of its pixels as they are stored, not turned as EXIF asks.
-
-    COLMAP, nerfstudio and instant-ngp pass over EXIF's orientation, so their cameras speak of these pixels.
+def read_turned_photo(path: str | os.PathLike) -> Image.Image:
+    """Any image file as an RGB picture after its [quarter_turns]: upright, but not mirrored.
 
     Raises:
         VisionKitError: it cannot be read; the message names it.
     """
     picture = read_photo_file(path)
     with Image.open(path) as image:
-        turn = _TURN_BACK.get(image.getexif().get(_ORIENTATION, 1))
-    return picture if turn is None else picture.transpose(turn)
+        back = _MIRROR_BACK.get(image.getexif().get(_ORIENTATION, 1))
+    return picture if back is None else picture.transpose(back)
+
+
+def quarter_turns(path: str | os.PathLike) -> int:
+    """How often a file's stored pixels are to be turned clockwise by 90 degrees to stand upright, 0 to 3.
+
+    COLMAP, nerfstudio and instant-ngp pass over EXIF's orientation, so their cameras speak of the stored pixels.
+    """
+    _prepare_for(path)
+    try:
+        with Image.open(path) as image:
+            return _TURNS.get(image.getexif().get(_ORIENTATION, 1), 0)
+    except Exception:  # a damaged file is told where it is decoded
+        return 0
 
 
 def stored_size(path: str | os.PathLike) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class Scene:
         name: for messages.
         names: file names of the N photographs, sorted.
         paths: their files.
-        K: (N, 3, 3) intrinsics in pixels of the image file as it is stored, pixel centres at +0.5.
+        K: (N, 3, 3) intrinsics in pixels of the image file, turned upright as its EXIF asks; pixel centres at +0.5.
         sizes: (N, 2) int, (height, width) that ``K`` speaks of.
         c2w: (N, 3, 4).
         distortion: (N, 8) of the lenses, OpenCV's k1, k2, p1, p2, k3, ..., k6; zeros for a pinhole.
@@ -93,10 +93,10 @@ class Scene:
         import cv2
         from PIL import Image
 
-        from visionkit.nvs.captures.photos import read_stored_photo
+        from visionkit.nvs.captures.photos import read_turned_photo
 
         height, width = (int(side) for side in self.sizes[row])
-        picture = read_stored_photo(self.paths[row])
+        picture = read_turned_photo(self.paths[row])
         if not same_shape(picture.size[::-1], (height, width)):
             raise VisionKitError(
                 f"{self.paths[row]}: is {picture.width}x{picture.height}, its camera is {width}x{height};"
@@ -161,7 +161,7 @@ class Scene:
         everything = np.concatenate([points, self.centres])
         low, high = everything.min(axis=0), everything.max(axis=0)
         side = float((high - low).max())
-        if side <= 0:
+        if not side > 0:
             raise VisionKitError(f"{self.name}: all cameras stand in one place; walk around the subject")
         near, far = self._near_far(everything) if len(points) else self._near_far_of_cameras()
         centre, scale = (low + high) / 2, 1 / side
@@ -233,6 +233,26 @@ def viewed_centre(c2w: np.ndarray) -> np.ndarray:
 def viewed_distances(c2w: np.ndarray) -> np.ndarray:
     """(N,): of cameras (N, 3, 4) from the point that they look at."""
     return np.linalg.norm(c2w[:, :, 3] - viewed_centre(c2w), axis=1)
+
+
+def turned(
+    c2w: np.ndarray, K: np.ndarray, size: tuple[int, int], distortion: np.ndarray, turns: int
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarray]:
+    """A camera whose picture is turned clockwise by quarter turns.
+
+    Args:
+        c2w, K, size, distortion: one camera's, see [Scene].
+        turns: how many.
+    """
+    for _ in range(turns):
+        height, width = size
+        x, y, z, centre = c2w.T
+        c2w = np.stack([-y, x, z, centre], axis=1)  # what was down is to the left
+        K = np.array([[K[1, 1], 0, height - K[1, 2]], [0, K[0, 0], K[0, 2]], [0, 0, 1]])
+        distortion = distortion.copy()
+        distortion[2:4] = distortion[3], -distortion[2]
+        size = width, height
+    return c2w, K, size, distortion
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int], tolerance: float = 0.02) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.nvs.captures.photos import PHOTO_SUFFIXES
-from visionkit.nvs.captures.scene import Scene, same_shape
+from visionkit.nvs.captures.photos import PHOTO_SUFFIXES, quarter_turns, stored_size
+from visionkit.nvs.captures.scene import Scene, same_shape, turned
 
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3")
 _UNSUPPORTED = ("k4", "k5", "k6")  # their meaning differs from one writer to the next
@@ -44,7 +44,7 @@ def read_transforms(path: str | os.PathLike) -> Scene:
             frame = {**shared, **frame}
             file = _find_photo(path.parent, name)
             terms = {key for key in _UNSUPPORTED if _number(frame, key, 0)}
-            rows[name] = (file, *_read_frame(frame, file))
+            rows[name] = (file, *turned(*_read_frame(frame, file), quarter_turns(file)))
         except (VisionKitError, TypeError, ValueError) as error:
             skipped.append((name, str(error)))
         else:
@@ -97,8 +97,6 @@ def _find_photo(folder: Path, name: str) -> Path:
 
 def _read_frame(frame: dict, file: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int], np.ndarray]:
     """c2w, K, (height, width) and distortion of one frame."""
-    from visionkit.nvs.captures.photos import stored_size
-
     model = str(frame.get("camera_model", "")).upper()
     if any(kind in model for kind in _NO_PINHOLE) or frame.get("is_fisheye"):
         raise VisionKitError(f"has a lens of the kind {model or 'fisheye'}; make pinhole views of the photos first")
