@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from visionkit.errors import VisionKitError
 
+TOO_LARGE = "has more pixels than PIL.Image.MAX_IMAGE_PIXELS lets through; scale it down"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -66,6 +67,8 @@ def read_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return _upright_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise VisionKitError(f"{path}: {TOO_LARGE}") from error
     except Exception as error:  # decoders meet a broken file with almost any kind of error
         reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error)
         raise VisionKitError(f"{path}: cannot be read as an image ({reason}); restore or remove the file") from error

@@ -236,6 +236,15 @@ def test_a_turned_photo_is_upright_and_its_camera_with_it(tmp_path, trees, kind,
     assert torch.allclose(rays, expected, atol=1e-2)
 
 
+def test_a_photo_of_too_many_pixels_is_not_called_broken(tmp_path, trees, monkeypatch):
+    folder = shutil.copytree(trees(write_colmap), tmp_path / "a")
+    Image.new("RGB", (300, 400)).save(folder / "images" / "000.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    with pytest.raises(VisionKitError, match="000.png: has more pixels than .*; scale it down"):
+        read_photo(folder / "images" / "000.png")
+    assert [reason.split(";")[1] for _, reason in read_capture(folder).skipped] == [" scale it down"]
+
+
 def test_a_lens_turns_with_its_photo():
     from visionkit.nvs.captures.scene import turned
 

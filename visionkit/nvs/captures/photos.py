@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from visionkit.datasets.images import IMAGE_SUFFIXES, read_image, to_picture
+from visionkit.datasets.images import IMAGE_SUFFIXES, TOO_LARGE, read_image, to_picture
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 
@@ -89,6 +89,8 @@ def stored_size(path: str | os.PathLike) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise VisionKitError(TOO_LARGE) from error
     except Exception as error:  # decoders meet a broken file with almost any kind of error
         raise VisionKitError("cannot be read as an image") from error
 
