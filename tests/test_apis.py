@@ -155,11 +155,30 @@ def test_an_index_follows_its_folder(folder, checkpoint, capsys):
     assert main(["search", str(gallery / "grey.png"), str(index), "--sheet", str(folder / "sheet.jpg")]) == 0
 
 
-def test_an_index_saved_from_python_is_kept(folder, checkpoint, capsys):
+def test_an_index_saved_from_python_is_kept(folder, checkpoint, capsys, monkeypatch):
     reid = ReIDInferencer(checkpoint, device="cpu")
-    reid.save_index(reid.index(folder / "gallery"), folder / "gallery.index")
+    monkeypatch.chdir(folder)
+    reid.save_index(reid.index("gallery"), folder / "gallery.index")
     assert main(["index", str(folder / "gallery")]) == 0
     assert "0 images added, 0 changed, 0 removed, 4 kept" in capsys.readouterr().out
+
+
+def test_an_index_that_lost_all_its_images_goes_on(folder, checkpoint, capsys):
+    gallery, index = folder / "gallery", folder / "gallery.index"
+    assert main(["index", str(gallery), "--weights", str(checkpoint)]) == 0
+    held = GalleryIndex.load(index)
+    held.drop(held.paths)  # as a kill leaves it when every image was replaced
+    assert main(["index", str(gallery)]) == 0
+    assert len(GalleryIndex.load(index)) == 4
+
+
+def test_images_of_a_folder_that_is_gone_are_told(folder, checkpoint, capsys):
+    gallery, index = folder / "gallery", folder / "gallery.index"
+    assert main(["index", str(gallery), "--weights", str(checkpoint)]) == 0
+    gallery.rename(folder / "moved")
+    capsys.readouterr()
+    assert main(["index", str(folder / "moved"), "--index", str(index)]) == 0
+    assert "4 of the images kept are not there any more" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -163,6 +163,7 @@ class ReIDInferencer:
         from visionkit.reid.gallery import writing
 
         index.check_model(self.model_name)
+        index.make_absolute()  # a path that holds from everywhere, as `visionkit index` writes them
         with writing(folder):
             return index.save(folder)
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,61 @@ def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
     shutil.copy("run/target/epoch_1.pth", "moved.pth")
     assert main(["test", "config.py", "moved.pth"]) == 2
     assert "is no stage of the config; give --stage" in capsys.readouterr().err
+
+
+OWN = """
+import torch
+from torch import nn
+
+from visionkit.registry import MODELS
+
+
+@MODELS.register_module(force=True)
+class OwnBackbone(nn.Module):
+    num_features = 6
+
+    def __init__(self, depth=2):
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, depth)]  # which a tensor without memory has not
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+
+    def forward(self, x):
+        return self.body(x)
+"""
+
+
+def test_parts_of_ones_own_come_by_custom_imports(site, monkeypatch):
+    Path("own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(site.parent)
+    more = """
+custom_imports = dict(imports=["own_parts"])
+backbone = dict(type="visionkit.OwnBackbone")
+"""
+    site.write_text(site.read_text() + more)
+    assert train() == 0
+    assert ReIDInferencer("run/target/epoch_1.pth").features("data").shape[1] > 0
+
+
+def test_a_stage_is_left_out_by_none(tmp_path, monkeypatch):
+    write_site(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = ["stages.camstyle=None", "stages.source.styled=None", "stages.target=None"]
+    assert train("--cfg-options", *options) == 0
+    assert sorted(path.name for path in Path("run").iterdir() if path.is_dir()) == ["source"]
+    assert main(["test", "config.py", "run/source/epoch_1.pth", "--cfg-options", *options]) == 0
+
+
+def test_images_are_cached_at_the_size_that_is_used(site, capsys):
+    options = ["source.cache=memory", "source.cache_size=(16,8)"]
+    assert "source.cache_size=(16, 8) is not image_size=(32, 16)" in refusal(capsys, "--cfg-options", *options)
+
+
+def test_a_site_whose_cameras_are_not_known(site, capsys):
+    for file in Path("data/DukeMTMC-reID").rglob("*_c*.jpg"):
+        file.rename(file.with_name(re.sub("_c[0-9]", f"_c1_{file.name.split('_c')[1][0]}", file.name)))
+    assert "set metric=dict(use_cameras=False) where cameras are not known" in refusal(capsys)
+    options = [f"stages.{stage}.metric.use_cameras=False" for stage in ("source", "target")]
+    assert train("--cfg-options", *options) == 0
 
 
 def test_a_site_without_any_label(site, capfd):

@@ -90,6 +90,19 @@ def test_flat_folder_is_divided_by_a_seeded_rule(flat):
     QueryGallery(dict(type="visionkit.FolderReID", root=str(flat), seed=2))
 
 
+def test_one_more_person_changes_no_others_side(flat):
+    def sides():
+        return {split: FolderReID(flat, split).samples for split in ("train", "query", "gallery")}
+
+    before = sides()
+    reid_trees.write_image(flat / "0000b_c1_0.jpg", 0)  # the first by name, so that all numbers move
+    reid_trees.write_image(flat / "0000b_c2_0.jpg", 0)
+    after = sides()
+    for split in before:
+        old, new = ({Path(sample.path).name for sample in side[split]} for side in (before, after))
+        assert len({name[:3] for name in old - new}) <= 1, split  # at most one makes room
+
+
 def test_own_pattern(tmp_path):
     reid_trees.write_image(tmp_path / "train" / "kam-a" / "p17-1.jpg", 0)
     reid_trees.write_image(tmp_path / "train" / "kam-b" / "p4-1.jpg", 0)

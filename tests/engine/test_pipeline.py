@@ -116,6 +116,12 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         train(runner_cfg(width=5), tmp_path / "wide", seed=1, start_from=tmp_path / "narrow" / "epoch_1.pth")
 
 
+def test_data_that_changed_between_a_stop_and_its_going_on_are_one_line(tmp_path):
+    train(runner_cfg(epochs=1), tmp_path, seed=1)
+    with pytest.raises(VisionKitError, match="epoch_1.pth: does not fit the model any more .*another --work-dir"):
+        train(runner_cfg(epochs=2, width=5), tmp_path, seed=1)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from safetensors import SafetensorError
@@ -67,6 +69,30 @@ def test_many_small_parts_are_searched_like_one():
     order, _ = expected(features, points(3, seed=7), 9)
     matches = index.search(points(3, seed=7), 9)
     assert [[match.path for match in row] for row in matches] == [[names(40)[i] for i in row] for row in order]
+
+
+@pytest.mark.parametrize("approximate", [None, "ivf"])
+def test_more_parts_than_files_may_be_open(tmp_path, approximate):
+    resource = pytest.importorskip("resource")
+    if approximate:
+        pytest.importorskip("faiss")
+    folder, index = tmp_path / "index", GalleryIndex("CoreReID-1")
+    index.add(points(64), names(64))
+    index.save(folder)
+    part = (folder / "part_00000.safetensors").read_bytes()
+    for number in range(1, 130):
+        (folder / f"part_{number:05d}.safetensors").write_bytes(part)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, before[1]))
+    try:
+        index = GalleryIndex.load(folder)
+        (found,) = index.search(points(1), 3, approximate)
+        index.drop(names(64)[:1])
+        index.add(points(1), ["new"])
+        index.save(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [match.path for match in found] == names(1) * 3 and len(GalleryIndex.load(folder)) == 130 * 63 + 1
 
 
 def test_stamps_tell_a_replaced_file(tmp_path):

@@ -191,7 +191,28 @@ def test_load_source_of_another_architecture():
     with pytest.raises(VisionKitError, match=r"expected backbone.extra.weight to be nothing, found \(2,\)"):
         core().load_source(more)
     with pytest.raises(VisionKitError, match="found nothing"):
-        core().load_source(core().state_dict())
+        core().load_source({"head.weight": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_either_stage_starts_from_either(teacher):
+    torch.manual_seed(1)
+    adapted = core() if teacher else core(mean_teacher=False)
+    net = adapted.teacher if teacher else adapted.student
+    for parameter in net.parameters():
+        parameter.data.normal_()
+    onward, source, fewer = core(), SourceReID(TINY, num_classes=9), SourceReID(TINY, num_classes=3)
+    onward.load_source(adapted.state_dict())
+    source.load_source(adapted.state_dict())
+    for other in (onward.student, onward.teacher, source):
+        for key, value in net.backbone.state_dict().items():
+            assert torch.equal(value, other.backbone.state_dict()[key])
+    before = fewer.classifier.weight.clone()
+    source.bn.weight.data.normal_()
+    fewer.load_source(source.state_dict())
+    assert torch.equal(fewer.bn.weight, source.bn.weight) and torch.equal(fewer.classifier.weight, before)
+    with pytest.raises(VisionKitError, match="of another architecture"):
+        SourceReID(dict(TINY, channels=8), num_classes=9).load_source(source.state_dict())
 
 
 def test_source_losses_and_target_statistics():

@@ -43,6 +43,11 @@ def test_cameras_count_from_one_as_in_file_names(rows, tmp_path, monkeypatch):
     assert shown == dict(identity={7}, camera={1, 2, 3})
 
 
+def test_one_and_the_same_feature_is_one_point(tmp_path):
+    path = draw_projection(np.ones((8, 5), np.float32), [1, 2] * 4, [0, 1] * 4, tmp_path / "map.png")
+    assert Image.open(path).width > 200
+
+
 def test_wrong_input(rows, tmp_path):
     with pytest.raises(VisionKitError, match="no ranked list"):
         draw_ranked_lists([], tmp_path / "sheet.png")

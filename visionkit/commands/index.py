@@ -60,11 +60,11 @@ def open_index(place: Path, options: argparse.Namespace) -> tuple[GalleryIndex, 
     from visionkit.reid.gallery import GalleryIndex, holds_index
 
     index = GalleryIndex.load(place) if holds_index(place) else None
-    weights = options.weights or (index.weights if index else "")
+    weights = options.weights or ("" if index is None else index.weights)
     if not weights:
         raise VisionKitError("--weights: give a checkpoint of visionkit train; a new index does not know its model yet")
     reid = ReIDInferencer(weights, device=options.device, batch_size=options.batch_size, num_workers=options.workers)
-    index = index or GalleryIndex(reid.model_name, reid.weights)
+    index = GalleryIndex(reid.model_name, reid.weights) if index is None else index
     index.check_model(reid.model_name)
     return index, reid
 
@@ -102,6 +102,8 @@ def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, 
         f"{place}: {added} images added, {changed} changed, {missing} removed, {plan.kept} kept, "
         f"{len(wanted) - added - changed} could not be read"
     )
+    if gone := sum(not os.path.exists(path) for path in held - files.keys()):
+        print(f"{gone} of the images kept are not there any more: of folders that were moved or are not mounted")
     return 0
 
 

@@ -1,11 +1,10 @@
 """A user's own crops: identity and camera from a pattern on the path."""
 
+import hashlib
 import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from visionkit.datasets.base import SPLITS, ReIDDataset, Sample
 from visionkit.datasets.images import images_below
@@ -23,7 +22,8 @@ class FolderReID(ReIDDataset):
     them the identities are divided by a seeded rule.
 
     That rule: a share of the identities trains; of each other one that two cameras saw, one image per camera is a
-    query; everything else of the test identities is the gallery.
+    query; everything else of the test identities is the gallery. It goes by the identities' names, so that new people
+    change sides with hardly anybody.
 
     Identities and cameras may be words or numbers; they are numbered in sorted order over the whole tree (identities
     keep their own number if all are numbers, where -1 is junk as elsewhere but 0 an identity like any other).
@@ -79,7 +79,9 @@ class FolderReID(ReIDDataset):
         samples = {
             name: [Sample(path, pids[pid], cameras[cam]) for path, pid, cam in rows] for name, rows in found.items()
         }
-        return samples[split] if self.in_splits else self._divide(samples["all"])[split]
+        if self.in_splits:
+            return samples[split]
+        return self._divide(samples["all"], {number: word for word, number in pids.items()})[split]
 
     def _find(self, folder: Path) -> list[tuple[str, str, str]]:
         rows = []
@@ -92,11 +94,10 @@ class FolderReID(ReIDDataset):
             rows.append((path, match["pid"], match["camid"]))
         return rows
 
-    def _divide(self, samples: list[Sample]) -> dict[str, list[Sample]]:
+    def _divide(self, samples: list[Sample], names: dict[int, str]) -> dict[str, list[Sample]]:
         samples = [sample for sample in samples if sample.pid != -1]
-        pids = np.array(sorted({sample.pid for sample in samples}))
-        rng = np.random.default_rng(self.seed)
-        train = set(rng.permutation(pids)[: round(self.train_share * len(pids))].tolist())
+        pids = sorted({sample.pid for sample in samples}, key=lambda pid: self._chance(names[pid]))
+        train = set(pids[: round(self.train_share * len(pids))])
         of_camera = defaultdict(list)  # (pid, camid) -> its test images
         for sample in samples:
             if sample.pid not in train:
@@ -104,11 +105,18 @@ class FolderReID(ReIDDataset):
         cameras = defaultdict(int)
         for pid, _ in of_camera:
             cameras[pid] += 1
-        queries = {rows[rng.integers(len(rows))] for (pid, _), rows in sorted(of_camera.items()) if cameras[pid] > 1}
+        queries = {
+            min(rows, key=lambda sample: self._chance(Path(sample.path).name))
+            for (pid, _), rows in of_camera.items()
+            if cameras[pid] > 1
+        }
         splits = {split: [] for split in SPLITS}
         for sample in samples:
             splits["train" if sample.pid in train else "query" if sample in queries else "gallery"].append(sample)
         return splits
+
+    def _chance(self, name: str) -> str:
+        return hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _numbers(words: list[str], keep: bool) -> dict[str, int]:

@@ -50,8 +50,8 @@ def styled_samples(
         raise VisionKitError(f"{name}: styled root {root} is no folder; make the images first or leave styled out")
     originals: dict[str, list[Sample]] = {}
     for sample in samples:
-        for name in possible_names(sample.path):
-            originals.setdefault(name, []).append(sample)
+        for stem in possible_names(sample.path):
+            originals.setdefault(stem, []).append(sample)
     rows = []
     for file in sorted(os.listdir(root)):
         stem, suffix = os.path.splitext(file)

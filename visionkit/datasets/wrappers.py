@@ -34,7 +34,8 @@ class PseudoLabelDataset(Dataset):
         labels = np.asarray(labels)
         if labels.shape != (len(self.dataset),) or not np.issubdtype(labels.dtype, np.integer):
             raise VisionKitError(
-                f"pseudo-labels are {labels.dtype} of shape {labels.shape}: expected {len(self.dataset)} integers"
+                f"pseudo-labels are {labels.dtype} of shape {labels.shape}: expected {len(self.dataset)} integers; if "
+                "the target's images changed since the run began, start it anew in another --work-dir"
             )
         if labels.min() < -1 or labels.max() < 0:
             raise VisionKitError(
@@ -73,12 +74,13 @@ class QueryGallery(Dataset):
 
     Args:
         dataset: Config of a :class:`ReIDDataset` without its ``split``.
+        use_cameras: False where images of the query's own camera count too, as in the metric.
 
     Raises:
         VisionKitError: no query has an image of its identity in another camera, so nothing could be measured.
     """
 
-    def __init__(self, dataset: dict) -> None:
+    def __init__(self, dataset: dict, use_cameras: bool = True) -> None:
         if "split" in dataset:
             raise VisionKitError("QueryGallery builds both splits itself; leave split out of its dataset")
         self.query, self.gallery = (DATASETS.build(dict(dataset, split=split)) for split in ("query", "gallery"))
@@ -88,17 +90,21 @@ class QueryGallery(Dataset):
         trial_roles = getattr(self.query, "trial_roles", None)
         trials = trial_roles([sample.path for sample in self.samples]) if trial_roles else None
         self.metainfo = dict(name=self.query.name, trials=trials)
-        self._check_positives()
+        self._check_positives(use_cameras)
 
-    def _check_positives(self) -> None:
+    def _check_positives(self, use_cameras: bool) -> None:
         cameras = defaultdict(set)
         for pid, camid in zip(self.gallery.pids, self.gallery.camids):
             cameras[pid].add(camid)
-        if not any(cameras[pid] - {camid} for pid, camid in zip(self.query.pids, self.query.camids)):
-            raise VisionKitError(
-                f"{self.query.name} under {self.query.root}: no query identity is in the gallery under another camera, "
-                "so there is nothing to find; check the splits and the camera numbers"
-            )
+        labels = zip(self.query.pids, self.query.camids)
+        if not any(cameras[pid] - {camid} if use_cameras else cameras[pid] for pid, camid in labels):
+            where = f"{self.query.name} under {self.query.root}: no query identity is in the gallery"
+            if use_cameras:
+                raise VisionKitError(
+                    f"{where} under another camera, so there is nothing to find; check the splits and the camera "
+                    "numbers, or set metric=dict(use_cameras=False) where cameras are not known"
+                )
+            raise VisionKitError(f"{where}, so there is nothing to find; check the splits")
 
     def __len__(self) -> int:
         return len(self.samples)

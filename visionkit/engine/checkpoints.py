@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import pickle
@@ -23,7 +22,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 
 from visionkit.errors import VisionKitError
-from visionkit.files import beside
+from visionkit.files import beside, sha256_of
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # whose weights a file with several means
 _EPOCH_FILE = re.compile(r"epoch_(\d+)(?:_iter_(\d+))?\.pth")  # so many epochs, and iterations of the next one
@@ -48,7 +47,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            digest = _sha256(temporary)
+            digest = sha256_of(temporary)
             if path.is_file():  # for a moment both files must be right, the old one and the new
                 write_text(checksum, f"{digest}\n{_first_checksum(path)}\n")
             else:
@@ -218,12 +217,12 @@ def checksum_file(path: Path) -> Path:
 def checksum_matches(path: Path) -> bool | None:
     """Whether the file equals what was written; None where no checksum lies beside it."""
     beside = checksum_file(path)
-    return _sha256(path) in beside.read_text(errors="replace").split() if beside.is_file() else None
+    return sha256_of(path) in beside.read_text(errors="replace").split() if beside.is_file() else None
 
 
 def _first_checksum(path: Path) -> str:
     beside = checksum_file(path)
-    return beside.read_text(errors="replace").partition("\n")[0] if beside.is_file() else _sha256(path)
+    return beside.read_text(errors="replace").partition("\n")[0] if beside.is_file() else sha256_of(path)
 
 
 def epoch_checkpoints(folder: str | Path) -> Iterator[Path]:
@@ -282,11 +281,3 @@ def message_hub_state(plain: dict[str, Any]) -> dict[str, Any]:
         for name, entry in plain["log_scalars"].items()
     }
     return dict(plain, log_scalars=logs)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

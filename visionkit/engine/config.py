@@ -48,6 +48,8 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     for key in options or {}:
         _check_option(cfg, key)
     cfg.merge_from_dict(options or {})
+    if isinstance(cfg.get("stages"), dict):  # a config that takes over another's stages leaves one out by None
+        cfg.stages = {name: stage for name, stage in cfg.stages.items() if stage is not None}
     return cfg
 
 

@@ -20,8 +20,10 @@ from visionkit.engine.stopping import listening
 from visionkit.errors import VisionKitError
 from visionkit.registry import STAGES
 
-TOP_LEVEL = ("stages", "source", "target", "backbone", "image_size", "workers", "seed", "work_dir", "published")
-"""What a config may hold beside its stages. ``published`` is for the reader: the papers' numbers."""
+TOP_LEVEL = ("stages", "source", "target", "backbone", "image_size", "workers", "seed", "work_dir")
+TOP_LEVEL += ("published", "custom_imports")
+"""What a config may hold beside its stages. ``published`` is for the reader: the papers' numbers; ``custom_imports``
+names modules that register parts of one's own, as in any config of mmengine."""
 
 
 @dataclasses.dataclass
@@ -193,12 +195,13 @@ def _cell(value: Any) -> str:
 def show_table(rows: list[dict[str, Any]]) -> None:
     """Print rows of scores as one table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(_cell(row.get(key, "")) for key in columns))
+        table.add_row(*(escape(_cell(row.get(key, ""))) for key in columns))
     console = Console()
     if not console.is_terminal:
         console = Console(width=1000)  # a log has no edge

@@ -139,7 +139,13 @@ class VisionKitRunner(Runner):
         buffers = checkpoint.get("buffers", [])
         if len(buffers) == get_world_size():
             state = dict(state, **buffers[get_rank()])
-        self.bare_model.load_state_dict(state, strict=True)
+        try:
+            self.bare_model.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise VisionKitError(
+                f"{filename}: does not fit the model any more ({first_difference(error)}); if the data or the number "
+                "of processes changed since, start anew in another --work-dir"
+            ) from error
         if "message_hub" in checkpoint:
             checkpoint["message_hub"] = message_hub_state(checkpoint["message_hub"])
         self.history = checkpoint.get("history", [])
@@ -173,6 +179,12 @@ class VisionKitRunner(Runner):
             f"seed {self.seed}, device {get_device()}, {get_world_size()} process(es), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}"
         )
+
+
+def first_difference(error: RuntimeError) -> str:
+    """The first key that ``load_state_dict`` complains of."""
+    lines = str(error).splitlines()
+    return lines[min(1, len(lines) - 1)].strip()[:200]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -213,11 +225,11 @@ def init_distributed(launcher: str) -> None:
     if launcher != "slurm" or not torch.cuda.is_available():  # mmengine asks Slurm for the first node
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
+    for name, given in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names):
+        os.environ.setdefault(name, os.environ[given])  # mmengine reads LOCAL_RANK, which MPI's start does not set
     if torch.cuda.is_available():
         from mmengine.dist import init_dist
 
         init_dist(launcher, backend="nccl", timeout=PATIENCE)
         return
-    for name, given in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names):
-        os.environ.setdefault(name, os.environ[given])
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))

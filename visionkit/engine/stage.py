@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from visionkit.engine.checkpoints import load_checkpoint, newest_whole_checkpoint, state_dict_of, write_text
 from visionkit.engine.config import RunConfig, building, check_types
 from visionkit.engine.pipeline import Context
-from visionkit.engine.runner import VisionKitRunner
+from visionkit.engine.runner import VisionKitRunner, first_difference
 from visionkit.errors import VisionKitError
 from visionkit.registry import STAGES
 
@@ -191,8 +191,7 @@ def load_weights(model: Any, state: dict[str, Any], path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise VisionKitError(f"{path}: is of another architecture ({first[:200]})") from error
+        raise VisionKitError(f"{path}: is of another architecture ({first_difference(error)})") from error
 
 
 def final_checkpoint(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.files import beside
+from visionkit.files import beside, sha256_of
 from visionkit.reid.distances import check_pair
 from visionkit.reid.knn import nearest_neighbours
 
@@ -42,15 +42,20 @@ class Match(NamedTuple):
 class Part(NamedTuple):
     """Some of an index's images.
 
-    features: (N, D) float32, possibly memory-mapped. paths: N names. stamps: (N, 2) int64, of :func:`stamp_of`.
+    held: (N, D) float32, or None of what is written. paths: N names. stamps: (N, 2) int64, of :func:`stamp_of`.
     file: where it is written. digest: of what is written.
     """
 
-    features: np.ndarray
+    held: np.ndarray | None
     paths: list[str]
     stamps: np.ndarray
     file: Path | None = None
     digest: str = ""
+
+    @property
+    def features(self) -> np.ndarray:
+        """(N, D) float32; those of a file are mapped anew each time, for every map that is kept keeps it open."""
+        return _map_features(self.file) if self.held is None else self.held
 
 
 class GalleryIndex:
@@ -102,6 +107,13 @@ class GalleryIndex:
             stamps = np.array([UNKNOWN] * len(paths) if stamps is None else stamps, dtype=np.int64)
             self.parts.append(Part(features, [str(path) for path in paths], stamps))
 
+    def make_absolute(self) -> None:
+        """Name the files that no part on the disk holds yet by their absolute paths."""
+        for place, part in enumerate(self.parts):
+            if part.file is None:
+                paths = [os.path.abspath(path) if os.path.exists(path) else path for path in part.paths]
+                self.parts[place] = part._replace(paths=paths)
+
     def drop(self, paths: Collection[str]) -> None:
         """Forget images. Parts on the disk are written anew, one by one; the last one stays, to name the model.
 
@@ -135,7 +147,7 @@ class GalleryIndex:
         if self.folder is None or self.folder.resolve() != folder.resolve():
             if _part_files(folder):
                 raise VisionKitError(f"{folder}: already holds an index; name another folder, or load that one and add")
-            self.parts = [part._replace(file=None, digest="") for part in self.parts]
+            self.parts = [part._replace(held=part.features, file=None, digest="") for part in self.parts]
         held = [part.file.name for part in self.parts if part.file]
         if held != [file.name for file in _part_files(folder)]:
             raise VisionKitError(f"{folder}: was changed since it was loaded; load it again and add")
@@ -170,8 +182,9 @@ class GalleryIndex:
             raise VisionKitError(f"{folder}: holds no gallery index; make one with `visionkit index`")
         parts, owners = zip(*(_read_part(file) for file in files))
         index = cls(*owners[0])
+        width = parts[0].features.shape[1]
         for file, part, (owner, _) in zip(files, parts, owners):
-            if owner != index.model or part.features.shape[1] != parts[0].features.shape[1]:
+            if owner != index.model or part.features.shape[1] != width:
                 raise VisionKitError(f"{file}: was made by {owner}, the rest of the index by {index.model}; remove it")
         index.parts, index.folder = list(parts), Path(folder)
         if model is not None:
@@ -232,7 +245,8 @@ class GalleryIndex:
                 yield np.concatenate(small) if len(small) > 1 else small[0]
                 small = []
             if part.paths:
-                small.append(part.features)
+                alone = len(part.paths) > SEARCHED_AT_ONCE
+                small.append(part.features if alone else np.array(part.features))  # a copy leaves no file open
         yield np.concatenate(small) if len(small) > 1 else small[0]
 
     def _approximate(self, query: np.ndarray, topk: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -345,7 +359,7 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
         stamps = np.full((len(paths), 2), UNKNOWN)
     if stamps.dtype != np.int64 or stamps.shape != (len(paths), 2):
         raise VisionKitError(f"{file}: damaged, it holds {len(paths)} paths for stamps of shape {stamps.shape}")
-    return Part(features, paths, stamps, file, digest), (meta["model"], meta.get("weights", ""))
+    return Part(None, paths, stamps, file, digest), (meta["model"], meta.get("weights", ""))
 
 
 def _map_features(file: Path) -> np.ndarray:
@@ -370,7 +384,7 @@ def _new_faiss(kind: str, parts: Sequence[Part]):  # noqa: ANN202 - a faiss inde
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, lists)
     index.nprobe = min(lists, 32)
     step = max(1, number // (64 * lists))  # faiss learns its lists from about 64 images each
-    index.train(np.concatenate([part.features[::step] for part in parts]))
+    index.train(np.concatenate([np.array(part.features[::step]) for part in parts]))
     return index
 
 
@@ -380,7 +394,7 @@ def _write_faiss(index: object, folder: Path, kind: str, parts: Sequence[Part]) 
     try:
         with beside(file) as temporary:
             require("faiss", "faiss").write_index(index, str(temporary))
-            lines = [_sha256(temporary), *(part.digest for part in parts)]
+            lines = [sha256_of(temporary), *(part.digest for part in parts)]
         with beside(file.with_name(file.name + ".sha256")) as temporary:
             temporary.write_text("\n".join(lines))
     except (OSError, RuntimeError):  # faiss knows RuntimeError only; the search can do without
@@ -394,20 +408,12 @@ def _read_faiss(folder: Path | None, kind: str, parts: Sequence[Part]):  # noqa:
         return None
     lines = file.with_name(file.name + ".sha256")
     checksum, *digests = lines.read_text(errors="replace").split("\n") if lines.is_file() else [""]
-    if checksum != _sha256(file):
+    if checksum != sha256_of(file):
         warnings.warn(f"{file}: damaged, built anew")
         return None
     if not digests or digests != [part.digest for part in parts[: len(digests)]]:
         return None
     return require("faiss", "faiss").read_index(str(file))
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def holds_index(folder: str | os.PathLike) -> bool:

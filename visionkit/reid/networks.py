@@ -206,6 +206,17 @@ class SourceReID(ReIDModel):
         self.classifier = Classifier(self.backbone.num_features, num_classes)
         self.bn_group_size = bn_group_size
 
+    def load_source(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Start from a checkpoint of either stage; a classifier of other identities is left out.
+
+        Raises:
+            VisionKitError: its backbone is another one.
+        """
+        own, state_dict = self.state_dict(), one_network(state_dict)
+        check_backbone(own, state_dict)
+        fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+        self.load_state_dict(fits, strict=False)
+
     def forward(
         self,
         source: Batch | None = None,
@@ -373,7 +384,8 @@ class CoreReID(ReIDModel):
         self.ema_step += 1
 
     def load_source(self, state_dict: Mapping[str, Tensor]) -> list[str]:
-        """Start student and teacher from a :class:`SourceReID` checkpoint: copy what matches in name and shape.
+        """Start student and teacher from a checkpoint of :class:`SourceReID`, or from the teacher of another adaptation
+        (its student where it has none): copy what matches in name and shape.
 
         Returns:
             The checkpoint's entries that have no place here (its neck and classifier).
@@ -381,7 +393,7 @@ class CoreReID(ReIDModel):
         Raises:
             VisionKitError: its backbone is another one.
         """
-        own = self.student.state_dict()
+        own, state_dict = self.student.state_dict(), one_network(state_dict)
         check_backbone(own, state_dict)
         fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
         fits.pop("classifier.weight", None)
@@ -510,3 +522,11 @@ def check_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
                 f"source checkpoint: of another architecture: expected {key} to be {expected}, found {found}; build "
                 "the model with the backbone that the checkpoint was trained with"
             )
+
+
+def one_network(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Of a checkpoint of student and teacher the teacher, else the student; another one as it is."""
+    for part in ("teacher.", "student."):
+        if found := {key.removeprefix(part): value for key, value in state_dict.items() if key.startswith(part)}:
+            return found
+    return state_dict

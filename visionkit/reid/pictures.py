@@ -156,6 +156,8 @@ def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    if np.ptp(features, axis=0).max() == 0:
+        return np.zeros((len(features), 2))  # of one and the same feature t-SNE would crash
     reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
     perplexity = min(30, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)

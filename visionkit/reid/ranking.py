@@ -78,7 +78,7 @@ def evaluate(
         ap: ``"finite_sum"`` (1/R sum i/rank_i; what most papers report) or ``"trapezoid"`` (the official Market-1501
             code; 0.5 to 2.7 points lower).
         topk: ranks of the CMC curve to report.
-        chunk: queries a block; by default so many that a block of distances takes 64 MB.
+        chunk: queries a block; by default so many that a block of distances takes some tens of MB.
         rerank: options of :class:`visionkit.reid.rerank.KReciprocal` (k1, k2, lambda_value, ...) or None.
         per_camera: also score each query camera by itself.
         device: where to compute; by default where the query features are, for arrays a GPU where there is one.

@@ -91,6 +91,9 @@ def _check_types(config: Any, path: str | Path) -> None:
         MODELS.import_from_location()
         names = {f"visionkit.{name}" for name in MODELS.module_dict}
         if config["type"] not in names:
-            raise VisionKitError(f"{path}: refused, it names {config['type']!r}, which is no model of visionkit")
+            raise VisionKitError(
+                f"{path}: refused, it names {config['type']!r}, which is no model of visionkit; one of your own is "
+                "known once the module that registers it is imported, so use visionkit.apis.ReIDInferencer after that"
+            )
     for value in config.values():
         _check_types(value, path)

@@ -101,12 +101,27 @@ class ReIDStage(RunnerStage):
         for option, taker in (("model", self.network), ("metric", ReIDMetric), ("augmentation", train_transforms)):
             check_keys(getattr(self, option), inspect.signature(taker).parameters, f"stage {self.name}, {option}")
         METRICS.build(self.evaluator())
-        with torch.device("meta"):  # takes no memory
-            MODELS.build(self.model_cfg(cfg, num_classes=1))
+        self.check_cache(cfg)
+        model = self.model_cfg(cfg, num_classes=1)
+        try:
+            with torch.device("meta"):  # takes no memory
+                MODELS.build(model)
+        except Exception:  # some read numbers off tensors as they are built
+            MODELS.build(model)
         reported = [self.report_on] if self.report else []
         for which in dict.fromkeys([self.validated_on(), *reported]):
             if which is not None:
                 build_dataset(self.eval_loader(cfg, which)["dataset"])
+
+    def check_cache(self, cfg: Config) -> None:
+        """Raises VisionKitError where images are cached at another size than they are used at, smaller or in vain."""
+        for which in ("source", "target"):
+            size = plain(cfg.get(which) or {}).get("cache_size")
+            if size is not None and list(size) != list(cfg["image_size"]):
+                raise VisionKitError(
+                    f"config: {which}.cache_size={tuple(size)} is not image_size={tuple(cfg['image_size'])}; "
+                    "give both the same value"
+                )
 
     def validated_on(self) -> str | None:
         """The domain whose query and gallery pick the best checkpoint; None picks none."""
@@ -172,7 +187,7 @@ class ReIDStage(RunnerStage):
         return dict(
             batch_size=self.eval_batch,
             num_workers=cfg.get("workers", 0),
-            dataset=dict(type="visionkit.QueryGallery", dataset=data),
+            dataset=dict(type="visionkit.QueryGallery", dataset=data, use_cameras=self.metric.get("use_cameras", True)),
         )
 
     def train_loader(self, cfg: Config, dataset: dict[str, Any]) -> dict[str, Any]:

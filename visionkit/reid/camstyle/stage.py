@@ -154,7 +154,10 @@ class CamStyleStage:
             return [Transfer(a, b, ("A", "B"), ("ab",) if self.direction == "AtoB" else ("ba",))]
         files = {camera + 1: paths for camera, paths in camera_images(source, self.include_test).items()}
         if len(files) < 2:
-            raise VisionKitError(f"stage {self.name}: the data set has one camera alone; leave the stage out")
+            raise VisionKitError(
+                f"stage {self.name}: the data set has one camera alone; leave the stage out, by "
+                f"stages.{self.name}=None and styled=None in the stage that uses it"
+            )
         return [Transfer(files[a], files[b], (str(a), str(b))) for a, b in self._pairs(list(files))]
 
     def _pairs(self, cameras: list[int]) -> list[tuple[int, int]]:
