@@ -14,6 +14,7 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
+sync_bn = "torch"  # over all GPUs, as released: each has two images
 # AdamW and a 1x schedule of batch 16, as released; on GPUs with half precision: type="AmpOptimWrapper"
 optim_wrapper = dict(
     _delete_=True,

@@ -104,6 +104,11 @@ def little_shared_memory(device: torch.device) -> bool:
     return capability in ((8, 6), (8, 9)) or capability >= (12, 0)
 
 
+def does_not_compile(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton (3.8 too) fails on matrix products in a loop of this type: in half precision, on 10.x devices."""
+    return dtype in HALF and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 10
+
+
 def on_device(x: Tensor) -> torch.cuda.device:
     """Launches go to the tensor's device, not to the current one."""
     return torch.cuda.device(x.device.index if x.is_cuda else -1)

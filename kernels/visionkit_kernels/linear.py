@@ -26,6 +26,8 @@ the product's: only the pass over q reads dy, it has dl = dy o in registers, and
 products that it needs anyway.
 """
 
+from typing import List  # noqa: UP035
+
 import torch
 import triton
 import triton.language as tl
@@ -35,6 +37,7 @@ from visionkit_kernels._common import (
     HALF,
     column_sums,
     cut,
+    does_not_compile,
     dot,
     dot_types,
     feature,
@@ -382,7 +385,7 @@ def _(q, k, v, *options):  # noqa: ANN001, ANN002, ANN202
 def launch_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, local: Tensor | None, gate: Tensor | None,
     state: Tensor, feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
-) -> list[Tensor]:  # fmt: skip
+) -> List[Tensor]:  # fmt: skip # noqa: UP006 - PyTorch before 2.7 knows no other spelling
     """dq, dk, dv and, with a gate, dlocal and dgate."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
     switches = _switches(feature_map, table is not None, turn_z, q.dtype)
@@ -447,13 +450,15 @@ def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None."""
     if reason := shapes_differ(q, k, v):
         return reason
+    if does_not_compile(q.dtype, q.device):
+        return "Triton does not compile half precision for devices of compute capability 10"
     widest = max(q.shape[-1], v.shape[-1])
     if widest > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
     if widest > USUAL_HEAD and not (q.dtype in HALF and _is_hopper(q.device)):
         return f"above {USUAL_HEAD} channels a head must be in half precision and the device of compute capability 9.0"
-    if widest > USUAL_HEAD and q.dtype == torch.float16 and little_shared_memory(q.device):
-        return f"float16 heads of more than {USUAL_HEAD} channels need more shared memory than the device has"
+    if widest > USUAL_HEAD and little_shared_memory(q.device):
+        return f"heads of more than {USUAL_HEAD} channels need more shared memory than the device has"
     return "a tensor is empty" if 0 in (*q.shape, *k.shape, *v.shape) else None
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from visionkit_kernels._common import (
     HALF,
     cut,
+    does_not_compile,
     dot,
     dot_types,
     exponential,
@@ -337,6 +338,8 @@ def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None."""
     if reason := shapes_differ(q, k, v):
         return reason
+    if does_not_compile(q.dtype, q.device):
+        return "Triton does not compile half precision for devices of compute capability 10"
     if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
     if q.dtype == torch.float32 and max(q.shape[-1], v.shape[-1]) > 32 and little_shared_memory(q.device):

@@ -101,6 +101,19 @@ def test_a_vits_file_is_read_and_not_kept(tmp_path):
     assert model.pretrained_cfg["file"] == str(tmp_path / "vit.pth") and "state_dict" not in model.pretrained_cfg
 
 
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_xtiny", "soft_tiny", "vit_tiny_attention"])
+def test_what_timm_saves_in_a_folder_is_loaded_from_there(name, safe, tmp_path):
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    options = dict(attention="linear", depth=1, img_size=32) if name.startswith("vit") else {}
+    model = timm.create_model(f"{name}.untrained", num_classes=3, **options).eval()
+    save_for_hf(model, tmp_path, model_args=options, safe_serialization=safe)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    torch.testing.assert_close(again(IMAGE), model(IMAGE))
+
+
 def test_the_released_soft_small_is_deeper(tmp_path):
     with torch.device("meta"):
         ours = timm.create_model("soft_small", depths=(1, 3, 20, 4)).state_dict()

@@ -66,6 +66,25 @@ def test_a_file_that_keeps_its_options_in_a_namespace(weights, tmp_path, capsys)
     assert convert("nalaformer_xtiny", dict(model=weights, args=argparse.Namespace(lr=0.1)), tmp_path, capsys)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["nalaformer_xtiny", "mavit_tiny", "soft_tiny"])
+def test_a_detectors_file_gets_no_head(name, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    state = {f"backbone.{k}": v for k, v in model.state_dict().items() if k.startswith(("stem.", "stages."))}
+    status, said = convert(name, state, tmp_path, capsys)
+    written = load_file(tmp_path / "out.safetensors")
+    assert status == 0 and "has nothing for head." in said.out
+    assert {f"backbone.{key}" for key in written} == set(state)
+    file = dict(file=str(tmp_path / "out.safetensors"))
+    again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, features_only=True).eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(again(image)[-1], timm_features(model, image), atol=1e-5)
+
+
+def timm_features(model, image):
+    return model.eval().forward_intermediates(image, intermediates_only=True)[-1]
+
+
 def test_outputs_that_cannot_be_written(weights, tmp_path, capsys):
     (tmp_path / "out.safetensors").mkdir()
     status, said = convert("nalaformer_xtiny", weights, tmp_path, capsys)

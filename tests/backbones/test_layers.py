@@ -251,4 +251,4 @@ def test_a_folded_norm_is_the_norm(dtype, activation, side):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             torch.testing.assert_close(layer(x), expected)
-    assert layer.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(value.is_contiguous() for value in layer.state_dict().values())  # or safetensors refuses them

@@ -28,7 +28,7 @@ SAMPLES = 48
 
 
 def table(dim):
-    return rotary_table_2d(SIDE, SIDE, dim, dtype=torch.float64, device=DEVICE)
+    return rotary_table_2d(SIDE, SIDE, dim, device=DEVICE)
 
 
 @pytest.fixture

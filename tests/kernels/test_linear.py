@@ -176,11 +176,12 @@ def test_torch_compile_differentiates_through_the_gate():
             torch.testing.assert_close(actual, expected)
 
 
-def test_leaves_wide_float16_heads_to_pytorch_where_shared_memory_is_little(monkeypatch):
-    x = torch.zeros(1, 1, 4, 96, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_leaves_wide_heads_to_pytorch_where_shared_memory_is_little(monkeypatch, dtype):
+    x = torch.zeros(1, 1, 4, 96, dtype=dtype)
+    assert linear.refuses(x, x, x) is None
     monkeypatch.setattr(linear, "little_shared_memory", lambda device: True)
-    assert "shared memory" in linear.refuses(x, x, x)
-    assert linear.refuses(*[x.bfloat16()] * 3) is None and linear.refuses(*[x[..., :64]] * 3) is None
+    assert "shared memory" in linear.refuses(x, x, x) and linear.refuses(*[x[..., :64]] * 3) is None
 
 
 def test_refuses_what_it_cannot_do():

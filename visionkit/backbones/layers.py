@@ -41,9 +41,8 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, stride: int = 1, activation: str = "none") -> None:
         super().__init__()
+        # weights as safetensors wants them; laid out like the maps they would save about 1 % of a model's time
         self.conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1)
-        # as the maps are, or every call would turn the weights round
-        self.conv.weight.data = self.conv.weight.data.contiguous(memory_format=torch.channels_last)
         self.norm = nn.BatchNorm2d(dim)
         self.activation = activation
 

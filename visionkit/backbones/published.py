@@ -56,8 +56,12 @@ def with_weights(variant: str, pretrained: bool, options: dict[str, Any]) -> dic
     if not pretrained:
         return options
     cfg = resolve_pretrained_cfg(variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
-    if cfg.file and Path(cfg.file).suffix != ".npz":  # which holds no code, and which timm's own ViT reads
-        cfg = dataclasses.replace(cfg, state_dict=unwrap(load_checkpoint(cfg.file), cfg.file))
+    file = cfg.file
+    if cfg.source == "local-dir":  # a folder as timm's save_for_hf writes it
+        names = ("model.safetensors", "pytorch_model.bin")
+        file = next((str(Path(file, name)) for name in names if Path(file, name).is_file()), str(Path(file, names[0])))
+    if file and Path(file).suffix != ".npz":  # which holds no code, and which timm's own ViT reads
+        cfg = dataclasses.replace(cfg, source="", state_dict=unwrap(load_checkpoint(file), file))
     return dict(options, pretrained_cfg=cfg, pretrained_cfg_overlay=None)
 
 

@@ -24,7 +24,11 @@ def _create(
     **options: Any,  # noqa: ANN401
 ) -> nn.Module:
     plain = f"vit_{size}_patch16_224"
+    if isinstance(options.get("pretrained_cfg"), str):  # a tag of ours, which timm's model does not know
+        del options["pretrained_cfg"]
     model = without_weights(timm.create_model(plain, pretrained, **with_weights(plain, pretrained, options)))
+    if isinstance(getattr(model, "pretrained_cfg", None), dict):
+        model.pretrained_cfg["architecture"] = f"vit_{size}_attention"
     return set_attention(model, attention, **(attention_options or {}))
 
 

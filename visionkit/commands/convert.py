@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +48,21 @@ def run(options: argparse.Namespace) -> int:
         weights = family.checkpoint_filter_fn(state, model)
     except VisionKitError as error:
         raise VisionKitError(f"{options.checkpoint}: {error}") from error
+    lacking = not_given(weights, model)
     load_weights(model, weights, Path(options.checkpoint))
-    write({key: value.contiguous() for key, value in model.state_dict().items()}, output)
-    print(f"{output}: {options.model}, {len(weights)} tensors")
+    given = {key: value for key, value in model.state_dict().items() if not key.startswith(lacking)}
+    write(given, output)
+    print(f"{output}: {options.model}, {len(given)} tensors")
+    if lacking:
+        print(f"{options.checkpoint} has nothing for {', '.join(lacking)}: a detector's backbone, left out")
     return 0
+
+
+def not_given(weights: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the model's parts that stand in ``weights`` as they are in the model, for a file lacked them."""
+    own = model.state_dict()
+    same = [key for key, value in weights.items() if value.data_ptr() == own[key].data_ptr()]
+    return tuple(sorted({key.split(".")[0] + "." for key in same if not key.endswith("num_batches_tracked")}))
 
 
 def write(weights: dict[str, Tensor], output: Path) -> None:

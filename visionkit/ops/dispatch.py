@@ -4,7 +4,7 @@
 
 - ``auto``: a kernel for CUDA tensors that it supports, PyTorch otherwise;
 - ``triton``: a kernel, or an error that says why not;
-- ``torch``: PyTorch always.
+- ``torch``: PyTorch always. Second derivatives need it: kernels know the first alone.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from visionkit.errors import VisionKitError
 
@@ -20,6 +21,8 @@ CHOICES = ("auto", "triton", "torch")
 VARIABLE = "VISIONKIT_KERNELS"
 NO_DEVICE = "Triton kernels need a CUDA device"
 AUTO_TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float64 is for comparisons: PyTorch is as good
+
+IS_EXPORTING = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch before 2.7 does not tell
 
 _loaded: dict[str, tuple[Callable, Callable]] = {}
 _choice = os.environ.get(VARIABLE, "auto")
@@ -84,11 +87,22 @@ def _refusal(name: str, tensors: tuple[Tensor, ...]) -> str | None:
     _checked(_choice)
     if _choice == "auto" and any(x.dtype not in AUTO_TYPES for x in tensors):
         return f"auto takes {', '.join(str(x).removeprefix('torch.') for x in AUTO_TYPES)}"
-    if reason := _machine_refusal():
+    if reason := _machine_refusal() or _use_refusal():
         return reason
     if not (tensors[0].is_cuda or _interpreted()):
         return "the tensors are not on a CUDA device"
     return _loaded[name][1](*tensors) if _load(name) else "none is written yet"
+
+
+def _use_refusal() -> str | None:
+    """What keeps a kernel, of which PyTorch knows first derivatives backwards alone, from what is being done."""
+    if torch.jit.is_tracing() or IS_EXPORTING():
+        return "a traced or exported graph is to run without it"
+    if torch.compiler.is_compiling():
+        return None
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return "it has no forward-mode derivative and no rule for torch.func"
+    return None
 
 
 # torch.compile cannot look into imports, and need not
