@@ -250,8 +250,10 @@ def test_hooks(runner, name):
 
 
 def test_hooks_follow_the_switches(recipe):
-    hooks = recipe("bare", "target", reset_optimizer=False, model=dict(mean_teacher=False))["custom_hooks"]
-    assert [hook["type"] for hook in hooks] == ["visionkit.PseudoLabelHook"] and not hooks[0]["reset_optimizer"]
+    options = dict(reset_optimizer=False, compare_with_truth=True, model=dict(mean_teacher=False))
+    hooks = recipe("bare", "target", **options)["custom_hooks"]
+    assert [hook["type"] for hook in hooks] == ["visionkit.PseudoLabelHook"]
+    assert not hooks[0]["reset_optimizer"] and hooks[0]["compare_with_truth"]
     cfg = recipe("bare", "target", model=dict(local=False), clusterer=dict(type="visionkit.JaccardDBSCANLabels"))
     assert list(cfg["train_dataloader"]) == ["global_view"]
     assert cfg["custom_hooks"][0]["clusterer"] == dict(global_view=dict(type="visionkit.JaccardDBSCANLabels"))

@@ -191,7 +191,7 @@ def extract_fused(model: nn.Module, dataset: Dataset, batch_size: int, num_worke
     model.eval()
     parts = [[part.float().cpu() for part in model.extract_fused(batch["image"].to(device))] for batch in loader]
     model.train(was_training)
-    views = [torch.cat(parts_of_view) if parts else None for parts_of_view in zip(*parts)]
+    views = [torch.cat(parts_of_view) for parts_of_view in zip(*parts)]
     if world > 1:
         views = [_gather_strided(view, len(dataset), device) for view in views]
     return [view.numpy() for view in views if view is not None]

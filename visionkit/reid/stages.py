@@ -352,6 +352,8 @@ class TargetFinetuning(ReIDStage):
             ``num_clusters`` is then the largest number of clusters that there may be: of more the largest stay, and
             the images of the others are left out.
         reset_optimizer: Forget Adam's moments at every epoch, as the released code does.
+        compare_with_truth: Log NMI and ARI of every clustering against the target's identities, where it has any.
+            Nothing is chosen by them.
         **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Where it gives no
             ``ema_limit``, the mean teacher's memory is the papers' share of the run; ``preset="released"`` has theirs.
             Its grey rectangles, a third of them cut off, are ``augmentation=dict(released=True)``, and its start from
@@ -367,6 +369,7 @@ class TargetFinetuning(ReIDStage):
         kmeans: dict[str, Any] | None = None,
         clusterer: dict[str, Any] | None = None,
         reset_optimizer: bool = True,
+        compare_with_truth: bool = False,
         epochs: int = 80,
         iters_per_epoch: int = 400,
         **options: Any,
@@ -376,7 +379,7 @@ class TargetFinetuning(ReIDStage):
         self.num_clusters = num_clusters
         self.kmeans = kmeans or {}
         self.clusterer = clusterer
-        self.reset_optimizer = reset_optimizer
+        self.reset_optimizer, self.compare_with_truth = reset_optimizer, compare_with_truth
         self.augmentation = dict(dict(erasing=0.5), **self.augmentation)
 
     def check(self, cfg: Config, earlier: Sequence[str]) -> None:
@@ -428,6 +431,7 @@ class TargetFinetuning(ReIDStage):
             batch_size=self.eval_batch,
             num_workers=cfg.get("workers", 0),
             reset_optimizer=self.reset_optimizer,
+            compare_with_truth=self.compare_with_truth,
             max_clusters=self.num_clusters,
         )
         teacher = [dict(type="visionkit.MeanTeacherHook")] if self.model.get("mean_teacher", True) else []
