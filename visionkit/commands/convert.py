@@ -50,19 +50,19 @@ def run(options: argparse.Namespace) -> int:
         raise VisionKitError(f"{options.checkpoint}: {error}") from error
     lacking = not_given(weights, model)
     load_weights(model, weights, Path(options.checkpoint))
-    given = {key: value for key, value in model.state_dict().items() if not key.startswith(lacking)}
+    given = {key: value for key, value in model.state_dict().items() if key.split(".")[0] not in lacking}
     write(given, output)
     print(f"{output}: {options.model}, {len(given)} tensors")
     if lacking:
-        print(f"{options.checkpoint} has nothing for {', '.join(lacking)}: a detector's backbone, left out")
+        print(f"{options.checkpoint} has no {', '.join(lacking)}, as a detector's backbone; {output} has none either")
     return 0
 
 
-def not_given(weights: dict[str, Tensor], model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the model's parts that stand in ``weights`` as they are in the model, for a file lacked them."""
+def not_given(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Names of the model's parts that stand in ``weights`` as they are in the model, for a file lacked them."""
     own = model.state_dict()
     same = [key for key, value in weights.items() if value.data_ptr() == own[key].data_ptr()]
-    return tuple(sorted({key.split(".")[0] + "." for key in same if not key.endswith("num_batches_tracked")}))
+    return sorted({key.split(".")[0] for key in same if not key.endswith("num_batches_tracked")})
 
 
 def write(weights: dict[str, Tensor], output: Path) -> None:

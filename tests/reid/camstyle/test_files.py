@@ -72,6 +72,13 @@ def test_originals_of_one_stem_are_told_apart_by_their_folders():
     assert origins_by_name(labels) == expected
 
 
+def test_an_image_of_another_camera_takes_no_name_away():
+    """With ``pairs`` it gets no style, but the source stage asks for the origin among all images."""
+    assert origins_by_name({"data/ann/1.jpg": "1"}) == {"1": ("data/ann/1.jpg", "1")}
+    others = ["data/ann/1.jpg", "data/bob/1.jpg"]
+    assert origins_by_name({"data/ann/1.jpg": "1"}, others) == {"ann__1": ("data/ann/1.jpg", "1")}
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     class Broken:
         def save(self, path, **options):

@@ -46,17 +46,19 @@ def write_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, format="JPEG", quality=95)
 
 
-def origins_by_name(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def origins_by_name(labels: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, tuple[str, str]]:
     """Path and camera label (``"1"``, ``"2"``, ...) of each image, by its name in those of its styled images.
 
     Args:
         labels: The camera label of each path.
+        others: Paths that get no style, but among which a styled image's origin will be sought as well.
 
     Raises:
         VisionKitError: Two images would be called the same, so that their styled images would overwrite each other.
     """
     origins: dict[str, tuple[str, str]] = {}
-    for path, name in origin_names(list(labels)).items():
+    names = origin_names(list(dict.fromkeys([*labels, *others])))
+    for path, name in ((path, names[path]) for path in labels):
         other, _ = origins.setdefault(name, (path, labels[path]))
         if other != path:
             raise VisionKitError(f"{path}: has the same name as {other}; rename one, styled images carry that name")

@@ -129,7 +129,7 @@ class CamStyleStage:
         """Train what is not trained, translate what is not translated, and show some of it."""
         with building(f"stage {self.name}"):
             transfers = self.transfers(context)
-            origins = origins_by_name(_labels(transfers))
+            origins = origins_by_name(_labels(transfers), self._left_alone(context))
         folder = context.work_dir / "images"
         if self.images is not None:
             _link(Path(self.images), folder)
@@ -159,6 +159,13 @@ class CamStyleStage:
                 f"stages.{self.name}=None and styled=None in the stage that uses it"
             )
         return [Transfer(files[a], files[b], (str(a), str(b))) for a, b in self._pairs(list(files))]
+
+    def _left_alone(self, context: Context) -> list[str]:
+        """The source's images, also of cameras that are in none of the ``pairs``."""
+        if self.pairs is None:
+            return []
+        source = self._dataset("dataset", self.dataset, context, "source")
+        return list(itertools.chain(*camera_images(source, self.include_test).values()))
 
     def _pairs(self, cameras: list[int]) -> list[tuple[int, int]]:
         everything = list(itertools.combinations(cameras, 2))
