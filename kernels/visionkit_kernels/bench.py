@@ -391,6 +391,19 @@ def text(row: dict) -> str:
     )
 
 
+def cases_of(op: str) -> Iterator[Case]:
+    """An operation's cases. One that cannot be made ends them, as a case that fails when it is run."""
+    try:
+        yield from CASES[op]()
+    except Exception as error:
+        failure = error
+
+        def inputs() -> list[Tensor]:
+            raise failure
+
+        yield Case(op, "a case that cannot be made", inputs, inputs)
+
+
 def write(path: Path, content: dict) -> None:
     """Beside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -423,7 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{'operation':10} {'shape':44} {'ms':>9} {'backward':>9} {'torch':>9} {'backward':>9} {'compiled':>9} "
           f"{'sdpa':>9} {'share':>6} {'MiB':>9} {'torch':>9}", flush=True)  # fmt: skip
     for op in options.op:
-        for case in CASES[op]():
+        for case in cases_of(op):
             if time.perf_counter() - started > options.seconds:
                 row = dict(op=case.op, job=case.job, failed="left out: the time was over")
             else:

@@ -57,6 +57,18 @@ def test_all_forms_of_a_case_run(op, monkeypatch):
     assert not any("failed" in name for name in row), row
 
 
+def test_a_case_that_cannot_be_made_hides_no_other(monkeypatch):
+    def cases():
+        yield bench.Case("broken", "first", lambda: [], lambda: None)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setitem(bench.CASES, "broken", cases)
+    first, last = bench.cases_of("broken")
+    assert first.job == "first" and last.op == "broken"
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        bench.measure(last, CEILINGS, False)
+
+
 def test_the_benchmark_without_a_device(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert bench.main(["--op", "linear"]) == 2
