@@ -163,7 +163,7 @@ def test_an_index_saved_from_python_is_kept(folder, checkpoint, capsys, monkeypa
     assert "0 images added, 0 changed, 0 removed, 4 kept" in capsys.readouterr().out
 
 
-def test_an_index_that_lost_all_its_images_goes_on(folder, checkpoint, capsys):
+def test_an_index_that_lost_all_its_images_goes_on(folder, checkpoint):
     gallery, index = folder / "gallery", folder / "gallery.index"
     assert main(["index", str(gallery), "--weights", str(checkpoint)]) == 0
     held = GalleryIndex.load(index)

@@ -24,14 +24,13 @@ from torch.nn import functional as F
 
 from visionkit import __version__
 from visionkit.cli import run_command
-from visionkit.engine.checkpoints import load_checkpoint, write_text
+from visionkit.engine.checkpoints import write_text
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.data import MVImgNet
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.metrics import psnr, ssim
 from visionkit.nvs.pictures import view_sheet, write_sheet
-from visionkit.nvs.published import load_weights
-from visionkit.nvs.weights import SHIPPED, build_described, load_small, save_small, scale_of
+from visionkit.nvs.weights import SHIPPED, load_small, load_trained, save_small
 from visionkit.progress import progress
 
 PLANES = 24
@@ -95,14 +94,9 @@ def run(options: argparse.Namespace) -> int:
 
 def export(checkpoint: Path, path: Path) -> None:
     """Write the small file of a training checkpoint, with the running mean of its weights."""
-    content = load_checkpoint(checkpoint)
-    meta = content["meta"]
-    config = json.loads(meta["model"])
-    config.pop("type")
-    model = build_described(config, checkpoint)
-    load_weights(model, content["state_dict"], str(checkpoint))
+    model, options, scale = load_trained(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_small(path, model, config, scale_of(meta, checkpoint))
+    save_small(path, model, options, scale)
 
 
 def score(target: Tensor, predicted: Tensor, lpips: PerceptualLoss | None) -> dict[str, float]:

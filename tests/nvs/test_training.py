@@ -459,7 +459,7 @@ def test_both_stages_train_and_report(trained):
     assert 0 < meta["near_far"][0] < meta["distance"] < meta["near_far"][1] and meta["centre"] == "viewed"
 
 
-def test_a_checkpoint_is_scored_again_without_what_it_began_from(trained, tree, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_is_scored_again_without_what_it_began_from(trained, tree, tmp_path, capsys):
     folder, rows = trained
     cfg = config(tree, model=dict(MODEL, mae_checkpoint=str(tmp_path / "gone_mae.pth")))
     cfg.dump(str(tmp_path / "again.py"))

@@ -20,8 +20,10 @@ from visionkit.engine.stopping import listening
 from visionkit.errors import VisionKitError
 from visionkit.registry import STAGES
 
-TOP_LEVEL = ("stages", "source", "target", "backbone", "image_size", "workers", "seed", "work_dir")
-TOP_LEVEL += ("published", "custom_imports")
+TOP_LEVEL = (
+    "stages", "source", "target", "backbone", "image_size", "workers", "seed", "work_dir",
+    "published", "custom_imports",
+)  # fmt: skip
 """What a config may hold beside its stages. ``published`` is for the reader: the papers' numbers; ``custom_imports``
 names modules that register parts of one's own, as in any config of mmengine."""
 

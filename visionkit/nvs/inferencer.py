@@ -1,9 +1,7 @@
 """New views of a photograph by a trained NViST, from Python."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +13,8 @@ from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, focal_from_field_of_view, relative_to
 from visionkit.nvs.captures import Scene, read_photo
 from visionkit.nvs.model import Grids, NViST
-from visionkit.nvs.published import load_weights
 from visionkit.nvs.trajectories import curve, poses
-from visionkit.nvs.weights import USUAL_SCALE, build_described, load_shipped, load_small, scale_of
+from visionkit.nvs.weights import USUAL_SCALE, load_shipped, load_small, load_trained
 
 
 class View(NamedTuple):
@@ -204,22 +201,7 @@ def _load(weights: "str | os.PathLike | NViST | None") -> tuple[NViST, dict]:
         return weights, USUAL_SCALE
     if weights is None:
         return load_shipped()
-    return load_small(weights) if str(weights).endswith(".safetensors") else _from_checkpoint(Path(weights))
-
-
-def _from_checkpoint(path: Path) -> tuple[NViST, dict]:
-    from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
-
-    checkpoint = load_checkpoint(path)
-    meta = checkpoint.get("meta") or {}
-    try:
-        options = json.loads(meta["model"])
-        name = options.pop("type")
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise VisionKitError(f"{path}: does not say which model it belongs to; use one of `visionkit train`") from error
-    if name != "visionkit.NViST":
-        raise VisionKitError(f"{path}: holds a {name}; expected a visionkit.NViST")
-    scale = scale_of(meta, path)
-    model = build_described(options, path)
-    load_weights(model, state_dict_of(checkpoint), str(path))
+    if str(weights).endswith(".safetensors"):
+        return load_small(weights)
+    model, _, scale = load_trained(weights)
     return model, scale

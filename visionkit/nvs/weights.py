@@ -105,6 +105,32 @@ def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
     return model.eval(), scale
 
 
+def load_trained(path: str | os.PathLike) -> tuple[NViST, dict[str, Any], dict[str, Any]]:
+    """Reads a checkpoint of `visionkit train`, with the running mean of its weights where it has one.
+
+    Returns:
+        The model, its options, and ``scale``.
+
+    Raises:
+        VisionKitError: the file is missing, damaged, or of another model.
+    """
+    from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
+
+    checkpoint = load_checkpoint(path)
+    meta = checkpoint.get("meta") or {}
+    try:
+        options = json.loads(meta["model"])
+        name = options.pop("type")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise VisionKitError(f"{path}: does not say which model it belongs to; use one of `visionkit train`") from error
+    if name != "visionkit.NViST":
+        raise VisionKitError(f"{path}: holds a {name}; expected a visionkit.NViST")
+    scale = scale_of(meta, path)
+    model = build_described(options, path)
+    load_weights(model, state_dict_of(checkpoint), str(path))
+    return model, options, scale
+
+
 def build_described(options: Any, path: str | os.PathLike) -> NViST:
     """An NViST with the options that a file of weights tells.
 

@@ -239,15 +239,14 @@ class GalleryIndex:
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """All features in turn. Small parts come together: a search has some work for each block, whatever its size."""
-        small: list[np.ndarray] = []
+        small: list[Part] = []
         for part in self.parts:
-            if small and sum(map(len, small)) + len(part.paths) > SEARCHED_AT_ONCE:
-                yield np.concatenate(small) if len(small) > 1 else small[0]
+            if small and sum(len(each.paths) for each in small) + len(part.paths) > SEARCHED_AT_ONCE:
+                yield _joined(small)
                 small = []
             if part.paths:
-                alone = len(part.paths) > SEARCHED_AT_ONCE
-                small.append(part.features if alone else np.array(part.features))  # a copy leaves no file open
-        yield np.concatenate(small) if len(small) > 1 else small[0]
+                small.append(part)
+        yield _joined(small)
 
     def _approximate(self, query: np.ndarray, topk: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         if kind not in APPROXIMATE:
@@ -360,6 +359,18 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
     if stamps.dtype != np.int64 or stamps.shape != (len(paths), 2):
         raise VisionKitError(f"{file}: damaged, it holds {len(paths)} paths for stamps of shape {stamps.shape}")
     return Part(None, paths, stamps, file, digest), (meta["model"], meta.get("weights", ""))
+
+
+def _joined(parts: Sequence[Part]) -> np.ndarray:
+    """Features of parts, one below the other; no two files are open at once."""
+    if len(parts) == 1:
+        return parts[0].features
+    joined = np.empty((sum(len(part.paths) for part in parts), parts[0].features.shape[1]), np.float32)
+    start = 0
+    for part in parts:
+        joined[start : start + len(part.paths)] = part.features
+        start += len(part.paths)
+    return joined
 
 
 def _map_features(file: Path) -> np.ndarray:

@@ -212,10 +212,7 @@ class SourceReID(ReIDModel):
         Raises:
             VisionKitError: its backbone is another one.
         """
-        own, state_dict = self.state_dict(), one_network(state_dict)
-        check_backbone(own, state_dict)
-        fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
-        self.load_state_dict(fits, strict=False)
+        self.load_state_dict(what_fits(self.state_dict(), one_network(state_dict)), strict=False)
 
     def forward(
         self,
@@ -393,9 +390,8 @@ class CoreReID(ReIDModel):
         Raises:
             VisionKitError: its backbone is another one.
         """
-        own, state_dict = self.student.state_dict(), one_network(state_dict)
-        check_backbone(own, state_dict)
-        fits = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+        state_dict = one_network(state_dict)
+        fits = what_fits(self.student.state_dict(), state_dict)
         fits.pop("classifier.weight", None)
         self.student.load_state_dict(fits, strict=False)
         if self.teacher is not None:
@@ -522,6 +518,16 @@ def check_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
                 f"source checkpoint: of another architecture: expected {key} to be {expected}, found {found}; build "
                 "the model with the backbone that the checkpoint was trained with"
             )
+
+
+def what_fits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given entries that match our own in name and shape.
+
+    Raises:
+        VisionKitError: their backbone is another one.
+    """
+    check_backbone(own, given)
+    return {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
 
 
 def one_network(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
