@@ -171,7 +171,8 @@ def _save(picture: Image.Image, file: Path, max_side: int, focal: float | None) 
 def _structure_from_motion(work: Path, lenses: dict[str, Lens], ordered: bool, say: Callable) -> object | None:
     """The largest model that COLMAP finds, or None."""
     pycolmap = require("pycolmap", "nvs")
-    database, images = work / "features.db", work / "images"
+    # as text: pycolmap asks a Path for it from within its calls, where SIGTERM would read as a wrong argument
+    database, images, models_folder = str(work / "features.db"), str(work / "images"), str(work / "models")
     say(f"finding features in {len(lenses)} photos")
     extraction = pycolmap.FeatureExtractionOptions(max_image_size=FEATURE_SIDE)
     extraction.sift.max_num_features = FEATURES
@@ -195,9 +196,9 @@ def _structure_from_motion(work: Path, lenses: dict[str, Lens], ordered: bool, s
     else:
         pycolmap.match_exhaustive(database)
     say("finding cameras and points")
-    (work / "models").mkdir()
-    models = pycolmap.incremental_mapping(database, images, work / "models")
-    shutil.rmtree(work / "models")
+    os.mkdir(models_folder)
+    models = pycolmap.incremental_mapping(database, images, models_folder)
+    shutil.rmtree(models_folder)
     return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
 
 
