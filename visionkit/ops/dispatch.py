@@ -22,8 +22,6 @@ VARIABLE = "VISIONKIT_KERNELS"
 NO_DEVICE = "Triton kernels need a CUDA device"
 AUTO_TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float64 is for comparisons: PyTorch is as good
 
-IS_EXPORTING = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch before 2.7 does not tell
-
 _loaded: dict[str, tuple[Callable, Callable]] = {}
 _choice = os.environ.get(VARIABLE, "auto")
 
@@ -96,13 +94,18 @@ def _refusal(name: str, tensors: tuple[Tensor, ...]) -> str | None:
 
 def _use_refusal() -> str | None:
     """What keeps a kernel, of which PyTorch knows first derivatives backwards alone, from what is being done."""
-    if torch.jit.is_tracing() or IS_EXPORTING():
+    if torch.jit.is_tracing() or _is_exporting():
         return "a traced or exported graph is to run without it"
     if torch.compiler.is_compiling():
         return None
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return "it has no forward-mode derivative and no rule for torch.func"
     return None
+
+
+@torch.compiler.assume_constant_result  # torch.compile would take it to be true until torch 2.13 or so
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 # torch.compile cannot look into imports, and need not
