@@ -47,7 +47,7 @@ def photograph(camera):
 def exif_of(camera, orientation=1):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    exif.get_ifd(0x8769)[0xA405] = round(36 * camera.focal[0] / max(camera.size))
+    exif[0x8769] = {0xA405: round(36 * camera.focal[0] / max(camera.size))}
     return exif
 
 

@@ -163,7 +163,7 @@ def _save(picture: Image.Image, file: Path, max_side: int, focal: float | None) 
         picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
     exif = Image.Exif()
     if focal:
-        exif.get_ifd(_EXIF)[_FOCAL_35MM] = round(36 * focal)
+        exif[_EXIF] = {_FOCAL_35MM: round(36 * focal)}  # what get_ifd returns is not written before Pillow 11.1
     picture.save(file, quality=95, exif=exif)
     return picture.size
 

@@ -136,7 +136,7 @@ def photo(path, size=(40, 30), focal=None, orientation=None, mode="RGB"):
     if orientation:
         exif[0x0112] = orientation
     if focal is not None:
-        exif.get_ifd(0x8769)[0xA405] = focal
+        exif[0x8769] = {0xA405: focal}
     Image.new(mode, size, 7000 if mode == "I;16" else None).save(path, exif=exif)
     return path
 
@@ -157,7 +157,7 @@ def test_absurd_lenses_of_phones_are_not_believed(tmp_path):
     assert absurd.focal == pytest.approx(0.78 * 640) and "177 mm" in absurd.note
     path, exif = tmp_path / "b.jpg", Image.Exif()
     for own, zoom, believed in ((4.25, 0, False), (4.25, 6, True), (18.6, 1, True)):
-        exif.get_ifd(0x8769).update({0xA405: 120, 0x920A: own, 0xA404: zoom})
+        exif[0x8769] = {0xA405: 120, 0x920A: own, 0xA404: zoom}
         Image.new("RGB", (1200, 900)).save(path, exif=exif)
         assert (read_photo(path).note == "") == believed
 
