@@ -65,17 +65,17 @@ class FieldRenderer(nn.Module):
 
     @property
     def network(self) -> ColourNetwork:
-        """The colour network's tensors; called with features and directions it gives colours."""
+        """The colour network's tensors."""
         first, (inner, _, last) = self.rgb_matrix[1], self.rgb_mlp
         return ColourNetwork(first.weight, first.bias, inner.weight, inner.bias, last.weight, last.bias)
 
     def field(self, planes: Tensor | None, vectors: Tensor | None, dense: bool = False) -> Field:
         """The radiance field of the decoder's grids; ``dense`` as in [vector_matrix_field]."""
         if self.representation == "vector_matrix":
-            return vector_matrix_field(planes, vectors, self.sigma_dim, self.network, dense)
+            return vector_matrix_field(planes, vectors, self.sigma_dim, self.network.rgb, dense)
         if self.representation == "triplanes":
-            return triplane_field(planes, self.sigma_dim, self.sigma_mlp, self.network)
-        return cp_field(vectors, self.sigma_dim, self.network)
+            return triplane_field(planes, self.sigma_dim, self.sigma_mlp, self.network.rgb)
+        return cp_field(vectors, self.sigma_dim, self.network.rgb)
 
     def render(
         self,

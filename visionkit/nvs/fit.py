@@ -231,7 +231,7 @@ class SceneField(nn.Module):
 
         def colour(points: Tensor, directions: Tensor) -> Tensor:
             features = vector_matrix_features(self.colour_grid.planes, self.colour_grid.vectors, points)
-            return self.net.network(features.flatten(2), torch.zeros_like(directions))
+            return self.net.network.rgb(features.flatten(2), torch.zeros_like(directions))
 
         return Field(density, colour)
 

@@ -28,6 +28,8 @@ class ColourNetwork(NamedTuple):
     rgb = sigmoid(W3 gelu(W2 [gelu(W1 gelu(f) + b1), sin 2^k d, cos 2^k d, d] + b2) + b3)
 
     weight1 (H, F), bias1 (H,), weight2 (H, H + 6 K + 3), bias2 (H,), weight3 (3, H), bias3 (3,).
+
+    Not called itself: torch.compile does not know of tuples that can be, at least until torch 2.9.
     """
 
     weight1: Tensor
@@ -37,7 +39,7 @@ class ColourNetwork(NamedTuple):
     weight3: Tensor
     bias3: Tensor
 
-    def __call__(self, features: Tensor, directions: Tensor) -> Tensor:
+    def rgb(self, features: Tensor, directions: Tensor) -> Tensor:
         """(..., F) features, (..., 3) unit directions -> (..., 3) in [0, 1]."""
         hidden = F.gelu(F.linear(F.gelu(features), self.weight1, self.bias1))
         frequencies = (self.weight2.shape[1] - self.weight1.shape[0] - 3) // 6
@@ -100,7 +102,7 @@ def render_vector_matrix(
         colours = _products_type(planes[:, :, sigma_dim:]), _products_type(vectors[:, :, sigma_dim:])
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
         return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
-    field = vector_matrix_field(planes, vectors, sigma_dim, network, dense=True)
+    field = vector_matrix_field(planes, vectors, sigma_dim, network.rgb, dense=True)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
     return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
 
@@ -139,7 +141,7 @@ def render_triplanes(
         return _on(
             background, kernel(field, bias, colours, None, network, origins, directions, near, far, aabb, **options)
         )
-    field = triplane_field(planes, sigma_dim, lambda x: F.linear(x, weight, bias), network)
+    field = triplane_field(planes, sigma_dim, lambda x: F.linear(x, weight, bias), network.rgb)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
     return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
 

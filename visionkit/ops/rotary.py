@@ -31,7 +31,7 @@ def rotary_table_2d(
     if dim % 4:
         raise VisionKitError(f"dim={dim}: rotary encoding on a grid needs a head dimension that is a multiple of 4")
     frequency = 10000 ** -torch.linspace(0, 1, dim // 4, device=device, dtype=torch.float32)
-    frequency = frequency.repeat_interleave(2)
+    frequency = frequency[:, None].expand(-1, 2).flatten()  # exporters know no repeat_interleave
     rows = torch.arange(height, device=device)[:, None] * frequency
     columns = torch.arange(width, device=device)[:, None] * frequency
     rows = rows[:, None].expand(height, width, dim // 2)
