@@ -37,7 +37,8 @@ def test_a_base_moves_the_whole_path():
 
 def test_a_file_of_key_frames(tmp_path):
     file = tmp_path / "a.json"
-    file.write_text(json.dumps([{"azimuth": -20}, {"azimuth": 20, "elevation": 5, "distance": 0.9}, {}]))
+    frames = [{"azimuth": -20}, {"azimuth": 20, "elevation": 5, "distance": 0.9}, {}]
+    file.write_text(json.dumps(frames), encoding="utf-8-sig")  # with the mark that editors on Windows put first
     path = curve(str(file), 5)
     assert np.allclose(path[[0, 2, 4]], [[-20, 0, 1], [20, 5, 0.9], [0, 0, 1]])
 

@@ -91,7 +91,7 @@ def write_text(path: str | Path, text: str) -> None:
     """
     path = Path(path)
     try:
-        with beside(path) as temporary, open(temporary, "w") as file:
+        with beside(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -224,7 +224,7 @@ def _split_folders(root: Path, test_every: int) -> dict[str, list[str]]:
 def _test_classes(file: Path) -> list[str] | None:
     """The classes that the file lists, if there is one."""
     try:
-        listed = json.loads(file.read_text())
+        listed = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

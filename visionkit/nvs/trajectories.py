@@ -72,7 +72,7 @@ def curve_from_file(path: str | os.PathLike, frames: int) -> np.ndarray:
 
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise VisionKitError(f"{path}: no such trajectory file") from error
     except (OSError, ValueError) as error:
