@@ -261,6 +261,7 @@ ALLOWED_STACK = {
     "mala-gated-bf16-128": 256,
     "mala-gated-fp16-96": 64,
     "mala-gated-fp32-64": 512,  # 496 on sm_80; 128 on sm_90
+    "linear-bf16-64": 64,  # 40 on sm_90 by Triton 3.9, none by 3.5 to 3.8
     "linear-fp32-64": 256,
     "sigmoid-bf16-64": 64,
     "sigmoid-fp32-64": 256,

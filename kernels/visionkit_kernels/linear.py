@@ -26,8 +26,6 @@ the product's: only the pass over q reads dy, it has dl = dy o in registers, and
 products that it needs anyway.
 """
 
-from typing import List  # noqa: UP035
-
 import torch
 import triton
 import triton.language as tl
@@ -385,7 +383,7 @@ def _(q, k, v, *options):  # noqa: ANN001, ANN002, ANN202
 def launch_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, local: Tensor | None, gate: Tensor | None,
     state: Tensor, feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
-) -> List[Tensor]:  # fmt: skip # noqa: UP006 - PyTorch before 2.7 knows no other spelling
+) -> list[Tensor]:  # fmt: skip
     """dq, dk, dv and, with a gate, dlocal and dgate."""
     (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
     switches = _switches(feature_map, table is not None, turn_z, q.dtype)

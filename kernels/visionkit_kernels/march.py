@@ -20,8 +20,6 @@ Gradients of the grids are added atomically, so their last bits vary from run to
 registers by programs that walk over many tiles.
 """
 
-from typing import List  # noqa: UP035
-
 import torch
 import triton
 import triton.language as tl
@@ -573,7 +571,7 @@ def launch_backward(
     w1: Tensor, b1: Tensor, w2: Tensor, wd: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, box: Tensor, seed: Tensor | None,
     samples: int, frequencies: int, min_weight: float, used: int,
-) -> List[Tensor]:  # fmt: skip # noqa: UP006 - PyTorch before 2.7 knows no other spelling
+) -> list[Tensor]:  # fmt: skip
     """Gradients of field, bias, planes, vectors and the network's seven tensors."""
     (batch, count), size = origins.shape[:2], planes.shape[2]
     kind = sum_type(planes.dtype)

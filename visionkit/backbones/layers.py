@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks_of_all
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from visionkit.ops.rotary import Rotary, rotary_pairs, rotary_table_2d
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+GLOBAL_HOOKS = (
+    hooks_of_all._global_forward_hooks,
+    hooks_of_all._global_forward_pre_hooks,
+    hooks_of_all._global_backward_hooks,
+    hooks_of_all._global_backward_pre_hooks,
+)
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "none": lambda x: x}
 
 
@@ -130,7 +136,7 @@ def add_branch(x: Tensor, drop: nn.Module, branch: Callable[..., Tensor], *input
     a hook looks at the branch alone.
     """
     drops = drop.training and not isinstance(drop, nn.Identity)
-    adds = not isinstance(branch, nn.Module) or "adds_onto" in vars(type(branch))
+    adds = not isinstance(branch, nn.Module) or "adds_onto" in type(branch).__dict__
     watched = torch.is_grad_enabled() or torch.jit.is_tracing() or has_hooks(branch) or has_hooks(drop)
     if watched or drops or not adds:
         return x + drop(branch(*inputs))
@@ -193,7 +199,7 @@ def has_hooks(part: Callable) -> bool:
     if not isinstance(part, nn.Module):
         return False
     own = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return bool(own or _has_any_global_hook())
+    return bool(own or any(GLOBAL_HOOKS))
 
 
 def is_plain(layer: nn.Module) -> bool:

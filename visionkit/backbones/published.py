@@ -46,7 +46,7 @@ def create(
 
 
 def with_weights(variant: str, pretrained: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """timm's options with what the ``file`` in them holds: timm itself, before 1.0.16, runs code from such a file.
+    """timm's options with what the ``file`` in them holds, so that a file of another kind is told in one line.
 
     Raises:
         VisionKitError: the file is missing, damaged, would run code, or holds no weights.

@@ -83,6 +83,8 @@ def test_meta_tensors_tell_the_shape(name):
 
 @pytest.mark.parametrize("name", ["linear", "dhsa", "flex_prefill"])
 def test_torch_compile_sees_one_graph_of_a_mechanism_that_was_not_called_before(name, monkeypatch):
+    if name == "dhsa" and torch.__version__ < (2, 10):
+        pytest.skip("the length of the longest chunk is another graph's before torch 2.10")
     monkeypatch.setattr(_registry, "_functions", {})
     compiled = torch.compile(partial(attend, name), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*qkv(n=200)), attend(name, *qkv(n=200)))
