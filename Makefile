@@ -6,12 +6,13 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= work_dirs/demo
 BENCH ?= work_dirs/bench
 
-.PHONY: help demo test test-slow test-gpu lint wheel bench clean
+.PHONY: help demo test test-slow test-gpu test-oldest lint wheel bench clean
 
 help:
 	@echo "make demo       synthesise two small domains, adapt from one to the other, show table and pictures"
 	@echo "make test       the test suite, under 10 minutes on 2 cores"
 	@echo "make test-slow  the tests that take minutes each;  make test-gpu  those that need a CUDA device"
+	@echo "make test-oldest  the test suite with the oldest versions that pyproject.toml allows, in .venv-oldest"
 	@echo "make lint       ruff;  make wheel  build and try the wheel;  make bench  this machine's times, hours of them"
 
 $(INSTALLED): pyproject.toml
@@ -35,6 +36,12 @@ test-slow: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
 
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable ".[dev]"
+	.venv-oldest/bin/python -m pytest -n 2
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +56,4 @@ bench: $(INSTALLED)
 	for name in backbones reid render attention; do $(BIN)/python tools/benchmark.py $$name --json $(BENCH)/$$name.json || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-oldest build dist
