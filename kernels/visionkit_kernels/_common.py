@@ -46,13 +46,15 @@ def dot_types(dtype: torch.dtype) -> dict:
     """How products are taken: the operands' type, the sums' type, the precision of float32 operands.
 
     float16 goes through TF32, which has its digits and the range of float32, so that features cannot overflow.
+    Elsewhere, too, a product and its sum are one instruction, as Triton has it of itself until 3.9.
     """
-    return {
+    types = {
         torch.bfloat16: dict(DOT=tl.bfloat16, ACC=tl.float32, PRECISION="tf32"),
         torch.float16: dict(DOT=tl.float32, ACC=tl.float32, PRECISION="tf32"),
         torch.float32: dict(DOT=tl.float32, ACC=tl.float32, PRECISION="tf32x3"),
         torch.float64: dict(DOT=tl.float64, ACC=tl.float64, PRECISION="ieee"),
     }[dtype]
+    return dict(types, enable_fp_fusion=True)
 
 
 def sum_type(dtype: torch.dtype) -> torch.dtype:

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from visionkit_kernels import tiles
 
 ARCHITECTURES = (80, 90)
-OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",

@@ -215,8 +215,9 @@ def launch_newton(a: Tensor, start: Tensor, steps: int) -> Tensor:
     out = torch.empty_like(a)
     with on_device(a):
         newton_kernel[(a.numel() // count**2,)](
-            a, start, out, count, steps, M=padded(count), ACC=dot_types(a.dtype)["ACC"], num_warps=8
-        )
+            a, start, out, count, steps,
+            M=padded(count), ACC=dot_types(a.dtype)["ACC"], num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
     return out
 
 

@@ -21,6 +21,12 @@ for cases in (CASES, sys.argv[1:]):
 """
 
 
+FUSED = """
+from visionkit_kernels.gate import CASES
+print(all(launch.options["enable_fp_fusion"] for case in CASES.values() for launch in case()))
+"""
+
+
 def without_interpreter(*arguments):
     """Lines that Python prints which compiles, and does not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -41,6 +47,10 @@ def compiled(*arguments):
 def test_usual_configurations_are_of_every_kernel():
     every, usual = without_interpreter("-c", KERNELS, *QUICK)
     assert usual == every != ""
+
+
+def test_products_and_sums_are_fused_whatever_triton_does_of_itself():
+    assert without_interpreter("-c", FUSED) == ["True"]
 
 
 @pytest.mark.parametrize("case", QUICK)
