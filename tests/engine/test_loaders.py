@@ -102,6 +102,14 @@ def test_epochs_differ_and_the_global_generators_are_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_generators_of_gpus_are_left_alone(monkeypatch):
+    """A seed that all processes share would give all of them the same drop path and the same samples along rays."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    list(loaders())
+    assert not seeded
+
+
 def test_states_come_back():
     state = rng_state()
     expected = torch.rand(3)

@@ -158,7 +158,7 @@ class _Stream:
         """This process's batches of one pass over the data, in a fresh order: each item's lap, place in it and row."""
         rank, world_size = get_dist_info()
         with torch.random.fork_rng(devices=[]):  # the order is one for all processes, so it cannot use their own state
-            torch.manual_seed(derived_seed(self.seed, epoch, lap))
+            torch.default_generator.manual_seed(derived_seed(self.seed, epoch, lap))  # torch's would seed GPUs too
             order = list(self.sampler) if self.sampler else _random_share(self.dataset, rank, world_size)
         if not order:
             raise VisionKitError(f"no images for process {rank} of {world_size}; use fewer processes or more images")
