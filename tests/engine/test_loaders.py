@@ -117,6 +117,16 @@ def test_states_come_back():
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("devices", [0, 1, 3])
+def test_states_come_back_where_there_are_other_gpus(monkeypatch, devices):
+    """Of those that are there now; torch would look for each of the others."""
+    found = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr("torch.cuda.random.set_rng_state", lambda state, device: found.append(device))
+    set_rng_state(dict(rng_state(), cuda=[torch.zeros(16, dtype=torch.uint8)] * 2))
+    assert found == list(range(min(devices, 2)))
+
+
 def test_no_images():
     with pytest.raises(VisionKitError, match="no images for process 0 of 1"):
         next(iter(loaders(length=0)))
