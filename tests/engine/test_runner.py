@@ -1,9 +1,12 @@
-"""How processes join."""
+"""How processes join, and how a run goes on."""
 
 import pytest
 import torch
 
 from visionkit.engine.runner import LAUNCHERS, init_distributed
+from visionkit.engine.stage import build_runner
+
+from .toy import runner_cfg
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "mpi"])
@@ -18,3 +21,13 @@ def test_processes_with_gpus_join_by_nccl_and_wait_for_hours(launcher, monkeypat
         monkeypatch.delenv(name, raising=False)
     init_distributed(launcher)
     assert joined[0]["backend"] == "nccl" and joined[0]["timeout"].total_seconds() == 6 * 3600
+
+
+def test_a_checkpoint_to_go_on_from_is_read_on_the_cpu(tmp_path, monkeypatch):
+    read = []
+    runner = build_runner(runner_cfg(), tmp_path, seed=3)
+    monkeypatch.setattr("mmengine.runner.runner.get_device", lambda: "cuda")
+    monkeypatch.setattr(runner, "load_checkpoint", lambda filename, map_location: read.append(map_location) or {})
+    with pytest.raises(KeyError):  # nothing is in it
+        runner.resume("epoch_1.pth")
+    assert read == ["cpu"]

@@ -129,6 +129,17 @@ class VisionKitRunner(Runner):
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         save_checkpoint(checkpoint, path)
 
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+    ) -> None:
+        """Go on from a checkpoint."""
+        # read on a GPU it would fill that twice, and Adam's counters would stay there, each waited for in every step
+        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: list | None = None
     ) -> dict[str, Any]:
