@@ -67,6 +67,13 @@ def test_rerank_scores_stand_beside_the_plain_ones():
     assert scores["mAP"] == pytest.approx(100 * evaluate(*data).mAP)
 
 
+@pytest.mark.parametrize("rerank", [None, True])
+def test_options_are_tried_without_a_gpu(rerank, monkeypatch):
+    """Which this machine has not: asking it for memory would be an error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    METRICS.build(dict(type="visionkit.ReIDMetric", rerank=rerank))
+
+
 def test_nothing_to_evaluate():
     with pytest.raises(VisionKitError, match="no image"):
         METRICS.build(dict(type="visionkit.ReIDMetric")).evaluate(0)

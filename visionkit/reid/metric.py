@@ -61,7 +61,8 @@ class ReIDMetric(BaseMetric):
 
             check_keys(self.rerank, inspect.signature(KReciprocal).parameters, "rerank")
         two = np.eye(2, dtype=np.float32)
-        evaluate(two, two, [0, 1], None, [0, 1], None, **self.options, rerank=self.rerank)
+        # on the CPU: every process does this before it knows its GPU, and all would take memory of the first
+        evaluate(two, two, [0, 1], None, [0, 1], None, **self.options, rerank=self.rerank, device="cpu")
 
     def process(self, data_batch: Mapping, data_samples: Tensor | Sequence[Tensor]) -> None:
         """Keep a batch: features (B, D) as the model predicts them, and the batch's pid, camid, index and role."""
