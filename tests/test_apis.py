@@ -71,6 +71,14 @@ def test_rank_a_query_against_a_folder(folder):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
 
 
+def test_the_search_is_on_the_models_device_too(folder, checkpoint, monkeypatch, capsys):
+    """With a GPU that may not be used, as this machine's, which is not there."""
+    assert main(["index", str(folder / "gallery"), "--weights", str(checkpoint), "--device", "cpu"]) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ReIDInferencer(MeanColour(), device="cpu").rank(folder / "query.png", folder / "gallery")
+    assert main(["search", str(folder / "query.png"), str(folder / "gallery.index"), "--device", "cpu"]) == 0
+
+
 def test_a_gallery_may_be_a_list(folder):
     reid = ReIDInferencer(MeanColour())
     gallery = files_below(folder / "gallery")

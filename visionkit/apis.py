@@ -131,7 +131,7 @@ class ReIDInferencer:
         Raises:
             VisionKitError: an empty gallery, an unreadable image, an index of another model.
         """
-        answers = self.as_index(gallery).search(self.features(query), topk)
+        answers = self.as_index(gallery).search(self.features(query), topk, device=self.device)
         return answers[0] if is_one(query) else answers
 
     def as_index(self, gallery: "Images | GalleryIndex") -> "GalleryIndex":

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     reid = ReIDInferencer(weights, device=options.device)
     index.check_model(reid.model_name)
     queries = as_list(options.query)
-    answers = index.search(reid.features(queries), options.topk, options.approximate)
+    answers = index.search(reid.features(queries), options.topk, options.approximate, reid.device)
     for query, matches in zip(queries, answers):
         if len(queries) > 1:
             print(query)

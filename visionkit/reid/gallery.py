@@ -199,7 +199,9 @@ class GalleryIndex:
                 "use that model or index the gallery again"
             )
 
-    def search(self, query: np.ndarray, topk: int = 10, approximate: str | None = None) -> list[list[Match]]:
+    def search(
+        self, query: np.ndarray, topk: int = 10, approximate: str | None = None, device: str | None = None
+    ) -> list[list[Match]]:
         """The nearest images of each query.
 
         Args:
@@ -207,6 +209,7 @@ class GalleryIndex:
             topk: how many images.
             approximate: None for the exact answer, or ``"hnsw"`` or ``"ivf"`` (faiss): much faster on a million
                 images, and may miss a few. What faiss builds is kept in the index's folder.
+            device: where the exact answer is computed; by default on a GPU where there is one.
 
         Raises:
             VisionKitError: an empty index, a query of another width or with values that are not finite, or a wrong
@@ -220,16 +223,18 @@ class GalleryIndex:
         check_pair(query, next(part.features for part in self.parts if part.paths))
         if not np.isfinite(query).all():
             raise VisionKitError("query features hold NaN or infinite values; check the model's weights")
-        found = self._exact(query, topk) if approximate is None else self._approximate(query, topk, approximate)
+        exact = approximate is None
+        found = self._exact(query, topk, device) if exact else self._approximate(query, topk, approximate)
         paths, answers = self.paths, []
         for indices, distances in zip(*found):
             answers.append([Match(paths[i], float(d) ** 0.5) for i, d in zip(indices, distances) if i >= 0])
         return answers
 
-    def _exact(self, query: np.ndarray, topk: int) -> tuple[np.ndarray, np.ndarray]:
+    def _exact(self, query: np.ndarray, topk: int, device: str | None) -> tuple[np.ndarray, np.ndarray]:
+        device = "cpu" if str(device).startswith("mps") else device  # which has no float64
         indices, distances, first = [], [], 0
         for features in self._blocks():
-            found = nearest_neighbours(query, features, topk)
+            found = nearest_neighbours(query, features, topk, device=device)
             indices.append(found.indices + first)
             distances.append(found.distances)
             first += len(features)
