@@ -218,6 +218,16 @@ def test_landmark(causal, retrieve, monkeypatch):
     torch.testing.assert_close(ones, torch.ones_like(v))
 
 
+@CAUSAL
+def test_landmark_retrieves_under_autocast(causal):
+    q, k, v = (x.float() for x in qkv(n=44))
+    exact = landmark_attention(q, k, v, causal=causal, block=6, retrieve=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = landmark_attention(q, k, v, causal=causal, block=6, retrieve=2)
+    assert y.dtype == torch.float32
+    assert (y - exact).abs().mean() < 0.02
+
+
 def test_landmark_with_one_block_is_softmax():
     q, k, v = qkv(n=20)
     torch.testing.assert_close(landmark_attention(q, k, v, causal=True, block=20), exact(q, k, v, True))

@@ -110,5 +110,6 @@ def _retrieved_blocks(
         if len(rows):
             place = number // blocks // q.shape[1], number // blocks % q.shape[1], number % blocks
             scores = (part @ keys[place].mT * scale).masked_fill(missing[place[-1]], -torch.inf)
-            y = y.index_add_(0, rows, (scores.softmax(-1) * share) @ values[place])
+            read = (scores.softmax(-1) * share) @ values[place]
+            y = y.index_add_(0, rows, read.to(y.dtype))  # autocast takes products in half precision
     return y.view(*q.shape[:3], -1)
