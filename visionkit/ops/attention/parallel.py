@@ -21,7 +21,7 @@ from visionkit.errors import VisionKitError
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import wide
 from visionkit.ops.attention.linear import FEATURE_MAPS, check_form, rows, with_ones
-from visionkit.ops.mala import mala_rows
+from visionkit.ops.mala import mala_rows, without_autocast
 from visionkit.ops.nala import nala_rows
 
 
@@ -147,17 +147,18 @@ def linear_by_states(
     check_form(feature_map, output)
     group = group or dist.group.WORLD
     dtype, n, rank = v.dtype, k.shape[-2], dist.get_rank(group)
-    q, k, v = wide(q, k, v)
-    q, k, v = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k), with_ones(v, output)
-    if not causal:
-        (state,) = _means_of_all(k.mT @ v / n, group=group)
-        return rows(q @ state, n * dist.get_world_size(group), output).to(dtype)
-    states = collective.all_gather(k.mT @ v, group)
-    before = sum(states[:rank], torch.zeros_like(states[0]))
-    # every state stays on the graph, for the backward exchange needs all ranks
-    before = before + 0 * sum(states)
-    seen = torch.arange(rank * n + 1, rank * n + n + 1, dtype=q.dtype, device=q.device)[:, None]
-    return rows((causal_linear(q, k, v) + q @ before) / seen, seen, output).to(dtype)
+    with without_autocast(v):  # as causal_linear
+        q, k, v = wide(q, k, v)
+        q, k, v = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k), with_ones(v, output)
+        if not causal:
+            (state,) = _means_of_all(k.mT @ v / n, group=group)
+            return rows(q @ state, n * dist.get_world_size(group), output).to(dtype)
+        states = collective.all_gather(k.mT @ v, group)
+        before = sum(states[:rank], torch.zeros_like(states[0]))
+        # every state stays on the graph, for the backward exchange needs all ranks
+        before = before + 0 * sum(states)
+        seen = torch.arange(rank * n + 1, rank * n + n + 1, dtype=q.dtype, device=q.device)[:, None]
+        return rows((causal_linear(q, k, v) + q @ before) / seen, seen, output).to(dtype)
 
 
 def _by_means(
