@@ -234,6 +234,14 @@ def test_landmark_with_one_block_is_softmax():
     torch.testing.assert_close(landmark_attention(q, k, v, block=20), exact(q, k, v))
 
 
+@pytest.mark.parametrize("name", ["hyper", "flex_prefill", "landmark"])
+def test_blocks_of_a_mechanism_inside_those_of_the_mask(name):
+    q, k, v = qkv(n=36)
+    y = attend(name, q, k, v, mask="block", window=12, block=6)
+    first = attend(name, *(x[..., :12, :] for x in (q, k, v)), block=6)
+    torch.testing.assert_close(y[..., :12, :], first)
+
+
 # DiffQKV
 
 

@@ -86,8 +86,8 @@ def by_rows(
     return torch.cat(parts, dim=-2).to(dtype)
 
 
-def in_blocks(function: Callable, q: Tensor, k: Tensor, v: Tensor, block: int, **options: object) -> Tensor:
-    """A mechanism inside non-overlapping blocks of tokens; the last block may be shorter."""
+def in_blocks(function: Callable, q: Tensor, k: Tensor, v: Tensor, block: int, /, **options: object) -> Tensor:
+    """A mechanism inside non-overlapping blocks of tokens; the last may be shorter. ``block`` may be an option too."""
     n = q.shape[-2]
     whole = n - n % block
 
