@@ -188,6 +188,24 @@ def test_whole_renderings_have_gradients_of_rays_by_option(kind):
         assert torch.equal(without, asked)
 
 
+@pytest.mark.parametrize("kind", ["vector_matrix", "triplanes"])
+def test_autocast_reaches_colours_alone(kind):
+    planes, vectors = (x.float() for x in grids())
+    layer = lambda *shape: torch.linspace(-1, 1, math.prod(shape)).view(shape)
+    network = ColourNetwork(layer(4, 9), layer(4), layer(4, 13), layer(4), layer(3, 4), layer(3))
+    render, second = {
+        "vector_matrix": (render_vector_matrix, vectors),
+        "triplanes": (render_triplanes, (layer(1, 6) + 0.5, layer(1))),
+    }[kind]
+    along = [x.float() for x in rays()]
+    run = lambda: render(planes, second, network, *along, 0.3, 2.4, layer(2, 3), sigma_dim=2, num_samples=4)
+    exact = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = run()
+    assert torch.equal(seen.depth, exact.depth) and torch.equal(seen.opacity, exact.opacity)
+    assert 0 < (seen.rgb - exact.rgb).abs().max() < 0.02
+
+
 def test_nothing_visible_is_background():
     planes, vectors = (torch.zeros_like(x) for x in grids())
     origins, directions = rays()

@@ -102,7 +102,8 @@ def render_vector_matrix(
         colours = _products_type(planes[:, :, sigma_dim:]), _products_type(vectors[:, :, sigma_dim:])
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
         return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
-    field = vector_matrix_field(planes, vectors, sigma_dim, network.rgb, dense=True)
+    with without_autocast(planes):  # as the kernel: of its products only the colours' are taken in half precision
+        field = vector_matrix_field(planes, vectors, sigma_dim, network.rgb, dense=True)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
     return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
 
@@ -141,7 +142,12 @@ def render_triplanes(
         return _on(
             background, kernel(field, bias, colours, None, network, origins, directions, near, far, aabb, **options)
         )
-    field = triplane_field(planes, sigma_dim, lambda x: F.linear(x, weight, bias), network.rgb)
+
+    def lift(features: Tensor) -> Tensor:
+        with without_autocast(features):  # as the kernel
+            return F.linear(features, weight, bias)
+
+    field = triplane_field(planes, sigma_dim, lift, network.rgb)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
     return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
 
