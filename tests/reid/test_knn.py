@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from visionkit.errors import VisionKitError
 from visionkit.reid import knn
+from visionkit.reid.distances import BlockDistances
 from visionkit.reid.knn import SPARE, nearest_neighbours, paired_distances, self_neighbours
 
 
@@ -108,6 +109,14 @@ def test_many_copies_of_a_few_images_rank_by_distance_and_index(k, gallery, seed
     order, distances, _ = expected_neighbours(points[:9], points, k)
     found = nearest_neighbours(points[:9], points, k)
     assert (found.indices == order).all() and (found.distances == distances).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_distances_are_the_same_under_autocast(metric):
+    query, gallery = torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(0))
+    exact = BlockDistances(query, gallery, metric)(0, 30).clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(BlockDistances(query, gallery, metric)(0, 30), exact)
 
 
 def test_each_row_leads_its_own_list():

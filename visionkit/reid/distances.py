@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
+from visionkit.ops.mala import without_autocast
 
 Features = Tensor | np.ndarray
 DistanceFunction = Callable[[Tensor, Tensor], Tensor]
@@ -123,7 +124,8 @@ class BlockDistances:
             out.copy_(self.metric(query, tile))
             return
         norms = self.squared_norms[first : first + len(tile)]
-        product = query @ tile.T
+        with without_autocast(query):  # a ranking needs all digits, also where features are made with fewer
+            product = query @ tile.T
         if self.metric == "cosine":
             scale = (query.square().sum(1, keepdim=True) * norms).sqrt().clamp_min(1e-12)
             torch.sub(1, product.div_(scale), out=out)
