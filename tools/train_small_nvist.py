@@ -183,7 +183,8 @@ def run_training(options: argparse.Namespace) -> int:
     """Trains for so many minutes and writes the mean of the weights."""
     torch.manual_seed(options.seed)
     pool = Pool(options.pool, options.device)
-    size = SIZES[options.size or ("gpu" if options.device == "cuda" else "cpu")]
+    kind = kind_of(options.device)
+    size = SIZES[options.size or kind]
     config = dict(COMMON, **size, extra_rays=options.rays)
     model = NViST(**config)
     if options.init is not None:
@@ -192,7 +193,7 @@ def run_training(options: argparse.Namespace) -> int:
     scale = dict(near_far=pool.near_far, distance=pool.distance, centre="viewed")
     model = model.to(options.device).train()
     mean = [each.detach().clone() for each in model.parameters()]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=options.device == "cuda", betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=kind == "gpu", betas=(0.9, 0.98))
     millions = sum(each.numel() for each in mean) / 1e6
     print(
         f"{len(pool) - pool.tests} training scenes, {millions:.1f} M parameters, near and far {pool.near_far}",
@@ -224,6 +225,11 @@ def run_training(options: argparse.Namespace) -> int:
             )
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB after {step} steps")
     return 0
+
+
+def kind_of(device: str) -> str:
+    """``"gpu"`` of any GPU's name, as ``cuda:1``, else ``"cpu"``: the size of model that it can train."""
+    return "gpu" if torch.device(device).type == "cuda" else "cpu"
 
 
 def train_step(model: NViST, pool: Pool, optimizer: torch.optim.Optimizer, options: argparse.Namespace) -> float:

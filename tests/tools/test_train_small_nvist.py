@@ -57,6 +57,10 @@ def test_training_writes_a_model_and_goes_on_from_one(pool, tmp_path):
     )  # it went on from there
 
 
+def test_every_gpu_trains_the_large_model():
+    assert [train_small_nvist.kind_of(device) for device in ("cpu", "cuda", "cuda:1")] == ["cpu", "gpu", "gpu"]
+
+
 def test_without_a_pool_it_says_what_to_do(tmp_path):
     done = run("train", "--pool", tmp_path / "none", "--out", tmp_path / "x.safetensors")
     assert done.returncode == 2 and "make one: scenes --pool" in done.stderr
