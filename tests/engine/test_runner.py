@@ -1,10 +1,13 @@
 """How processes join, and how a run goes on."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from visionkit.engine.runner import LAUNCHERS, init_distributed
-from visionkit.engine.stage import build_runner
+from visionkit.engine.stage import build_runner, train
 
 from .toy import runner_cfg
 
@@ -31,3 +34,13 @@ def test_a_checkpoint_to_go_on_from_is_read_on_the_cpu(tmp_path, monkeypatch):
     with pytest.raises(KeyError):  # nothing is in it
         runner.resume("epoch_1.pth")
     assert read == ["cpu"]
+
+
+def test_a_run_begins_without_the_model_of_the_last(tmp_path):
+    gc.disable()  # it would come by itself, some time
+    try:
+        last = weakref.ref(train(runner_cfg(epochs=1), tmp_path / "first", seed=3).model)
+        build_runner(runner_cfg(), tmp_path / "second", seed=3)
+        assert last() is None
+    finally:
+        gc.enable()
