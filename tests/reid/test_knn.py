@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionkit.errors import VisionKitError
-from visionkit.reid import knn
+from visionkit.reid import distances, knn
 from visionkit.reid.distances import BlockDistances
 from visionkit.reid.knn import SPARE, nearest_neighbours, paired_distances, self_neighbours
 
@@ -117,6 +117,16 @@ def test_distances_are_the_same_under_autocast(metric):
     exact = BlockDistances(query, gallery, metric)(0, 30).clone()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(BlockDistances(query, gallery, metric)(0, 30), exact)
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [(np.float16, True), (np.float32, True), (np.float64, False)])
+def test_a_gallery_moves_to_a_gpu_that_has_twice_its_room(dtype, fits, monkeypatch):
+    moved = []
+    rows = distances.rows
+    monkeypatch.setattr(distances, "rows", lambda *where: moved.append(where[3:]) or rows(*where[:3]))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9 * 100, 10**9))
+    distances._kept_on(torch.device("cuda"), np.zeros((10, 10), dtype))
+    assert ((torch.device("cuda"),) in moved) == fits
 
 
 def test_each_row_leads_its_own_list():

@@ -139,6 +139,5 @@ def _kept_on(device: torch.device, features: Features) -> Features:
     if device.type != "cuda" or isinstance(features, Tensor) and features.is_cuda:
         return features
     free, _ = torch.cuda.mem_get_info(device)
-    return (
-        rows(features, 0, len(features), device) if 4 * features.shape[0] * features.shape[1] < free // 2 else features
-    )
+    size = rows(features, 0, 1).itemsize * features.shape[0] * features.shape[1]
+    return rows(features, 0, len(features), device) if size < free // 2 else features
