@@ -2,6 +2,7 @@ import pytest
 import torch
 import visionkit_kernels
 from kernels.compare import DEVICE
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from visionkit.errors import VisionKitError
@@ -115,6 +116,17 @@ def test_rocm_takes_pytorch(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with dispatch.use_kernels("auto"):
         assert dispatch.explain() == "PyTorch forms (Triton kernels need a device of NVIDIA)"
+
+
+def test_every_device_is_asked_for_itself(monkeypatch):
+    """Of which the second is an old one, whatever the current one is."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    old = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda x=None: (6, 1) if x == old else (9, 0))
+    with FakeTensorMode(), dispatch.use_kernels("auto"):
+        found = [dispatch.kernel("mala_attention", *[torch.zeros(1, 1, 4, 16, device=x)] * 3) for x in ("cuda:0", old)]
+    assert found == [visionkit_kernels.mala_attention, None]
 
 
 @pytest.mark.parametrize("name", ["mala", "linear", "nala"])

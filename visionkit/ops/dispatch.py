@@ -85,7 +85,7 @@ def _refusal(name: str, tensors: tuple[Tensor, ...]) -> str | None:
     _checked(_choice)
     if _choice == "auto" and any(x.dtype not in AUTO_TYPES for x in tensors):
         return f"auto takes {', '.join(str(x).removeprefix('torch.') for x in AUTO_TYPES)}"
-    if reason := _machine_refusal() or _use_refusal():
+    if reason := _machine_refusal(tensors[0].device if tensors[0].is_cuda else None) or _use_refusal():
         return reason
     if not (tensors[0].is_cuda or _interpreted()):
         return "the tensors are not on a CUDA device"
@@ -120,8 +120,8 @@ def _load(name: str) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _machine_refusal() -> str | None:
-    """What keeps every kernel from running on this machine."""
+def _machine_refusal(device: torch.device | None = None) -> str | None:
+    """What keeps every kernel from running on this machine's device, the current one if none is named."""
     try:
         import visionkit_kernels
     except ImportError:
@@ -133,7 +133,7 @@ def _machine_refusal() -> str | None:
         return NO_DEVICE
     if torch.version.hip:  # which calls its devices cuda too, and knows no PTX
         return "Triton kernels need a device of NVIDIA"
-    if torch.cuda.get_device_capability() < (8, 0):
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "Triton kernels need a device of compute capability 8.0 or newer"
     return None
 
