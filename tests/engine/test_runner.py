@@ -44,3 +44,18 @@ def test_a_run_begins_without_the_model_of_the_last(tmp_path):
         assert last() is None
     finally:
         gc.enable()
+
+
+def test_weights_that_a_hook_exchanged_are_written_from_the_cpu(tmp_path, monkeypatch):
+    """As EMAHook does with those of its model, which is on the GPU."""
+
+    class OnGPU:
+        def cpu(self):
+            return torch.ones(1)
+
+    written = []
+    runner = train(runner_cfg(epochs=1), tmp_path, seed=3)
+    monkeypatch.setattr(runner, "call_hook", lambda _, checkpoint: checkpoint["state_dict"].update(mean=OnGPU()))
+    monkeypatch.setattr("visionkit.engine.runner.save_checkpoint", lambda checkpoint, path: written.append(checkpoint))
+    runner.save_checkpoint(tmp_path / "epoch_1.pth")
+    assert torch.equal(written[0]["state_dict"]["mean"], torch.ones(1))

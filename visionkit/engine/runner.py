@@ -118,7 +118,7 @@ class VisionKitRunner(Runner):
                 model=json.dumps(plain(self.cfg["model"])),
                 image_size=list(self.cfg.get("image_size", [])),
             ),
-            state_dict={key: value.cpu() for key, value in self.bare_model.state_dict().items()},
+            state_dict=self.bare_model.state_dict(),
             optimizer=self.optim_wrapper.state_dict(),
             param_schedulers=_scheduler_states(self.param_schedulers),
             message_hub=plain_message_hub(self.message_hub.state_dict()),
@@ -127,6 +127,8 @@ class VisionKitRunner(Runner):
             **(dict(buffers=buffers) if buffers else {}),
         )
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        # only now, for EMAHook puts its own weights there: they are to be read where there is no GPU too
+        checkpoint["state_dict"] = {key: value.cpu() for key, value in checkpoint["state_dict"].items()}
         save_checkpoint(checkpoint, path)
 
     def resume(
