@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -27,6 +28,22 @@ def test_only_the_head_of_the_list_moves():
     assert torch.equal(new[:, :15].sort(1).values, order[:, :15].sort(1).values)
     scores = model()(query[:1], gallery[order[:1, :15]]).scores[0]
     assert torch.equal(order[0, :15][scores.argsort(descending=True)], new[0, :15])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_list_is_reranked_in_every_precision(dtype):
+    query, gallery = torch.randn(5, 8), torch.randn(40, 8)
+    distances = rerank_with(model(trained=False).to(dtype), query.to(dtype), gallery.to(dtype), length=15)
+    assert distances.dtype == torch.promote_types(dtype, torch.float32)
+    assert (distances < 0).sum(1).tolist() == [15] * 5
+
+
+def test_the_list_is_reranked_under_autocast():
+    query, gallery = torch.randn(5, 8), torch.randn(40, 8)
+    exact = rerank_with(model(trained=False), query, gallery, length=15)
+    with torch.autocast("cpu", torch.bfloat16):
+        distances = rerank_with(model(trained=False), query, gallery, length=15)
+    assert distances.dtype == torch.float32 and torch.equal(distances < 0, exact < 0)
 
 
 def test_scores_follow_the_candidates_order():

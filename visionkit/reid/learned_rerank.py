@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.ops.mala import without_autocast
 from visionkit.registry import MODELS
 
 
@@ -94,7 +95,8 @@ def orthogonality_loss(anchors: Tensor) -> Tensor:
 def rerank_with(model: ViewReranker, query: Tensor, gallery: Tensor, length: int = 50) -> Tensor:
     """Distances (Q, G) in which the first ``length`` candidates of each query are in the model's order.
 
-    The other candidates keep their distance, squared Euclidean of normalised features, and come after.
+    The other candidates keep their distance, squared Euclidean of normalised features, and come after. All are float32
+    at least.
 
     Args:
         model: in eval mode.
@@ -103,11 +105,14 @@ def rerank_with(model: ViewReranker, query: Tensor, gallery: Tensor, length: int
         length: candidates re-ranked.
     """
     query, gallery = F.normalize(query, dim=-1), F.normalize(gallery, dim=-1)
-    distances = 2 - 2 * query @ gallery.mT
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with without_autocast(query):  # half precision would tell few distances apart
+        distances = 2 - 2 * query.to(dtype) @ gallery.to(dtype).mT
     head = distances.topk(min(length, len(gallery)), largest=False).indices
     for rows in torch.arange(len(query)).split(64):
         scores = model(query[rows], gallery[head[rows]]).scores
         place = scores.argsort(-1, descending=True).argsort(-1)
         # all original distances are at least 0: places -1 < ... stay in front of them
-        distances[rows] = distances[rows].scatter(1, head[rows], (place - scores.shape[1]) / scores.shape[1])
+        before = (place.to(dtype) - scores.shape[1]) / scores.shape[1]
+        distances[rows] = distances[rows].scatter(1, head[rows], before)
     return distances
