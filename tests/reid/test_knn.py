@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from visionkit.errors import VisionKitError
 from visionkit.reid import distances, knn
@@ -117,6 +118,32 @@ def test_distances_are_the_same_under_autocast(metric):
     exact = BlockDistances(query, gallery, metric)(0, 30).clone()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(BlockDistances(query, gallery, metric)(0, 30), exact)
+
+
+class Products(TorchFunctionMode):
+    """Whether a GPU would take TF32, at each product."""
+
+    def __init__(self):
+        super().__init__()
+        self.tf32 = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.matmul or function is torch.Tensor.__matmul__:
+            matmul = torch.backends.cuda.matmul
+            new = hasattr(matmul, "fp32_precision")
+            self.tf32.append(matmul.fp32_precision == "tf32" if new else matmul.allow_tf32)
+        return function(*args, **kwargs or {})
+
+
+def test_distances_are_never_taken_in_tf32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Products() as products:
+            BlockDistances(*torch.randn(2, 30, 64))(0, 30)
+        assert products.tf32 == [False] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(("dtype", "fits"), [(np.float16, True), (np.float32, True), (np.float64, False)])

@@ -1,7 +1,8 @@
 """Distances between rows of features, made block by block so that no query x gallery matrix need exist."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ class BlockDistances:
             out.copy_(self.metric(query, tile))
             return
         norms = self.squared_norms[first : first + len(tile)]
-        with without_autocast(query):  # a ranking needs all digits, also where features are made with fewer
+        with full_precision(query):
             product = query @ tile.T
         if self.metric == "cosine":
             scale = (query.square().sum(1, keepdim=True) * norms).sqrt().clamp_min(1e-12)
@@ -141,3 +142,20 @@ def _kept_on(device: torch.device, features: Features) -> Features:
     free, _ = torch.cuda.mem_get_info(device)
     size = rows(features, 0, 1).itemsize * features.shape[0] * features.shape[1]
     return rows(features, 0, len(features), device) if size < free // 2 else features
+
+
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Inside, products on the device of ``x`` keep the digits that a ranking needs: no autocast, and no TF32 on a GPU.
+
+    Programs that train ask torch for both, for all products at once.
+    """
+    matmul = torch.backends.cuda.matmul
+    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, full)
+    try:
+        with without_autocast(x):
+            yield
+    finally:
+        setattr(matmul, name, before)
