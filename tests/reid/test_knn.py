@@ -130,8 +130,7 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.matmul or function is torch.Tensor.__matmul__:
             matmul = torch.backends.cuda.matmul
-            new = hasattr(matmul, "fp32_precision")
-            self.tf32.append(matmul.fp32_precision == "tf32" if new else matmul.allow_tf32)
+            self.tf32.append(matmul.fp32_precision == "tf32")
         return function(*args, **kwargs or {})
 
 

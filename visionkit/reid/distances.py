@@ -150,12 +150,10 @@ def full_precision(x: Tensor) -> Iterator[None]:
 
     Programs that train ask torch for both, for all products at once.
     """
-    matmul = torch.backends.cuda.matmul
-    name, full = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, full)
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
     try:
         with without_autocast(x):
             yield
     finally:
-        setattr(matmul, name, before)
+        products.fp32_precision = before
