@@ -103,7 +103,7 @@ def _use_refusal() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile would take it to be true until torch 2.13 or so
+@torch.compiler.assume_constant_result  # torch.compile takes it to be true, up to torch 2.11 at least
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
