@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.ops.mala import without_autocast
 from visionkit.registry import MODELS
+from visionkit.reid.distances import full_precision
 
 
 class Reranked(NamedTuple):
@@ -106,7 +106,7 @@ def rerank_with(model: ViewReranker, query: Tensor, gallery: Tensor, length: int
     """
     query, gallery = F.normalize(query, dim=-1), F.normalize(gallery, dim=-1)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    with without_autocast(query):  # half precision would tell few distances apart
+    with full_precision(query):
         distances = 2 - 2 * query.to(dtype) @ gallery.to(dtype).mT
     head = distances.topk(min(length, len(gallery)), largest=False).indices
     for rows in torch.arange(len(query)).split(64):
