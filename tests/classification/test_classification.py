@@ -103,7 +103,7 @@ def test_unknown_model():
 def test_published_recipes_build(name, tree, tmp_path):
     cfg = load_config(CONFIGS / name, {"source.root": str(tree)})
     context = Context(cfg, tmp_path, 1, "none", {})
-    runner = build_stage("train", cfg["stages"]["train"], cfg).runner_cfg(context)
+    runner = build_stage("train", cfg["stages"]["train"]).runner_cfg(context)
     optimizer = runner["optim_wrapper"]["optimizer"]
     assert optimizer["lr"] == pytest.approx(1e-3 * 128 / 1024) and optimizer["weight_decay"] == 0.05
     warmup, cosine = runner["param_scheduler"]

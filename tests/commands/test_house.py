@@ -19,7 +19,7 @@ PIPELINES = sorted(ROOT.glob("configs/*.py"))
 def test_every_config_of_the_repository_is_read_and_its_stages_built(config):
     cfg = load_config(config)
     check_types(cfg)
-    assert [build_stage(name, stage, cfg).name for name, stage in cfg["stages"].items()] == list(cfg["stages"])
+    assert [build_stage(name, stage).name for name, stage in cfg["stages"].items()] == list(cfg["stages"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -81,6 +81,16 @@ def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
     shutil.copy("run/target/epoch_1.pth", "moved.pth")
     assert main(["test", "config.py", "moved.pth"]) == 2
     assert "is no stage of the config; give --stage" in capsys.readouterr().err
+    for option, expected in (
+        ("image_size=64", "image_size=64; expected (height, width)"),
+        ("image_size=None", "image_size=None; expected (height, width)"),
+        ("seed=-1", "seed=-1: expected a whole number"),
+        ("sed=3", "did you mean 'seed'"),
+        ("stages.target.metric=3", "stage target: cannot be built from its settings"),
+        ("stages=3", "holds no stages"),
+    ):
+        assert main(["test", "config.py", "run/target/epoch_1.pth", "--cfg-options", option]) == 2
+        assert expected in capsys.readouterr().err
 
 
 OWN = """

@@ -175,7 +175,7 @@ class Configs:
         for name, stage in cfg["stages"].items():
             context = Context(cfg, self.folder / path.stem / name, 1, "none", self.done)
             with contextlib.suppress(VisionKitError):
-                build_stage(name, stage, cfg).run(context)
+                build_stage(name, stage).run(context)
 
 
 class Captures:

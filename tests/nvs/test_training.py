@@ -510,7 +510,7 @@ def test_wrong_settings_are_one_line(tree, tmp_path, changes, words):
 
 def test_each_part_has_its_rate_and_schedule(tree, tmp_path):
     cfg = config(tree, init_from=None, lr=dict(encoder=1e-4, decoder=2e-4, renderer=4e-4))
-    stage = build_stage("nvist", cfg["stages"]["nvist"], cfg)
+    stage = build_stage("nvist", cfg["stages"]["nvist"])
     built = stage.runner_cfg(Context(cfg, tmp_path, 1, "none", {}))
     from mmengine.optim import build_optim_wrapper
 
@@ -527,7 +527,7 @@ def test_configs_name_what_exists(name, tmp_path):
     cfg = load_config(ROOT / "configs" / name)
     outputs = {}
     for stage_name, options in cfg["stages"].items():
-        stage = build_stage(stage_name, options, cfg)
+        stage = build_stage(stage_name, options)
         check_types(stage.runner_cfg(Context(cfg, tmp_path, 1, "none", outputs)))
     if "synthetic" in name and "gpu" not in name:
         model = NViST(**dict(cfg["stages"]["nvist"]["model"], img_size=tuple(cfg["image_size"])))

@@ -75,7 +75,7 @@ def recipe(work_dir):
         cfg["image_size"] = image_size or cfg["image_size"]
         settings = dict(BARE if name == "bare" else cfg["stages"])[stage]
         context = Context(cfg, work_dir / stage, 1, "none", dict(camstyle=work_dir / "camstyle"))
-        return build_stage(stage, dict(settings, **options), cfg).runner_cfg(context)
+        return build_stage(stage, dict(settings, **options)).runner_cfg(context)
 
     return read
 
@@ -369,7 +369,7 @@ def test_numbers_of_a_published_config(name):
     assert tuple(cfg["image_size"]) == ((256, 256) if vehicles else (256, 128)) and cfg["seed"] == 1
     assert cfg["backbone"] == dict(type="visionkit.ResNet", depth=50, weights="imagenet")
     assert (cfg["source"]["type"], cfg["target"]["type"]) == (f"visionkit.{source}", f"visionkit.{target}")
-    stages = {stage: build_stage(stage, settings, cfg) for stage, settings in cfg["stages"].items()}
+    stages = {stage: build_stage(stage, settings) for stage, settings in cfg["stages"].items()}
     assert list(stages) == ["camstyle", "source", "target"]
 
     epochs, decay_epochs, batch_size = (100, 100, 32) if vehicles else (30, 20, 8 if source == "CUHK03NP" else 1)

@@ -23,21 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Build the stage's model, read the weights, print the scores."""
     from visionkit.engine.config import check_keys, load_config
-    from visionkit.engine.pipeline import Context, build_stage, show_table
+    from visionkit.engine.pipeline import Context, build_stage, check_config, show_table
     from visionkit.errors import VisionKitError
 
     cfg = load_config(options.config, options.cfg_options)
+    seed = cfg.get("seed", 1)
+    check_config(cfg, seed)
     checkpoint = Path(options.checkpoint)
     if not checkpoint.is_file():
         raise VisionKitError(f"{checkpoint}: no such checkpoint; give the path of a .pth or .safetensors file")
     name = options.stage or checkpoint.resolve().parent.name
-    if options.stage is None and name not in cfg.get("stages", {}):
+    if options.stage is None and name not in cfg["stages"]:
         raise VisionKitError(f"{checkpoint}: its folder {name!r} is no stage of the config; give --stage")
-    check_keys([name], cfg.get("stages", {}), "--stage")
+    check_keys([name], cfg["stages"], "--stage")
     work_dir = Path(options.work_dir or Path("work_dirs") / f"{Path(options.config).stem}_test")
-    stage = build_stage(name, cfg["stages"][name], cfg)
+    stage = build_stage(name, cfg["stages"][name])
     if not hasattr(stage, "test"):
         raise VisionKitError(f"--stage {name}: has no test data; choose a stage that reports")
-    context = Context(cfg, work_dir, cfg.get("seed", 1), "none", {})
+    context = Context(cfg, work_dir, seed, "none", {})
     show_table([dict(checkpoint=options.checkpoint, **stage.test(context, checkpoint))])
     return 0

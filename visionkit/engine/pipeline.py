@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from visionkit.datasets.images import is_size
 from visionkit.engine.checkpoints import FULL, cannot_write, remove_leftovers, write_text
-from visionkit.engine.config import building, check_counts, check_keys, check_types, plain
+from visionkit.engine.config import build, building, check_counts, check_keys, check_types, plain
 from visionkit.engine.runner import init_distributed
 from visionkit.engine.stopping import listening
 from visionkit.errors import VisionKitError
@@ -47,6 +47,27 @@ class Context:
     outputs: dict[str, Path]
 
 
+def check_config(cfg: Config, seed: Any) -> None:
+    """Look at what all stages share.
+
+    Args:
+        cfg: The whole config.
+        seed: The run's seed.
+
+    Raises:
+        VisionKitError: an unknown key, a wrong value, or no stages.
+    """
+    check_keys(cfg, TOP_LEVEL, "config")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise VisionKitError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
+    check_counts("config", 0, workers=cfg.get("workers", 0))
+    if not is_size(cfg.get("image_size", (1, 1))):
+        raise VisionKitError(f"config: image_size={cfg['image_size']!r}; expected (height, width) in pixels")
+    stages = cfg.get("stages")
+    if not isinstance(stages, dict) or not stages or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise VisionKitError(f"{cfg.filename}: holds no stages; expected stages = dict(name=dict(type=...), ...)")
+
+
 def run_pipeline(
     cfg: Config,
     work_dir: str | Path,
@@ -68,22 +89,14 @@ def run_pipeline(
     Returns:
         The report's rows: one per evaluated model, with its name and scores.
     """
-    check_keys(cfg, TOP_LEVEL, "config")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise VisionKitError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
-    check_counts("config", 0, workers=cfg.get("workers", 0))
-    if not is_size(cfg.get("image_size", (1, 1))):
-        raise VisionKitError(f"config: image_size={cfg['image_size']!r}; expected (height, width) in pixels")
-    work_dir = Path(work_dir)
-    stages = cfg.get("stages")
-    if not isinstance(stages, dict) or not stages or not all(isinstance(stage, dict) for stage in stages.values()):
-        raise VisionKitError(f"{cfg.filename}: holds no stages; expected stages = dict(name=dict(type=...), ...)")
+    check_config(cfg, seed)
+    work_dir, stages = Path(work_dir), cfg["stages"]
     if only is not None:
         check_keys([only], stages, "--stage")
     if not resume and any((work_dir / name).exists() for name in stages):
         raise VisionKitError(f"{work_dir}: holds a run already and --no-resume was given; choose another --work-dir")
     with building("config"):
-        built = {name: build_stage(name, stage, cfg) for name, stage in stages.items()}
+        built = {name: build_stage(name, stage) for name, stage in stages.items()}
         check_types(plain(cfg))
     for number, (name, stage) in enumerate(built.items()):
         if only in (None, name) and hasattr(stage, "check"):  # before hours of work, not after them
@@ -135,10 +148,8 @@ def _run_stage(name: str, stage: Any, context: Context, mark: str) -> None:
     barrier()
 
 
-def build_stage(name: str, stage: dict[str, Any], cfg: Config) -> Any:
+def build_stage(name: str, stage: dict[str, Any]) -> Any:
     """One stage from its config, with the names of its keys checked."""
-    from visionkit.engine.config import build
-
     return build(STAGES, dict(stage, name=name), f"stage {name}")
 
 

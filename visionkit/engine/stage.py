@@ -100,7 +100,8 @@ class RunnerStage:
             VisionKitError: the stage reports on nothing, or the checkpoint is broken or of another architecture.
         """
         state = state_dict_of(load_checkpoint(checkpoint), checkpoint)
-        cfg = self.test_cfg(context, state)
+        with building(f"stage {self.name}"):
+            cfg = self.test_cfg(context, state)
         if "test_dataloader" not in cfg:
             raise VisionKitError(f"stage {self.name}: has no test data; choose a stage that reports")
         check_types(cfg, f"stage {self.name}")
