@@ -249,6 +249,14 @@ def test_fewer_images_than_clusters(site, capsys):
             ["--cfg-options", "stages.target.clusterer.type=visionkit.KMeansLabel"],
             "did you mean 'visionkit.KMeansLabels'",
         ),
+        (
+            [
+                "--cfg-options",
+                "stages.target.clusterer.type=visionkit.JaccardDBSCANLabels",
+                "stages.target.clusterer.epz=0.5",
+            ],
+            "did you mean 'eps'",
+        ),
         (["--cfg-options", "stages.target.metric.rerank.k11=5"], "did you mean 'k1'"),
         (["--cfg-options", "stages.target.metric.ap=finite"], "expected 'finite_sum'"),
         (["--cfg-options", "stages.target.model.preset=publshed"], "'released'"),

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,12 @@ def test_bad_options_and_features():
         KMeansLabels(3)(features, seed=0)
     with pytest.raises(VisionKitError, match="shape"):
         KMeansLabels(3)(features[0], seed=0)
+
+
+def test_faiss_is_missed_before_anything_is_clustered(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(VisionKitError, match="faiss: is not installed"):
+        KMeansLabels(3, algorithm="faiss")
 
 
 def test_means_and_statistics():

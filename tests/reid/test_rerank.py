@@ -84,3 +84,9 @@ def test_wrong_options():
         rerank_distances(query, gallery[:0])
     with pytest.raises(VisionKitError, match="eps"):
         JaccardDBSCANLabels(eps=0)
+
+
+@pytest.mark.parametrize("options", [dict(k1=0), dict(weights="linear"), dict(backend="annoy")])
+def test_a_clusterer_tells_a_wrong_option_when_it_is_built(options):
+    with pytest.raises(VisionKitError):
+        JaccardDBSCANLabels(**options)

@@ -9,6 +9,7 @@ import numpy as np
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.registry import CLUSTERERS
+from visionkit.reid.rerank import jaccard_graph
 
 MANY_CLUSTERS = 1000
 
@@ -54,6 +55,8 @@ class KMeansLabels:
             raise VisionKitError(f"KMeansLabels: algorithm must be 'minibatch', 'full' or 'faiss', got {algorithm!r}")
         if num_clusters < 1:
             raise VisionKitError(f"KMeansLabels: num_clusters must be at least 1, got {num_clusters}")
+        if algorithm == "faiss":
+            require("faiss", "faiss")  # told now, not after the source's training
         self.num_clusters, self.algorithm, self.max_iter = num_clusters, algorithm, max_iter
         self.batch_size, self.init_size = batch_size, init_size
         self.max_no_improvement, self.reassignment_ratio = max_no_improvement, reassignment_ratio
@@ -129,14 +132,27 @@ class JaccardDBSCANLabels:
         min_samples: neighbours, itself included, that make an image the core of a cluster.
         k1: neighbours that are looked at (20 in MMT, 30 in OpenUnReID).
         k2: neighbours over which memberships are averaged.
-        options: further options of :func:`visionkit.reid.rerank.jaccard_graph`.
+        weights: ``"exp"`` or ``"softmax"``, see :class:`visionkit.reid.rerank.KReciprocal`.
+        count_self: likewise.
+        backend: of the neighbour search, see :func:`visionkit.reid.knn.nearest_neighbours`.
     """
 
-    def __init__(self, eps: float = 0.6, min_samples: int = 4, k1: int = 20, k2: int = 6, **options: object) -> None:
+    def __init__(
+        self,
+        eps: float = 0.6,
+        min_samples: int = 4,
+        k1: int = 20,
+        k2: int = 6,
+        weights: str = "exp",
+        count_self: bool = False,
+        backend: str = "auto",
+    ) -> None:
         if not 0 < eps < 1:
             raise VisionKitError(f"JaccardDBSCANLabels: eps is a Jaccard distance between 0 and 1, got {eps}")
         self.eps, self.min_samples = eps, min_samples
-        self.options = dict(k1=k1, k2=k2, **options)
+        self.options = dict(k1=k1, k2=k2, weights=weights, count_self=count_self, backend=backend)
+        # a wrong option is told at once, not after the source's training; on the CPU, for no process knows its GPU yet
+        jaccard_graph(np.eye(2, dtype=np.float32), **self.options, device="cpu")
 
     def __call__(self, features: np.ndarray, seed: int = 0) -> np.ndarray:
         """Labels (N,) int64 of features (N, D). Nothing here is random; the seed is taken for the common form."""
@@ -145,8 +161,6 @@ class JaccardDBSCANLabels:
     def fit(self, features: np.ndarray, seed: int = 0) -> Clusters:
         """Cluster features (N, D) float32; centroids are the means of the clusters' features."""
         from sklearn.cluster import DBSCAN
-
-        from visionkit.reid.rerank import jaccard_graph
 
         features = _checked(features)
         graph = jaccard_graph(features, max_distance=self.eps, **self.options)
