@@ -11,6 +11,7 @@ import torch
 from visionkit.apis import ReIDInferencer
 from visionkit.cli import main
 from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
+from visionkit.reid import pictures
 
 from .site import write_site
 
@@ -140,12 +141,15 @@ def test_images_are_cached_at_the_size_that_is_used(site, capsys):
     assert "source.cache_size=(16, 8) is not image_size=(32, 16)" in refusal(capsys, "--cfg-options", *options)
 
 
-def test_a_site_whose_cameras_are_not_known(site, capsys):
+def test_a_site_whose_cameras_are_not_known(site, capsys, monkeypatch):
     for file in Path("data/DukeMTMC-reID").rglob("*_c*.jpg"):
         file.rename(file.with_name(re.sub("_c[0-9]", f"_c1_{file.name.split('_c')[1][0]}", file.name)))
     assert "set metric=dict(use_cameras=False) where cameras are not known" in refusal(capsys)
     options = [f"stages.{stage}.metric.use_cameras=False" for stage in ("source", "target")]
+    drawn, draw = [], pictures.draw_ranked_lists
+    monkeypatch.setattr(pictures, "draw_ranked_lists", lambda lists, *more: drawn.extend(lists) or draw(lists, *more))
     assert train("--cfg-options", *options) == 0
+    assert drawn and all(any(found.right for found in ranked.gallery) for ranked in drawn)
 
 
 def test_a_site_without_any_label(site, capfd):

@@ -28,6 +28,11 @@ def test_junk_is_left_out_and_frames_tell_right_from_wrong(rows, tmp_path):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["sheet.png"]
 
 
+def test_without_cameras_an_image_of_the_identity_is_no_junk(rows):
+    (ranked,) = ranked_lists(*rows, use_cameras=False)
+    assert [(each.distance, each.right) for each in ranked.gallery] == [(0.0, True), (1.0, True), (2.0, False)]
+
+
 def test_projection(tmp_path):
     r = np.random.RandomState(0)
     pids = np.repeat([-1, 3, 5, 8], 6)

@@ -43,6 +43,7 @@ def ranked_lists(
     gallery_rows: Sequence[Row],
     num_queries: int = 8,
     topk: int = 10,
+    use_cameras: bool = True,
 ) -> list[RankedList]:
     """The ranked lists of queries spread evenly over the query set, junk (same identity and camera) left out.
 
@@ -53,6 +54,7 @@ def ranked_lists(
         gallery_rows: likewise for the gallery.
         num_queries: how many queries to show.
         topk: how many gallery images for each.
+        use_cameras: False where cameras are not known: then no image of the query's identity is junk.
     """
     distances = BlockDistances(query_features, gallery_features)
     pids, camids = (np.array([row[column] for row in gallery_rows]) for column in (1, 2))
@@ -60,7 +62,10 @@ def ranked_lists(
     for i in np.unique(np.linspace(0, len(query_rows) - 1, num_queries).astype(int)):
         path, pid, camid = query_rows[i][:3]
         row = distances(int(i), int(i) + 1)[0].clamp_min(0).sqrt().cpu().numpy()
-        row[(pids == -1) | (pids == pid) & (camids == camid)] = np.inf
+        junk = pids == -1
+        if use_cameras:
+            junk |= (pids == pid) & (camids == camid)
+        row[junk] = np.inf
         first = np.argsort(row, kind="stable")[: min(topk, int(np.isfinite(row).sum()))]
         ranked = [Ranked(gallery_rows[j][0], float(row[j]), bool(pids[j] == pid)) for j in first]
         lists.append(RankedList(path, f"id {pid}, cam {camid + 1}", ranked))

@@ -216,11 +216,11 @@ def draw_pictures(runner: VisionKitRunner, folder: Path, title: str) -> None:
 
     from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
 
-    data = runner.test_dataloader.dataset
-    features = runner.test_evaluator.metrics[0].features
+    data, metric = runner.test_dataloader.dataset, runner.test_evaluator.metrics[0]
+    features = metric.features
     query, gallery = (np.flatnonzero(np.asarray(data.roles) == role) for role in (0, 1))
     rows = [[data.samples[i] for i in role] for role in (query, gallery)]
-    lists = ranked_lists(features[query], features[gallery], *rows)
+    lists = ranked_lists(features[query], features[gallery], *rows, use_cameras=metric.use_cameras)
     sheet = draw_ranked_lists(lists, folder / "ranked_lists.jpg", title)
     runner.visualizer.add_image("ranked_lists", np.asarray(read_image(str(sheet))), step=runner.epoch)
     pids, camids = (np.asarray(labels)[query] for labels in (data.pids, data.camids))
