@@ -171,7 +171,7 @@ class CamStyleStage:
         everything = list(itertools.combinations(cameras, 2))
         if self.pairs is None:
             return everything
-        chosen = [(min(pair), max(pair)) for pair in self.pairs]
+        chosen = [tuple(sorted(pair)) for pair in self.pairs]
         for pair in chosen:
             if pair not in everything:
                 known = ", ".join(map(str, cameras))
