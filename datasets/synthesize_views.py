@@ -239,5 +239,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; the same command makes the tree anew", file=sys.stderr)
+        print("interrupted; the same command goes on with the scenes that are missing", file=sys.stderr)
         sys.exit(130)

@@ -1,9 +1,13 @@
 """The procedural scenes: exact geometry, COLMAP's files, disjoint layouts, repeatability, refusals."""
 
+import functools
 import json
 import math
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -182,3 +186,14 @@ def test_folders_of_others_are_refused(tree, tmp_path, capsys):
         with pytest.raises(SystemExit):
             synthesize_views.main(["--out", str(out), "--scenes", "7"])
         assert words in capsys.readouterr().err
+
+
+def test_an_interruption_says_that_finished_scenes_stay(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--workers", "1"]
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding) as work:
+        while work.poll() is None and not list(tmp_path.rglob("depth.npy")):
+            time.sleep(0.05)
+        work.send_signal(signal.SIGINT)
+        assert work.wait(timeout=60) == 130
+        assert work.stderr.read() == "interrupted; the same command goes on with the scenes that are missing\n"
