@@ -107,6 +107,8 @@ def test_skipped_queries_are_reported():
     with pytest.warns(UserWarning, match="1 of 60 queries"):
         result = evaluate(qf, gf, qp, qc, gp, gc)
     assert result.num_valid_queries == 59 and np.isnan(result.average_precision[3])
+    with pytest.warns(UserWarning, match="1 of 60 queries have no match and are skipped"):
+        evaluate(qf, gf, qp, None, gp, None)
 
 
 def test_bad_input_ends_in_one_line():
@@ -116,6 +118,7 @@ def test_bad_input_ends_in_one_line():
         "query features: no images": (qf[:0], gf, qp[:0], qc[:0], gp, gc),
         "gallery: no images": (qf, gf, qp, qc, gp * 0 - 1, gc),
         "under another camera": (qf, gf, qp, qc * 0, gp, gc * 0),
+        "of its identity; check identities of query and gallery": (qf, gf, qp * 0 + 999, None, gp, None),
         "same model": (qf, gf[:, :4], qp, qc, gp, gc),
         "not finite": (qf * np.nan, gf, qp, qc, gp, gc),
         "gallery_pids: expected 300": (qf, gf, qp, qc, gp[1:], gc),

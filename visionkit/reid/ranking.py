@@ -265,14 +265,8 @@ def _scores(rank: Tensor, match: Tensor, ap: str) -> Tensor:
 
 def _summarise(scores: np.ndarray, protocol: _Protocol, topk: Sequence[int], per_camera: bool) -> RankingResult:
     valid = scores[:, 2] > 0
-    if not valid.any():
-        raise VisionKitError(
-            "no query has a match in the gallery: each query needs an image of its identity under another camera; "
-            "check identities and cameras, or pass no cameras for a set without them"
-        )
     if not valid.all():
-        skipped = int((~valid).sum())
-        warnings.warn(f"{skipped} of {len(valid)} queries have no match under another camera and are skipped")
+        _tell_skipped(valid, with_cameras=protocol.query_camids is not None)
     average, inverse, first = scores[valid].T
     cameras = {}
     if per_camera and protocol.query_camids is not None:
@@ -291,6 +285,18 @@ def _summarise(scores: np.ndarray, protocol: _Protocol, topk: Sequence[int], per
         average_precision=np.where(valid, scores[:, 0], np.nan),
         first_rank=scores[:, 2].astype(np.int64),
     )
+
+
+def _tell_skipped(valid: np.ndarray, with_cameras: bool) -> None:
+    """A warning about queries without a match; where none has one there is nothing to score."""
+    another = " under another camera" if with_cameras else ""
+    if not valid.any():
+        advice = "and cameras, or pass no cameras for a set without them" if with_cameras else "of query and gallery"
+        raise VisionKitError(
+            f"no query has a match in the gallery: each query needs an image of its identity{another}; "
+            f"check identities {advice}"
+        )
+    warnings.warn(f"{int((~valid).sum())} of {len(valid)} queries have no match{another} and are skipped")
 
 
 def _labels(values: Labels, length: int, name: str) -> np.ndarray:
