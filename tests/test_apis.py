@@ -386,3 +386,9 @@ def test_checkpoints_that_do_not_describe_their_model(checkpoint, tmp_path, meta
     save_checkpoint(dict(meta=meta, state_dict=state), tmp_path / "odd.pth")
     with pytest.raises(VisionKitError, match=message):
         ReIDInferencer(tmp_path / "odd.pth")
+
+
+def test_a_checkpoint_without_weights_is_named(tmp_path):
+    save_checkpoint(dict(meta=dict(model=json.dumps(CONFIG)), state_dict=dict(a=1)), tmp_path / "odd.pth")
+    with pytest.raises(VisionKitError, match="odd.pth: holds a int under 'a'"):
+        ReIDInferencer(tmp_path / "odd.pth")

@@ -193,7 +193,7 @@ def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
         raise VisionKitError(f"{path}: cannot be read as safetensors (damaged or another format)") from error
 
 
-def state_dict_of(checkpoint: Mapping, path: str | Path = "the checkpoint") -> Mapping[str, torch.Tensor]:
+def state_dict_of(checkpoint: Mapping, path: str | Path) -> Mapping[str, torch.Tensor]:
     """The weights of a checkpoint, whichever of the usual wrappers they are in; running means come before the others.
 
     Raises:

@@ -148,7 +148,7 @@ class VisionKitRunner(Runner):
         """Read a checkpoint safely into the model; called by ``resume``."""
         checkpoint = load_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        state = state_dict_of(checkpoint)
+        state = state_dict_of(checkpoint, filename)
         buffers = checkpoint.get("buffers", [])
         if len(buffers) == get_world_size():
             state = dict(state, **buffers[get_rank()])

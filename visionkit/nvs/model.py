@@ -318,7 +318,7 @@ class MAEFineTuning(BaseModel):
 def _read_weights(path: str) -> dict[str, Tensor]:
     from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
 
-    return state_dict_of(load_checkpoint(path))
+    return state_dict_of(load_checkpoint(path), path)
 
 
 __all__ = ["Grids", "MAEFineTuning", "NViST", "checkpoint_filter_fn"]

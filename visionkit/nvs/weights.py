@@ -127,7 +127,7 @@ def load_trained(path: str | os.PathLike) -> tuple[NViST, dict[str, Any], dict[s
         raise VisionKitError(f"{path}: holds a {name}; expected a visionkit.NViST")
     scale = scale_of(meta, path)
     model = build_described(options, path)
-    load_weights(model, state_dict_of(checkpoint), str(path))
+    load_weights(model, state_dict_of(checkpoint, path), str(path))
     return model, options, scale
 
 

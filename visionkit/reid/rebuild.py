@@ -43,7 +43,7 @@ def rebuild(path: str | Path) -> Rebuilt:
         raise VisionKitError(f"{path}: holds the image size {image_size}, expected (height, width)")
     model = _build(config, path)
     try:
-        model.load_state_dict(state_dict_of(checkpoint))
+        model.load_state_dict(state_dict_of(checkpoint, path))
     except RuntimeError as error:
         raise VisionKitError(f"{path}: its weights do not fit the model that it describes; is it damaged?") from error
     return Rebuilt(model.eval(), image_size)
