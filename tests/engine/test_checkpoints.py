@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,26 @@ def test_round_trip_and_checksum(tmp_path):
     save_checkpoint(dict(state_dict=dict(a=torch.arange(3))), tmp_path / "epoch_1.pth")
     assert torch.equal(load_checkpoint(tmp_path / "epoch_1.pth")["state_dict"]["a"], torch.arange(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_1.pth", "epoch_1.pth.sha256"]
+
+
+def test_kills_between_checksum_and_file_leave_the_old_one_whole(tmp_path, monkeypatch):
+    save_checkpoint(dict(epoch=0), tmp_path / "best.pth")
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target).suffix == ".pth":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    for epoch in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(dict(epoch=epoch), tmp_path / "best.pth")
+        assert load_checkpoint(tmp_path / "best.pth") == dict(epoch=0)
+    monkeypatch.undo()
+    save_checkpoint(dict(epoch=3), tmp_path / "best.pth")
+    assert load_checkpoint(tmp_path / "best.pth") == dict(epoch=3)
+    assert len((tmp_path / "best.pth.sha256").read_text().split()) == 1
 
 
 def test_damaged_newest_is_passed_over(tmp_path):

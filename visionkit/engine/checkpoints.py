@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 
@@ -49,7 +50,8 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
                 os.fsync(file.fileno())
             digest = sha256_of(temporary)
             if path.is_file():  # for a moment both files must be right, the old one and the new
-                write_text(checksum, f"{digest}\n{_first_checksum(path)}\n")
+                old = checksum.read_text(errors="replace") if checksum.is_file() else sha256_of(path)
+                write_text(checksum, f"{digest}\n{old}")
             else:
                 write_text(checksum, f"{digest}\n")
         write_text(checksum, f"{digest}\n")
@@ -216,13 +218,8 @@ def checksum_file(path: Path) -> Path:
 
 def checksum_matches(path: Path) -> bool | None:
     """Whether the file equals what was written; None where no checksum lies beside it."""
-    beside = checksum_file(path)
-    return sha256_of(path) in beside.read_text(errors="replace").split() if beside.is_file() else None
-
-
-def _first_checksum(path: Path) -> str:
-    beside = checksum_file(path)
-    return beside.read_text(errors="replace").partition("\n")[0] if beside.is_file() else sha256_of(path)
+    checksum = checksum_file(path)
+    return sha256_of(path) in checksum.read_text(errors="replace").split() if checksum.is_file() else None
 
 
 def epoch_checkpoints(folder: str | Path) -> Iterator[Path]:
@@ -267,7 +264,7 @@ def plain_message_hub(state: dict[str, Any]) -> dict[str, Any]:
         for name, buffer in state["log_scalars"].items()
     }
     runtime = {
-        key: getattr(value, "item", lambda value=value: value)()  # numpy's scalars become Python's
+        key: value.item() if isinstance(value, np.generic) else value
         for key, value in state["runtime_info"].items()
         if isinstance(value, (int, float, str))
     }
