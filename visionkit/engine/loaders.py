@@ -92,7 +92,7 @@ class NamedLoaders:
     def __init__(self, loaders: dict[str, dict[str, Any]], iters_per_epoch: int, seed: int) -> None:
         datasets = _build_once([cfg["dataset"] for cfg in loaders.values()])
         self.streams = {
-            name: _Stream(dict(cfg, dataset=dataset), derived_seed(seed, i))
+            name: _Stream(derived_seed(seed, i), **dict(cfg, dataset=dataset))
             for i, ((name, cfg), dataset) in enumerate(zip(loaders.items(), datasets))
         }
         self.iters_per_epoch = iters_per_epoch
@@ -131,16 +131,13 @@ def _build_once(cfgs: list[dict[str, Any] | Dataset]) -> list[Dataset]:
 
 
 class _Stream:
-    def __init__(self, cfg: dict[str, Any], seed: int) -> None:
-        cfg = dict(cfg)
-        self.dataset = cfg.pop("dataset")
-        sampler = cfg.pop("sampler", None)
-        self.sampler = DATA_SAMPLERS.build(dict(sampler, dataset=self.dataset)) if sampler else None
-        self.batch_size = cfg.pop("batch_size")
-        self.num_workers = cfg.pop("num_workers", 0)
-        self.seed = seed
-        if cfg:
-            raise TypeError(f"unknown keys of a loader: {', '.join(cfg)}")
+    """One loader of :class:`NamedLoaders`."""
+
+    def __init__(
+        self, seed: int, dataset: Dataset, batch_size: int, sampler: dict[str, Any] | None = None, num_workers: int = 0
+    ) -> None:
+        self.seed, self.dataset, self.batch_size, self.num_workers = seed, dataset, batch_size, num_workers
+        self.sampler = DATA_SAMPLERS.build(dict(sampler, dataset=dataset)) if sampler else None
 
     def loader(self, epoch: int, start: int, stop: int) -> DataLoader:
         """An epoch's batches ``start`` to ``stop``; laps follow each other without new workers, which take seconds."""
