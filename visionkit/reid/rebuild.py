@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
+from visionkit.engine.config import known_names
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 
@@ -87,13 +88,10 @@ def _check_types(config: Any, path: str | Path) -> None:
             _check_types(value, path)
     if not isinstance(config, Mapping):
         return
-    if "type" in config:
-        MODELS.import_from_location()
-        names = {f"visionkit.{name}" for name in MODELS.module_dict}
-        if config["type"] not in names:
-            raise VisionKitError(
-                f"{path}: refused, it names {config['type']!r}, which is no model of visionkit; one of your own is "
-                "known once the module that registers it is imported, so use visionkit.apis.ReIDInferencer after that"
-            )
+    if "type" in config and config["type"] not in known_names(MODELS):
+        raise VisionKitError(
+            f"{path}: refused, it names {config['type']!r}, which is no model of visionkit; one of your own is "
+            "known once the module that registers it is imported, so use visionkit.apis.ReIDInferencer after that"
+        )
     for value in config.values():
         _check_types(value, path)
