@@ -106,19 +106,12 @@ class FiniteLossHook(Hook):
         ]
         if bad:
             report = Path(runner.work_dir) / "nonfinite_batch.json"
-            write_text(
-                report,
-                json.dumps(
-                    dict(
-                        epoch=runner.epoch + 1, iteration=batch_idx + 1, losses=bad, files=list(batch_paths(data_batch))
-                    ),
-                    indent=1,
-                ),
-            )
+            epoch, iteration = runner.epoch + 1, batch_idx + 1
+            found = dict(epoch=epoch, iteration=iteration, losses=bad, files=list(batch_paths(data_batch)))
+            write_text(report, json.dumps(found, indent=1))
             raise VisionKitError(
-                f"{', '.join(bad)} became NaN or infinite in epoch {runner.epoch + 1}, iteration "
-                f"{batch_idx + 1}; the batch's files are in {report}; lower the learning rate or "
-                "look at those images"
+                f"{', '.join(bad)} became NaN or infinite in epoch {epoch}, iteration {iteration}; the batch's files "
+                f"are in {report}; lower the learning rate or look at those images"
             )
 
 
@@ -126,9 +119,10 @@ class FiniteLossHook(Hook):
 class ProgressHook(Hook):
     """A rich progress bar on a terminal; in a log, mmengine's plain lines are all there is."""
 
+    bar = None
+
     def before_train(self, runner: Any) -> None:
         """Show the bar."""
-        self.bar = None
         if not (sys.stderr.isatty() and is_main_process()):
             return
         from rich.console import Console
@@ -159,5 +153,5 @@ class ProgressHook(Hook):
 
     def close(self) -> None:
         """Stop drawing; also called when training ends in an error."""
-        if getattr(self, "bar", None):
+        if self.bar:
             self.bar.stop()

@@ -136,9 +136,10 @@ def train(
     Returns:
         The runner after its last epoch.
     """
+    resume_from = newest_whole_checkpoint(folder)
     with building(str(folder)):
-        runner = build_runner(cfg, folder, seed, launcher, resume_from=newest_whole_checkpoint(folder))
-    if start_from is not None and runner._load_from is None:
+        runner = build_runner(cfg, folder, seed, launcher, resume_from)
+    if start_from is not None and resume_from is None:
         give_weights(runner.bare_model, start_from)
     try:
         runner.train()
