@@ -32,6 +32,7 @@ from visionkit.reid.camstyle.model import CycleGAN, generator_weights, linear_de
 from visionkit.reid.camstyle.networks import PatchDiscriminator, ResnetGenerator
 from visionkit.reid.camstyle.sheet import write_sheet
 from visionkit.reid.camstyle.translate import translate_files
+from visionkit.reid.stages import domain
 
 GENERATORS = "generators.pth"
 
@@ -66,14 +67,12 @@ class CamStyleStage:
 
     Args:
         name: The stage's name.
-        dataset: Config of the source data set without its split; the config's ``source`` by default.
         include_test: Whether query and gallery images are trained on and translated too. Results on the source's own
             test images mean nothing then.
         images: A folder of styled images made before. Nothing is trained; the folder is checked and linked.
         pairs: The pairs of cameras, counting from 1; all by default.
-        direction: ``"AtoB"`` trains one CycleGAN between the source (A) and the ``target`` (B) data set instead and
-            keeps only the source images in the target's style; ``"BtoA"`` the other way round.
-        target: Config of the target data set for ``direction``; the config's ``target`` by default.
+        direction: ``"AtoB"`` trains one CycleGAN between the source (A) and the target (B) data set instead and keeps
+            only the source images in the target's style; ``"BtoA"`` the other way round.
         model: Options of `CycleGAN`.
         image_size: (height, width) at which the networks work; multiples of 4.
         load_size: (height, width) before the random crop in training.
@@ -83,19 +82,16 @@ class CamStyleStage:
         batch_size: Images of each side in a training step.
         optimizer: Optimiser of the generators and of the discriminators.
         test_batch_size: Images translated at once.
-        num_workers: Loader processes; the config's ``workers`` by default.
         sheet_rows: Rows of the picture.
     """
 
     def __init__(
         self,
         name: str,
-        dataset: dict[str, Any] | None = None,
         include_test: bool = False,
         images: str | None = None,
         pairs: Sequence[Sequence[int]] | None = None,
         direction: str | None = None,
-        target: dict[str, Any] | None = None,
         model: dict[str, Any] | None = None,
         image_size: Sequence[int] = (256, 256),
         load_size: Sequence[int] = (286, 286),
@@ -105,11 +101,9 @@ class CamStyleStage:
         batch_size: int = 1,
         optimizer: dict[str, Any] | None = None,
         test_batch_size: int = 16,
-        num_workers: int | None = None,
         sheet_rows: int = 8,
     ) -> None:
         self.name = name
-        self.dataset, self.target = dataset, target
         self.include_test = include_test
         self.images = images
         self.pairs = pairs
@@ -121,7 +115,6 @@ class CamStyleStage:
         self.batch_size = batch_size
         self.optimizer = optimizer or dict(type="Adam", lr=2e-4, betas=(0.5, 0.999))
         self.test_batch_size = test_batch_size
-        self.num_workers = num_workers
         self.sheet_rows = sheet_rows
         self._check_options()
 
@@ -146,13 +139,10 @@ class CamStyleStage:
 
     def transfers(self, context: Context) -> list[Transfer]:
         """The CycleGANs to train: one for each pair of cameras, or one between two data sets."""
-        source = self._dataset("dataset", self.dataset, context, "source")
         if self.direction is not None:
-            target = self._dataset("target", self.target, context, "target")
-            sides = (camera_images(side, self.include_test).values() for side in (source, target))
-            a, b = (list(itertools.chain(*files)) for files in sides)
+            a, b = (self._all_images(context, which) for which in ("source", "target"))
             return [Transfer(a, b, ("A", "B"), ("ab",) if self.direction == "AtoB" else ("ba",))]
-        files = {camera + 1: paths for camera, paths in camera_images(source, self.include_test).items()}
+        files = {camera + 1: paths for camera, paths in self._images_of_cameras(context, "source").items()}
         if len(files) < 2:
             raise VisionKitError(
                 f"stage {self.name}: the data set has one camera alone; leave the stage out, by "
@@ -162,10 +152,13 @@ class CamStyleStage:
 
     def _left_alone(self, context: Context) -> list[str]:
         """The source's images, also of cameras that are in none of the ``pairs``."""
-        if self.pairs is None:
-            return []
-        source = self._dataset("dataset", self.dataset, context, "source")
-        return list(itertools.chain(*camera_images(source, self.include_test).values()))
+        return [] if self.pairs is None else self._all_images(context, "source")
+
+    def _images_of_cameras(self, context: Context, which: str) -> dict[int, list[str]]:
+        return camera_images(domain(context.cfg, which), self.include_test)
+
+    def _all_images(self, context: Context, which: str) -> list[str]:
+        return list(itertools.chain(*self._images_of_cameras(context, which).values()))
 
     def _pairs(self, cameras: list[int]) -> list[tuple[int, int]]:
         everything = list(itertools.combinations(cameras, 2))
@@ -177,12 +170,6 @@ class CamStyleStage:
                 known = ", ".join(map(str, cameras))
                 raise VisionKitError(f"stage {self.name}: pairs holds {pair}; expected two of the cameras {known}")
         return chosen
-
-    def _dataset(self, option: str, own: dict | None, context: Context, shared: str) -> dict[str, Any]:
-        cfg = own if own is not None else context.cfg.get(shared)
-        if cfg is None:
-            raise VisionKitError(f"stage {self.name}: needs {option}=dict(type=..., root=...) or the config's {shared}")
-        return dict(cfg)
 
     def _check_options(self) -> None:
         counts = dict(batch_size=self.batch_size, test_batch_size=self.test_batch_size, sheet_rows=self.sheet_rows)
@@ -224,7 +211,7 @@ class CamStyleStage:
         """The Runner's config of one CycleGAN."""
         dataset = UnalignedPairs(transfer.a, transfer.b, self.load_size, self.image_size)
         iterations = self.iters_per_epoch or max(1, len(dataset) // (self.batch_size * get_world_size()))
-        workers = context.cfg.get("workers", 0) if self.num_workers is None else self.num_workers
+        workers = context.cfg.get("workers", 0)
         return dict(
             model=dict(self.model, type="visionkit.CycleGAN"),
             train_dataloader=dict(pair=dict(batch_size=self.batch_size, num_workers=workers, dataset=dataset)),
