@@ -66,9 +66,9 @@ class UnalignedPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The item ``index``; its smaller side is drawn at random."""
-        in_a, in_b = len(self.a) >= len(self.b), len(self.b) >= len(self.a)
-        a, path_a = self._load(self.a, index if in_a else _any(self.a))
-        b, path_b = self._load(self.b, index if in_b and not in_a else _any(self.b))
+        a_is_larger = len(self.a) >= len(self.b)
+        a, path_a = self._load(self.a, index if a_is_larger else _any(self.a))
+        b, path_b = self._load(self.b, _any(self.b) if a_is_larger else index)
         return dict(a=a, b=b, path=path_a, path_b=path_b)
 
     def __len__(self) -> int:

@@ -4,11 +4,12 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel, MMSeparateDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseModel, MMSeparateDistributedDataParallel
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
+from visionkit.engine.runner import bare
 from visionkit.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from visionkit.reid.camstyle.losses import cycle_loss, discriminator_loss, identity_loss, lsgan_loss
 from visionkit.reid.camstyle.networks import PatchDiscriminator, ResnetGenerator
@@ -98,8 +99,7 @@ class CycleGAN(BaseModel):
 
     def _judge_frozen(self, side: str, image: Tensor) -> Tensor:
         """Scores that carry a gradient to the image but none to the discriminator's weights."""
-        judge = {"a": self.discriminator_a, "b": self.discriminator_b}[side]
-        judge = judge.module if is_model_wrapper(judge) else judge
+        judge = bare({"a": self.discriminator_a, "b": self.discriminator_b}[side])
         judge.requires_grad_(False)
         scores = judge(image)
         judge.requires_grad_(True)
@@ -122,7 +122,7 @@ class CycleGANOptimizers:
 
     def __call__(self, model: nn.Module) -> OptimWrapperDict:
         """The wrappers ``generator`` and ``discriminator`` of a `CycleGAN`."""
-        model = model.module if is_model_wrapper(model) else model
+        model = bare(model)
         parts = {
             "generator": [model.generator_ab, model.generator_ba],
             "discriminator": [model.discriminator_a, model.discriminator_b],
@@ -166,8 +166,7 @@ def generator_weights(model: CycleGAN) -> dict[str, Tensor]:
     """The weights that translation needs, under their keys in the bare model."""
     weights = {}
     for name in ("generator_ab", "generator_ba"):
-        network = getattr(model, name)
-        network = network.module if is_model_wrapper(network) else network
+        network = bare(getattr(model, name))
         weights.update({f"{name}.{key}": value.cpu() for key, value in network.state_dict().items()})
     return weights
 
