@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
+from visionkit.reid.fusion import frozen_bias_norm
 
 
 class Routed(NamedTuple):
@@ -28,8 +29,7 @@ class Expert(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.neck = nn.BatchNorm1d(dim)
-        self.neck.bias.requires_grad_(False)
+        self.neck = frozen_bias_norm(dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
