@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from visionkit.reid.losses import batch_hard, hard_triplet_loss, smoothed_cross_entropy, softmax_triplet_loss
+from visionkit.reid.losses import batch_hard, hard_triplet_loss, softmax_triplet_loss
 
 LABELS = [0, 0, 0, 1, 1, 2, 2, 3]
 
@@ -44,17 +44,6 @@ def test_softmax_triplet_formula(features, margin):
 def test_hard_triplet_formula(features, margin):
     expected = sum(max(0.0, p - n + margin) for p, n in hardest(features, LABELS)) / 8
     assert hard_triplet_loss(features, torch.tensor(LABELS), margin).item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_smoothed_cross_entropy_formula():
-    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    labels = torch.tensor([2, 0, 3])
-    expected = 0.0
-    for row, label in zip(logits.tolist(), labels.tolist()):
-        log_sum = math.log(sum(map(math.exp, row)))
-        for k, value in enumerate(row):
-            expected -= ((1 - 0.1) * (k == label) + 0.1 / 4) * (value - log_sum) / 3
-    assert smoothed_cross_entropy(logits, labels, 0.1).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", [softmax_triplet_loss, hard_triplet_loss])

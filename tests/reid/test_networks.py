@@ -6,7 +6,7 @@ from reid.tiny import TINY, TinyBackbone, batch, views
 
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
-from visionkit.reid.losses import smoothed_cross_entropy, softmax_triplet_loss
+from visionkit.reid.losses import softmax_triplet_loss
 from visionkit.reid.networks import CoreReID, SourceReID, build_backbone
 
 SWITCHES = [
@@ -63,7 +63,8 @@ def test_default_losses_are_the_formula():
         x = student.feature_map
         if i == 0:
             g = model.student.bn_global(x.mean((2, 3)) + x.amax((2, 3)))
-            expected["loss_id"] = smoothed_cross_entropy(g @ model.student.classifier.weight.T, view["pid"])
+            logits = g @ model.student.classifier.weight.T
+            expected["loss_id"] = F.cross_entropy(logits, view["pid"], label_smoothing=0.1)
             expected["loss_triplet"] = softmax_triplet_loss(g, view["pid"])
         else:
             half = x[:, :, :2] if i == 1 else x[:, :, 2:]
@@ -223,7 +224,7 @@ def test_source_losses_and_target_statistics():
     again = SourceReID(TINY, num_classes=4).train()
     feature = again.backbone(batch()["image"]).mean((2, 3))
     logits = again.bn(feature) @ again.classifier.weight.T
-    torch.testing.assert_close(losses["loss_id"], smoothed_cross_entropy(logits, batch()["pid"]))
+    torch.testing.assert_close(losses["loss_id"], F.cross_entropy(logits, batch()["pid"], label_smoothing=0.1))
     torch.testing.assert_close(losses["loss_triplet"], softmax_triplet_loss(feature, batch()["pid"]))
     before = model.bn.running_mean.clone()
     model(source=batch(), target=batch(5))

@@ -1,4 +1,4 @@
-"""Losses of re-identification: label-smoothed cross-entropy and batch-hard triplets.
+"""Losses of re-identification: batch-hard triplets.
 
 A triplet's hardest positive is the farthest image of the anchor's identity in the batch, its hardest negative the
 nearest image of another one; features are not normalised. Hermans et al., arXiv 1703.07737; the softmax form: Ge et
@@ -8,17 +8,6 @@ al. (MMT), arXiv 2001.01526.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def smoothed_cross_entropy(logits: Tensor, labels: Tensor, epsilon: float = 0.1) -> Tensor:
-    """Cross-entropy against (1 - epsilon) * onehot + epsilon / C, mean over the batch.
-
-    Args:
-        logits: (B, C).
-        labels: (B,) integers in 0..C-1.
-        epsilon: mass spread evenly over all C classes.
-    """
-    return F.cross_entropy(logits, labels, label_smoothing=epsilon)
 
 
 def batch_hard(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 from visionkit.reid.fusion import PARTS, EnsembleFusion, frozen_bias_norm, halves, pool
-from visionkit.reid.losses import smoothed_cross_entropy, softmax_triplet_loss
+from visionkit.reid.losses import softmax_triplet_loss
 from visionkit.reid.mean_teacher import BUFFER_POLICIES, ema_alpha, update_teacher
 
 Batch = Mapping[str, Any]
@@ -146,11 +146,10 @@ class ReIDModel(BaseModel):
     Args:
         bmfn: Bidirectional Mean Feature Normalization: average with the features of the mirrored image, then L2.
         label_smoothing: epsilon of the classification loss.
-        data_preprocessor: mmengine's; None moves data to the model's device.
     """
 
-    def __init__(self, bmfn: bool, label_smoothing: float, data_preprocessor: Mapping | nn.Module | None) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
+    def __init__(self, bmfn: bool, label_smoothing: float) -> None:
+        super().__init__()
         self.bmfn = bmfn
         self.label_smoothing = label_smoothing
 
@@ -173,7 +172,7 @@ class ReIDModel(BaseModel):
 
     def _id_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         check_labels(labels, logits.shape[1])
-        return smoothed_cross_entropy(logits, labels, self.label_smoothing)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
 @MODELS.register_module()
@@ -185,7 +184,7 @@ class SourceReID(ReIDModel):
         num_classes: identities of the source.
         losses: weights of ``id`` (label-smoothed cross-entropy after the neck) and ``triplet`` (softmax-triplet before
             it), over the default of 1 each.
-        bmfn, label_smoothing, data_preprocessor: see :class:`ReIDModel`.
+        bmfn, label_smoothing: see :class:`ReIDModel`.
         bn_group_size: see :class:`ReIDEncoder`.
     """
 
@@ -197,9 +196,8 @@ class SourceReID(ReIDModel):
         bmfn: bool = True,
         label_smoothing: float = 0.1,
         bn_group_size: int | None = None,
-        data_preprocessor: Mapping | nn.Module | None = None,
     ) -> None:
-        super().__init__(bmfn, label_smoothing, data_preprocessor)
+        super().__init__(bmfn, label_smoothing)
         self.losses = with_defaults(losses, SOURCE_LOSSES)
         self.backbone = build_backbone(backbone)
         self.bn = frozen_bias_norm(self.backbone.num_features)
@@ -276,7 +274,7 @@ class CoreReID(ReIDModel):
         ema_limit: largest share of itself that the teacher keeps in a step.
         ema_buffers: ``own``: the teacher's batch norms run in training mode on its own batches (released code);
             ``copy`` or ``average``: they take or average the student's statistics, and the teacher runs in eval mode.
-        bmfn, label_smoothing, data_preprocessor: see :class:`ReIDModel`.
+        bmfn, label_smoothing: see :class:`ReIDModel`.
         bn_group_size: see :class:`ReIDEncoder`.
     """
 
@@ -295,9 +293,8 @@ class CoreReID(ReIDModel):
         ema_buffers: str = "own",
         label_smoothing: float = 0.1,
         bn_group_size: int | None = None,
-        data_preprocessor: Mapping | nn.Module | None = None,
     ) -> None:
-        super().__init__(bmfn, label_smoothing, data_preprocessor)
+        super().__init__(bmfn, label_smoothing)
         choose("preset", preset, PRESETS)
         choose("ema_buffers", ema_buffers, BUFFER_POLICIES)
         settings = PRESETS[preset]
@@ -307,9 +304,9 @@ class CoreReID(ReIDModel):
         self.teacher = deepcopy(self.student).requires_grad_(False) if mean_teacher else None
         secab = settings["secab"] if secab is None else secab
         self.fusion = EnsembleFusion(self.student.num_features, ecab, secab, local)
-        self.fusion.requires_grad_(False)
-        if self.losses["fusion"]:
-            self._train_fusion()
+        for name, parameter in self.fusion.named_parameters():
+            # the norms' biases stay 0; nothing else has one
+            parameter.requires_grad_(bool(self.losses["fusion"]) and not name.endswith("bias"))
         self.ema_limit, self.ema_buffers = ema_limit, ema_buffers
         self.register_buffer("ema_step", torch.zeros((), dtype=torch.int64))
 
@@ -422,10 +419,6 @@ class CoreReID(ReIDModel):
             with torch.no_grad():
                 teacher_map = self.teacher(image).feature_map
         return self.fusion(student.feature_map, teacher_map)
-
-    def _train_fusion(self) -> None:
-        for name, parameter in self.fusion.named_parameters():
-            parameter.requires_grad_(not name.endswith("bias"))  # the norms' biases stay 0; nothing else has one
 
 
 @contextmanager

@@ -5,14 +5,15 @@ from functools import partial
 
 import torch
 from reference.common import Checks, tensor
+from torch.nn.functional import cross_entropy
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.losses import hard_triplet_loss, smoothed_cross_entropy, softmax_triplet_loss
+from visionkit.reid.losses import hard_triplet_loss, softmax_triplet_loss
 
 LOSSES = {
     "soft_triplet": ("emb", lambda x, y, p: softmax_triplet_loss(x, y, margin=p)),
     "triplet": ("emb", lambda x, y, p: hard_triplet_loss(x, y, margin=p)),
-    "ce_label_smooth": ("logits", lambda x, y, p: smoothed_cross_entropy(x, y, epsilon=p)),
+    "ce_label_smooth": ("logits", lambda x, y, p: cross_entropy(x, y, label_smoothing=p)),
 }
 FIELDS = {"name", "shape", "labels", "num_classes"}
 
