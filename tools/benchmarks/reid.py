@@ -295,7 +295,7 @@ def our_clusters(stem: str, part: int | None) -> Timed:
 
     features = np.load(f"{stem}.npy", mmap_mode="r")[:part]
     clusterer = JaccardDBSCANLabels(eps=0.6)
-    clusterer(features[:256])
+    clusterer.fit(features[:256])
     spent = []
 
     def search(*arguments: object, **options: object) -> knn.Neighbours:
@@ -304,8 +304,8 @@ def our_clusters(stem: str, part: int | None) -> Timed:
         return done.result
 
     rerank.self_neighbours = search
-    done = timed(lambda: clusterer(features))
-    return done._replace(result=(spent[0], done.result))
+    done = timed(lambda: clusterer.fit(features))
+    return done._replace(result=(spent[0], done.result.labels))
 
 
 def dense_clusters(stem: str, part: int) -> Timed:

@@ -1,4 +1,4 @@
-"""Pseudo-label generators: features in, one cluster number for each image out (-1 for noise)."""
+"""Pseudo-label generators: ``fit(features, seed)`` gives one cluster number for each image, and centroids."""
 
 import logging
 import warnings
@@ -62,10 +62,6 @@ class KMeansLabels:
         self.max_no_improvement, self.reassignment_ratio = max_no_improvement, reassignment_ratio
         self.n_init = n_init or (3 if num_clusters < MANY_CLUSTERS else 1)
 
-    def __call__(self, features: np.ndarray, seed: int) -> np.ndarray:
-        """Labels (N,) int64 of features (N, D)."""
-        return self.fit(features, seed).labels
-
     def fit(self, features: np.ndarray, seed: int) -> Clusters:
         """Cluster features (N, D) float32; the same seed gives the same clusters.
 
@@ -90,13 +86,15 @@ class KMeansLabels:
         if self.algorithm == "full":
             model = KMeans(self.num_clusters, n_init=1, max_iter=self.max_iter, random_state=seed)
         else:
-            init_size = self.init_size if self.init_size and self.init_size >= self.num_clusters else None
+            init_size = self.init_size or 0
+            if init_size < self.num_clusters:
+                init_size = 3 * self.num_clusters
             model = MiniBatchKMeans(
                 self.num_clusters,
                 n_init=self.n_init,
                 max_iter=self.max_iter,
                 batch_size=self.batch_size,
-                init_size=min(init_size or 3 * self.num_clusters, len(features)),
+                init_size=min(init_size, len(features)),
                 max_no_improvement=self.max_no_improvement,
                 reassignment_ratio=self.reassignment_ratio,
                 random_state=seed,
@@ -154,12 +152,11 @@ class JaccardDBSCANLabels:
         # a wrong option is told at once, not after the source's training; on the CPU, for no process knows its GPU yet
         jaccard_graph(np.eye(2, dtype=np.float32), **self.options, device="cpu")
 
-    def __call__(self, features: np.ndarray, seed: int = 0) -> np.ndarray:
-        """Labels (N,) int64 of features (N, D). Nothing here is random; the seed is taken for the common form."""
-        return self.fit(features, seed).labels
-
     def fit(self, features: np.ndarray, seed: int = 0) -> Clusters:
-        """Cluster features (N, D) float32; centroids are the means of the clusters' features."""
+        """Cluster features (N, D) float32; centroids are the means of the clusters' features.
+
+        Nothing here is random; the seed is taken for the common form.
+        """
         from sklearn.cluster import DBSCAN
 
         features = _checked(features)
@@ -183,16 +180,15 @@ def cluster_statistics(
     labels: np.ndarray, num_clusters: int | None = None, true_labels: np.ndarray | None = None
 ) -> dict[str, float]:
     """Numbers for the log: clusters, empty ones, images left out, sizes; agreement with ``true_labels`` if given."""
-    clustered = labels[labels >= 0]
-    sizes = np.bincount(clustered, minlength=num_clusters or 0)
-    filled = sizes[sizes > 0]
+    sizes = np.bincount(labels[labels >= 0], minlength=num_clusters or 0)
+    filled = sizes[sizes > 0] if sizes.any() else np.zeros(1)
     statistics = dict(
         clusters=len(sizes),
         empty=int((sizes == 0).sum()),
         noise=int((labels < 0).sum()),
-        size_min=int(filled.min(initial=0) if len(filled) == 0 else filled.min()),
-        size_median=float(np.median(filled)) if len(filled) else 0.0,
-        size_max=int(filled.max(initial=0)),
+        size_min=int(filled.min()),
+        size_median=float(np.median(filled)),
+        size_max=int(filled.max()),
     )
     if true_labels is not None:
         from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
