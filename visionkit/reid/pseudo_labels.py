@@ -1,6 +1,5 @@
 """The hook that labels the target's images before every epoch: extract once, cluster three views, hand out labels."""
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.registry import CLUSTERERS, HOOKS
 from visionkit.reid.clustering import Clusters, cluster_statistics
+from visionkit.reid.networks import evaluating
 
 VIEWS = ("global_view", "top", "bottom")
 LABEL_FILE = "pseudo_labels.npz"
@@ -166,7 +166,6 @@ def view_seed(seed: int, epoch: int, view: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, view]).generate_state(1)[0])
 
 
-@torch.no_grad()
 def extract_fused(model: nn.Module, dataset: Dataset, batch_size: int, num_workers: int = 0) -> list[np.ndarray]:
     """Clustering features of every image of a data set: one array (N, C) float32 for each view.
 
@@ -187,10 +186,8 @@ def extract_fused(model: nn.Module, dataset: Dataset, batch_size: int, num_worke
         worker_init_fn=start_worker,
     )
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    parts = [[part.float().cpu() for part in model.extract_fused(batch["image"].to(device))] for batch in loader]
-    model.train(was_training)
+    with evaluating(model):
+        parts = [[part.float().cpu() for part in model.extract_fused(batch["image"].to(device))] for batch in loader]
     views = [torch.cat(parts_of_view) for parts_of_view in zip(*parts)]
     if world > 1:
         views = [_gather_strided(view, len(dataset), device) for view in views]
@@ -211,21 +208,6 @@ def _gather_strided(share: torch.Tensor, total: int, device: torch.device) -> to
 
 
 def save_labels(path: Path, epoch: int, labels: Mapping[str, np.ndarray]) -> None:
-    """Write the labels of an epoch for later pictures: beside, then renamed."""
-    data = io.BytesIO()
-    np.savez_compressed(data, epoch=epoch, **labels)
-    with beside(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-
-
-def load_labels(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what :func:`save_labels` wrote: ``epoch`` and the labels of each view.
-
-    Raises:
-        VisionKitError: the file is missing or damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except Exception as error:
-        raise VisionKitError(f"{path}: no pseudo-labels can be read from it; train an epoch to write them") from error
+    """Write the labels of an epoch, for whoever wants to look at them with ``numpy.load``: beside, then renamed."""
+    with beside(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, epoch=epoch, **labels)
