@@ -14,6 +14,7 @@ from visionkit.engine.config import check_keys
 from visionkit.errors import VisionKitError
 from visionkit.registry import METRICS
 from visionkit.reid.ranking import RankingResult, evaluate, mean_result
+from visionkit.reid.rerank import KReciprocal
 
 QUERY, GALLERY = 0, 1
 
@@ -57,8 +58,6 @@ class ReIDMetric(BaseMetric):
     def _try_options(self) -> None:
         """Raises VisionKitError for a wrong option at once, not after the first epoch."""
         if self.rerank is not None:
-            from visionkit.reid.rerank import KReciprocal
-
             check_keys(self.rerank, inspect.signature(KReciprocal).parameters, "rerank")
         two = np.eye(2, dtype=np.float32)
         # on the CPU: every process does this before it knows its GPU, and all would take memory of the first

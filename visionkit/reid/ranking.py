@@ -16,7 +16,8 @@ from mmengine.dist import all_reduce, get_dist_info
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.distances import BlockDistances, DistanceFunction, Features, block_rows
+from visionkit.reid.distances import BlockDistances, DistanceFunction, Features, as_tensor, block_rows
+from visionkit.reid.rerank import KReciprocal
 
 Labels = Tensor | np.ndarray | Sequence[int]
 DistanceBlock = Callable[[int, int], Tensor]
@@ -98,8 +99,6 @@ def evaluate(
     else:
         if metric != "euclidean":
             raise VisionKitError(f"rerank: made for metric='euclidean', got {metric!r}")
-        from visionkit.reid.rerank import KReciprocal
-
         shared = dict(device=device, distributed=distributed)
         distances = KReciprocal(query_features, gallery_features, **shared, **rerank)
     return evaluate_blocks(distances, (len(query_features), len(gallery_features)), *labels, **options)
@@ -114,14 +113,12 @@ def evaluate_distances(
     **options: object,
 ) -> RankingResult:
     """Score given distances (Q, G); a matrix, an array or a memory map. Options: ap, topk, chunk, per_camera, ..."""
-    matrix = torch.as_tensor(distances) if not isinstance(distances, np.memmap) else distances
 
     def block(start: int, stop: int) -> Tensor:
-        return torch.as_tensor(np.array(matrix[start:stop]) if isinstance(matrix, np.memmap) else matrix[start:stop])
+        return as_tensor(distances[start:stop])
 
-    return evaluate_blocks(
-        block, tuple(matrix.shape), query_pids, query_camids, gallery_pids, gallery_camids, **options
-    )
+    labels = (query_pids, query_camids, gallery_pids, gallery_camids)
+    return evaluate_blocks(block, tuple(distances.shape), *labels, **options)
 
 
 def evaluate_blocks(
