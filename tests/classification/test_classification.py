@@ -131,5 +131,5 @@ def test_trains_from_the_command_line(tree, tmp_path, capfd):
 
 @pytest.mark.parametrize("option", ["iters_per_epoch", "batch_size"])
 def test_a_count_below_one_is_told(option):
-    with pytest.raises(VisionKitError, match=f"stage train: {option}=0; expected 1 or more"):
+    with pytest.raises(VisionKitError, match=f"stage train: {option}=0; expected a whole number of at least 1"):
         ClassificationStage("train", {}, **{option: 0})

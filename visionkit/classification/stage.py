@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size
 
-from visionkit.engine.config import plain
+from visionkit.engine.config import check_counts, plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import RunnerStage
@@ -58,11 +58,13 @@ class ClassificationStage(RunnerStage):
         init_from: str | None = None,
     ) -> None:
         super().__init__(name, report=report, init_from=init_from)
-        if not 0 <= warmup_epochs < epochs:
+        counts = dict(batch_size=batch_size, epochs=epochs)
+        if iters_per_epoch is not None:
+            counts.update(iters_per_epoch=iters_per_epoch)
+        check_counts(f"stage {name}", 1, **counts)
+        check_counts(f"stage {name}", 0, warmup_epochs=warmup_epochs)
+        if warmup_epochs >= epochs:
             raise VisionKitError(f"stage {name}: warmup_epochs={warmup_epochs}; expected 0 to {epochs - 1}")
-        for option, value in (("batch_size", batch_size), ("iters_per_epoch", iters_per_epoch)):
-            if value is not None and value < 1:
-                raise VisionKitError(f"stage {name}: {option}={value}; expected 1 or more")
         self.model, self.batch_size, self.epochs, self.warmup_epochs = model, batch_size, epochs, warmup_epochs
         self.iters_per_epoch, self.lr, self.lr_batch = iters_per_epoch, lr, lr_batch
         self.warmup_lr, self.min_lr, self.weight_decay = warmup_lr, min_lr, weight_decay
