@@ -7,7 +7,7 @@ import importlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from visionkit import __version__
@@ -58,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(importlib.import_module(COMMANDS[options.command][0]).run, options)
 
 
-def run_command(run: object, options: argparse.Namespace) -> int:
+def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Call a command; a wrong input becomes one line and exit status 2."""
     try:
         with stoppable():
-            return run(options) or 0  # type: ignore[operator]
+            return run(options)
     except VisionKitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,9 +2,9 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def draw_ranked_lists(lists: Sequence[RankedList], path: str | Path, title: str 
             colour = UNKNOWN if ranked.right is None else RIGHT if ranked.right else WRONG
             x = left + (place + 1) * step_x + GAP
             _draw_cell(sheet, draw, (x, y), cell, ranked.path, colour, f"{place + 1}  {ranked.distance:.3f}", small)
-    return _save(Path(path), lambda file, kind: sheet.save(file, kind))
+    return _save(Path(path), sheet.save)
 
 
 def draw_projection(
@@ -221,7 +221,7 @@ def picture_format(path: str | Path) -> str:
     return kind
 
 
-def _save(path: Path, write: object) -> Path:
+def _save(path: Path, write: Callable[[BinaryIO, str], None]) -> Path:
     """Write beside, then rename; the format follows from the name's ending."""
     data = io.BytesIO()
     write(data, picture_format(path))
