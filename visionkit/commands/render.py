@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     curve(options.trajectory or "swing", options.frames, options.degrees)
     if options.fit:
         if not is_capture(source):
-            raise VisionKitError(f"{source}: --fit needs a capture with cameras; make one by tools/prepare_capture.py")
+            raise VisionKitError(f"{source}: --fit needs a capture with cameras; `visionkit prepare_capture` makes one")
         refuse(options, ("fov", "distance"), "is for a photo; a capture tells its own, leave it out with --fit")
         if not options.start:
             refuse(options, ("weights",), "--fit uses none; give --start to begin at their prediction")

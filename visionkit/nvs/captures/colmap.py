@@ -91,9 +91,9 @@ def find_model(folder: Path) -> Path:
             return place
     if (folder / "sparse").is_dir():
         raise VisionKitError(
-            f"{folder / 'sparse'}: is empty, structure from motion failed here; run tools/prepare_capture.py"
+            f"{folder / 'sparse'}: is empty, structure from motion failed here; run `visionkit prepare_capture`"
         )
-    raise VisionKitError(f"{folder}: is no capture, it has no sparse/0; run tools/prepare_capture.py")
+    raise VisionKitError(f"{folder}: is no capture, it has no sparse/0; run `visionkit prepare_capture`")
 
 
 def _read_model(folder: Path) -> tuple[object, str]:
