@@ -11,7 +11,7 @@ import torch
 from visionkit.apis import ReIDInferencer
 from visionkit.cli import main
 from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
-from visionkit.reid import pictures
+from visionkit.reid import stages
 
 from .site import write_site
 
@@ -146,8 +146,8 @@ def test_a_site_whose_cameras_are_not_known(site, capsys, monkeypatch):
         file.rename(file.with_name(re.sub("_c[0-9]", f"_c1_{file.name.split('_c')[1][0]}", file.name)))
     assert "set metric=dict(use_cameras=False) where cameras are not known" in refusal(capsys)
     options = [f"stages.{stage}.metric.use_cameras=False" for stage in ("source", "target")]
-    drawn, draw = [], pictures.draw_ranked_lists
-    monkeypatch.setattr(pictures, "draw_ranked_lists", lambda lists, *more: drawn.extend(lists) or draw(lists, *more))
+    drawn, draw = [], stages.draw_ranked_lists
+    monkeypatch.setattr(stages, "draw_ranked_lists", lambda lists, *more: drawn.extend(lists) or draw(lists, *more))
     assert train("--cfg-options", *options) == 0
     assert drawn and all(any(found.right for found in ranked.gallery) for ranked in drawn)
 

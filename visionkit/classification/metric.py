@@ -16,7 +16,7 @@ class TopK(BaseMetric):
     A class that others equal comes after them.
     """
 
-    default_prefix = ""  # none, said so: mmengine warns of None
+    default_prefix = ""  # no prefix; mmengine would warn about None
 
     def process(self, data_batch: dict[str, Tensor], data_samples: Sequence[Tensor]) -> None:
         """Ranks of the true classes: ``label`` (B,) in logits (classes,) of each image."""

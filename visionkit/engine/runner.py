@@ -139,7 +139,7 @@ class VisionKitRunner(Runner):
         map_location: Any = "cpu",
     ) -> None:
         """Go on from a checkpoint."""
-        # read on a GPU it would fill that twice, and Adam's counters would stay there, each waited for in every step
+        # to the CPU: a GPU would hold everything twice, and wait in each step for Adam's counters, which stay there
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
 
     def load_checkpoint(

@@ -154,7 +154,7 @@ def build_runner(
     cfg: dict[str, Any], folder: Path, seed: int, launcher: str = "none", resume_from: Path | None = None
 ) -> VisionKitRunner:
     """A Runner with the house's hooks and loggers."""
-    gc.collect()  # the last one, whose parts know each other, would keep its model and optimiser on the GPU
+    gc.collect()  # the last runner's parts refer to each other: until collected, its model stays on the GPU
     cfg = dict(cfg)
     hooks = dict(
         logger=dict(type="LoggerHook", interval=cfg.pop("log_interval", 50)),

@@ -65,7 +65,7 @@ class ViewMetric(BaseMetric):
         lpips_scaling: see [PerceptualLoss].
     """
 
-    default_prefix = ""  # none, said so: mmengine warns of None
+    default_prefix = ""  # no prefix; mmengine would warn about None
 
     def __init__(self, lpips: str | None = "vgg", lpips_scaling: str = "right") -> None:
         super().__init__()

@@ -132,7 +132,7 @@ class GalleryIndex:
             left = Part(part.features[rows], [part.paths[row] for row in rows], part.stamps[rows])
             self.parts[place] = self._write(left, part.file) if part.file else left
             return
-        with _told(self.folder):
+        with _naming_write_errors(self.folder):
             if part.file:
                 part.file.unlink()
         del self.parts[place]
@@ -151,7 +151,7 @@ class GalleryIndex:
         held = [part.file.name for part in self.parts if part.file]
         if held != [file.name for file in _part_files(folder)]:
             raise VisionKitError(f"{folder}: was changed since it was loaded; load it again and add")
-        with _told(folder):
+        with _naming_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         number = int(held[-1][5:10]) + 1 if held else 0
@@ -162,7 +162,7 @@ class GalleryIndex:
 
     def _write(self, part: Part, file: Path) -> Part:
         """The part as it lies on the disk: its features no longer need memory."""
-        with _told(file.parent):
+        with _naming_write_errors(file.parent):
             _write_part(file, part, self.model, self.weights)
         return _read_part(file)[0]
 
@@ -294,7 +294,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 
 def _lock(folder: Path) -> AcquireReturnProxy:
     """A lock that goes with the process, however that ends."""
-    with _told(folder):
+    with _naming_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             return FileLock(folder / LOCK, timeout=0).acquire()
@@ -312,8 +312,8 @@ def stamp_of(image: object) -> tuple[int, int]:
 
 
 @contextmanager
-def _told(folder: Path | None) -> Iterator[None]:
-    """An index that cannot be written is told in one line."""
+def _naming_write_errors(folder: Path | None) -> Iterator[None]:
+    """An error while writing becomes one line that names the index."""
     from safetensors import SafetensorError
 
     try:

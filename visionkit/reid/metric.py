@@ -37,7 +37,7 @@ class ReIDMetric(BaseMetric):
         prefix: put before each name in the log.
     """
 
-    default_prefix = ""  # none, said so: mmengine warns of None
+    default_prefix = ""  # no prefix; mmengine would warn about None
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -28,6 +29,7 @@ from visionkit.registry import CLUSTERERS, METRICS, MODELS, STAGES
 from visionkit.reid.mean_teacher import ema_limit
 from visionkit.reid.metric import ReIDMetric
 from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID
+from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
 from visionkit.reid.pseudo_labels import VIEWS
 
 
@@ -212,10 +214,6 @@ class ReIDStage(RunnerStage):
 
 def draw_pictures(runner: VisionKitRunner, folder: Path, title: str) -> None:
     """Write ``ranked_lists.jpg`` and ``projection.png`` of the runner's last test, also to TensorBoard."""
-    import numpy as np
-
-    from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
-
     data, metric = runner.test_dataloader.dataset, runner.test_evaluator.metrics[0]
     features = metric.features
     query, gallery = (np.flatnonzero(np.asarray(data.roles) == role) for role in (0, 1))

@@ -67,8 +67,8 @@ class UnalignedPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The item ``index``; its smaller side is drawn at random."""
         a_is_larger = len(self.a) >= len(self.b)
-        a, path_a = self._load(self.a, index if a_is_larger else _any(self.a))
-        b, path_b = self._load(self.b, _any(self.b) if a_is_larger else index)
+        a, path_a = self._load(self.a, index if a_is_larger else _random_place(self.a))
+        b, path_b = self._load(self.b, _random_place(self.b) if a_is_larger else index)
         return dict(a=a, b=b, path=path_a, path_b=path_b)
 
     def __len__(self) -> int:
@@ -79,11 +79,11 @@ class UnalignedPairs(Dataset):
             image = read_or_warn(paths[index])
             if image is not None:
                 return self.transform(image), paths[index]
-            index = _any(paths)
+            index = _random_place(paths)
         raise VisionKitError(f"{Path(paths[index]).parent}: ten images in a row cannot be read; check the data set")
 
 
-def _any(paths: Sequence[str]) -> int:
+def _random_place(paths: Sequence[str]) -> int:
     return int(torch.randint(len(paths), ()))
 
 
