@@ -7,14 +7,10 @@ A stand-in for the real sets, which may not be passed on: `python datasets/synth
 import argparse
 import functools
 import math
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -22,6 +18,7 @@ from reid_cameras import Camera, background, sample_camera, shade_person, take
 from reid_domains import DOMAINS, SCALES, Counts, Domain
 from reid_people import Person, Pose, paint_person, sample_person
 from rich.progress import track
+from stand_in import Parser, fail, in_processes, stream
 
 MARKER = "SYNTHETIC.txt"
 # Raised whenever the same seed gives other pictures.
@@ -47,11 +44,6 @@ class Shot:
     camera: int
     number: int
     quality: str = "good"
-
-
-def stream(seed: int, *words: int) -> np.random.Generator:
-    """The random stream of one purpose."""
-    return np.random.default_rng([seed, *words])
 
 
 def share(rng: np.random.Generator, total: int, parts: int, at_least: int, at_most: int | None = None) -> np.ndarray:
@@ -199,24 +191,6 @@ def write_chunk(job: tuple[Path, int, list[Shot]]) -> int:
     return len(shots)
 
 
-def run_jobs(jobs: list[tuple[Path, int, list[Shot]]], workers: int) -> Iterator[int]:
-    """Write all chunks, in this process or in several."""
-    if workers == 1:
-        yield from map(write_chunk, jobs)
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit it: Ctrl-C is for this process
-    pool = multiprocessing.get_context("spawn").Pool(workers)
-    signal.signal(signal.SIGINT, before)
-    with pool:
-        yield from pool.imap_unordered(write_chunk, jobs)
-
-
-def fail(message: str) -> NoReturn:
-    """End with one line and exit status 2."""
-    print(f"synthesize_reid.py: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def note(scale: str, seed: int) -> str:
     """First line of the marker: what made the folder's content."""
     return (
@@ -263,20 +237,16 @@ def synthesize(out: Path, scale: str, seed: int, workers: int) -> int:
         for split in ("bounding_box_train", "bounding_box_test", "query"):
             (out / domain.folder / split).mkdir(parents=True, exist_ok=True)
     jobs = [(out, seed, shots[i : i + CHUNK]) for i in range(0, len(shots), CHUNK)]
-    for _ in track(run_jobs(jobs, workers), description=f"Drawing {len(shots)} pictures", total=len(jobs)):
+    written = in_processes(write_chunk, jobs, workers)
+    for _ in track(written, description=f"Drawing {len(shots)} pictures", total=len(jobs)):
         pass
     marker.write_text(note(scale, seed) + "\n")
     return len(shots)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(message)
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder, for the stand-in alone")
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--seed", type=int, default=0, help="0 or more")

@@ -7,21 +7,18 @@ has images, COLMAP's files, exact depth and points. See synthetic_views.md besid
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import cv2
 import numpy as np
 import torch
 from rich.progress import track
+from stand_in import Parser, fail, in_processes, stream
 from views_colmap import sample_points, write_model
 from views_render import Tracer, render_views
 from views_scenes import categories, sample_world
@@ -51,11 +48,6 @@ class Settings:
             f"--scenes {self.scenes} --test-scenes {self.test_scenes} --views {self.views} "
             f"--size {self.size[0]}x{self.size[1]} --seed {self.seed}"
         )
-
-
-def stream(seed: int, *words: int) -> np.random.Generator:
-    """The random stream of one purpose."""
-    return np.random.default_rng([seed, *words])
 
 
 def plan(settings: Settings) -> list[tuple[str, int]]:
@@ -143,25 +135,6 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def run_jobs(jobs: list[tuple], workers: int) -> Iterator[int]:
-    """Writes all scenes, in this process or in several."""
-    if workers == 1:
-        _one_thread()
-        yield from map(write_scene, jobs)
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit it: Ctrl-C is for this process
-    pool = multiprocessing.get_context("spawn").Pool(workers, _one_thread)
-    signal.signal(signal.SIGINT, before)
-    with pool:
-        yield from pool.imap_unordered(write_scene, jobs, chunksize=4)
-
-
-def fail(message: str) -> NoReturn:
-    """End with one line and exit status 2."""
-    print(f"synthesize_views.py: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def note(settings: Settings) -> str:
     """First line of the marker: what made the folder's content."""
     return f"Procedural scenes. Made by datasets/synthesize_views.py, edition {EDITION}: {settings}"
@@ -193,14 +166,9 @@ def synthesize(out: Path, settings: Settings, workers: int = 1, device: str = "c
     (out / MARKER).write_text(note(settings) + "\n")
     (out / "test_classes.json").write_text(json.dumps(categories(test=True), indent=1) + "\n")
     jobs = [(out, category, number, settings, device) for category, number in plan(settings)]
-    description = f"Rendering {len(jobs)} scenes"
-    for _ in track(run_jobs(jobs, workers), description=description, total=len(jobs)):
+    rendered = in_processes(write_scene, jobs, workers, begin=_one_thread, chunksize=4)
+    for _ in track(rendered, description=f"Rendering {len(jobs)} scenes", total=len(jobs)):
         pass
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(message)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -212,7 +180,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder, for the stand-in alone")
     parser.add_argument("--scenes", type=int, default=1000, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=50, help="scenes of layouts that training never shows")

@@ -1,0 +1,60 @@
+"""What the scripts that synthesise stand-ins share: random streams, processes, and refusals of one line."""
+
+import argparse
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
+
+
+def stream(seed: int, *words: int) -> np.random.Generator:
+    """The random stream of one purpose."""
+    return np.random.default_rng([seed, *words])
+
+
+def in_processes(
+    make: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    begin: Callable[[], None] | None = None,
+    chunksize: int = 1,
+) -> Iterator[Result]:
+    """What ``make`` returns for each job, in this process or from several in any order.
+
+    Args:
+        make: the work.
+        jobs: what it is called with.
+        workers: number of processes; 1 is this one.
+        begin: called once in each process.
+        chunksize: jobs that a process fetches at a time.
+    """
+    if workers == 1:
+        if begin:
+            begin()
+        yield from map(make, jobs)
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit it: Ctrl-C is for this process
+    pool = multiprocessing.get_context("spawn").Pool(workers, begin)
+    signal.signal(signal.SIGINT, before)
+    with pool:
+        yield from pool.imap_unordered(make, jobs, chunksize)
+
+
+def fail(message: str) -> NoReturn:
+    """End with one line and exit status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """See :func:`fail`."""
+        fail(message)
