@@ -42,12 +42,12 @@ def build(shapes: dict[str, list[int]]) -> nn.Module:
         raise VisionKitError(
             f"cyclegan: the case's state_dict holds {len(convolutions)} convolutions, expected 3 or more"
         )
-    width, _, _, kernel = convolutions[0]
+    (width, channels, _, kernel), last = convolutions[0], convolutions[-1]
     running_stats = any(key.endswith(".running_mean") for key in shapes)
     if kernel == 7:  # stem, two down, two in each block, two up, head
         blocks = (len(convolutions) - 6) // 2
-        return ResnetGenerator(width, blocks, running_stats=running_stats)
-    return PatchDiscriminator(width, len(convolutions) - 2, running_stats)
+        return ResnetGenerator(channels, last[0], width, blocks, running_stats=running_stats)
+    return PatchDiscriminator(channels, width, len(convolutions) - 2, running_stats)
 
 
 def network_input(rule: str) -> torch.Tensor:

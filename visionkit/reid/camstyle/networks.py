@@ -37,6 +37,8 @@ class ResnetGenerator(nn.Module):
     """Translates an image: 7x7 stem, two halvings, residual blocks, two doublings, 7x7 head and tanh.
 
     Args:
+        in_channels: Channels of the input image.
+        out_channels: Channels of the output image.
         ngf: Width of the first layer; the residual blocks are four times as wide.
         num_blocks: Number of residual blocks.
         dropout: Probability of the dropout inside each residual block.
@@ -44,10 +46,18 @@ class ResnetGenerator(nn.Module):
             camera-style weights do. Without, an image is normalised by its own statistics in both modes.
     """
 
-    def __init__(self, ngf: int = 64, num_blocks: int = 9, dropout: float = 0.5, running_stats: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        ngf: int = 64,
+        num_blocks: int = 9,
+        dropout: float = 0.5,
+        running_stats: bool = False,
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, ngf, 7, padding=3, padding_mode="reflect"),
+            nn.Conv2d(in_channels, ngf, 7, padding=3, padding_mode="reflect"),
             _instance_norm(ngf, running_stats),
             nn.ReLU(inplace=True),
         )
@@ -62,11 +72,11 @@ class ResnetGenerator(nn.Module):
             self.up.append(nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1))
             self.up.append(_instance_norm(width // 2, running_stats))
             self.up.append(nn.ReLU(inplace=True))
-        self.head = nn.Conv2d(ngf, 3, 7, padding=3, padding_mode="reflect")
+        self.head = nn.Conv2d(ngf, out_channels, 7, padding=3, padding_mode="reflect")
         _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) in [-1, 1] to images of the same shape and range.
+        """Maps images (B, in_channels, H, W) in [-1, 1] to (B, out_channels, H, W) in [-1, 1].
 
         H and W must be multiples of 4, or the output is up to 3 pixels larger than the input.
         """
@@ -77,15 +87,16 @@ class PatchDiscriminator(nn.Module):
     """Scores overlapping patches of an image as real (towards 1) or translated (towards 0).
 
     Args:
+        in_channels: Channels of the image.
         ndf: Width of the first layer; each further layer doubles it, up to eight times ``ndf``.
         num_layers: Number of layers with stride 2. With 3 a score sees 70x70 pixels, with 2 34x34, with 1 16x16.
         running_stats: As in `ResnetGenerator`.
     """
 
-    def __init__(self, ndf: int = 64, num_layers: int = 3, running_stats: bool = False) -> None:
+    def __init__(self, in_channels: int = 3, ndf: int = 64, num_layers: int = 3, running_stats: bool = False) -> None:
         super().__init__()
         # The first layer has no normalisation; the last of the middle layers keeps the resolution.
-        self.layers = nn.Sequential(nn.Conv2d(3, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
         width = ndf
         for layer in range(1, num_layers + 1):
             next_width = ndf * min(2**layer, 8)
@@ -97,7 +108,7 @@ class PatchDiscriminator(nn.Module):
         _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) to scores (B, 1, h, w): (30, 30) for 256x256 and three layers."""
+        """Maps images (B, in_channels, H, W) to scores (B, 1, h, w): (30, 30) for 256x256 and three layers."""
         return self.layers(x)
 
 
