@@ -34,8 +34,8 @@ class ReIDInferencer:
     Match(path='gallery/0005_c2_f0046985.jpg', distance=0.41)
 
     Args:
-        weights_or_model: a checkpoint of `visionkit train`, which holds all that is needed, or a model with
-            ``extract(images (B, 3, H, W)) -> (B, D)``.
+        weights_or_model: a checkpoint of `visionkit train`, which holds all that is needed, a file of the released
+            CORE-ReID (either stage), or a model with ``extract(images (B, 3, H, W)) -> (B, D)``.
         device: ``"auto"`` takes a GPU if there is one.
         image_size: (height, width) that images are resized to; by default what the checkpoint says, else (256, 128).
         batch_size: images at a time.

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from reid.tiny import TINY
@@ -5,7 +6,8 @@ from reid.tiny import TINY
 from visionkit.backbones import ResNet
 from visionkit.errors import VisionKitError
 from visionkit.reid.networks import CoreReID, SourceReID
-from visionkit.reid.published import checkpoint_filter_fn
+from visionkit.reid.published import checkpoint_filter_fn, released_network
+from visionkit.reid.rebuild import rebuild
 
 
 def released(model):
@@ -66,3 +68,42 @@ def test_keys_of_another_network(model):
         checkpoint_filter_fn(released(model), SourceReID(TINY, 3))
     with pytest.raises(VisionKitError, match="got Linear"):
         checkpoint_filter_fn({"base.0.weight": torch.zeros(1)}, torch.nn.Linear(2, 2))
+
+
+def released_source(model):
+    """A released state dict of stage 1, of a ResNet-50."""
+    names = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    state = {f"feat_bn.{key}": value for key, value in model.bn.state_dict().items()}
+    for key, value in model.backbone.state_dict().items():
+        child, rest = key.split(".", 1)
+        state[f"module.base.{names[child]}.{rest}"] = value
+    return {**state, "module.classifier.weight": model.classifier.weight.detach()}
+
+
+def test_a_released_file_is_a_model(tmp_path, model):
+    saved = dict(state_dict=released(model.eval()), epoch=3, best_mAP=np.float64(0.8))  # as the released code saves it
+    torch.save(saved, tmp_path / "model_best.pth.tar")
+    with torch.no_grad():  # ResNet-18 keeps its last stride there
+        for encoder in (model.student, model.teacher):
+            for conv in (encoder.backbone.layer4[0].conv1, encoder.backbone.layer4[0].downsample[0]):
+                conv.stride = (2, 2)
+    again, image_size = rebuild(tmp_path / "model_best.pth.tar")
+    assert image_size == (256, 128) and not again.training
+    image = torch.randn(2, 3, 64, 32)
+    torch.testing.assert_close(again.extract(image), model.extract(image))
+
+
+def test_a_released_source_is_a_model():
+    source = SourceReID(ResNet(50), num_classes=3).eval()
+    again = released_network(released_source(source)).eval()
+    image = torch.randn(1, 3, 64, 32)
+    torch.testing.assert_close(again.extract(image), source.extract(image))
+
+
+def test_what_is_no_released_network(model):
+    assert released_network({"layer1.0.conv1.weight": torch.zeros(1)}) is None
+    state = released(model)
+    with pytest.raises(VisionKitError, match="missing or of other shapes"):
+        released_network({key: value for key, value in state.items() if "BN_u" not in key})
+    with pytest.raises(VisionKitError, match=r"\(2, 2, 2, 1\) blocks"):
+        released_network({key: value for key, value in state.items() if "base.7.1." not in key})

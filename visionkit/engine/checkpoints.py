@@ -26,6 +26,14 @@ from visionkit.errors import VisionKitError
 from visionkit.files import beside, sha256_of
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # whose weights a file with several means
+# What savers keep beside the weights, which holds values and does nothing: options in a Namespace, and NumPy's numbers,
+# a best score for instance, under the two names that their module has had.
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *[type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f2", "f4", "f8")],
+    *[(np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+]
 _EPOCH_FILE = re.compile(r"epoch_(\d+)(?:_iter_(\d+))?\.pth")  # so many epochs, and iterations of the next one
 
 
@@ -130,8 +138,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         return {"state_dict": _load_safetensors(path, map_location)}
     try:
         _check_sizes(path)
-        # many savers keep their options in a Namespace, which holds values and does nothing
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # about a pickle's protocol
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

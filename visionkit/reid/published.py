@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from visionkit.backbones import ResNet
 from visionkit.errors import VisionKitError
 from visionkit.reid.networks import CoreReID, SourceReID
 
@@ -38,6 +39,37 @@ CORE = [
 ]
 # never used in a forward: a spatial attention, stage 1's neck, and the teacher's ECABs (only the student's weigh)
 UNUSED = re.compile(r"(model|model_ema)\.(sa_upper|sa_low|feat_bn)\.|model_ema\.(ca_upper|ca_low)\.")
+# depth of a ResNet by the blocks of its stages, basic ones and bottlenecks
+BASIC = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+BOTTLENECK = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+def released_network(state_dict: Mapping[str, Tensor]) -> SourceReID | CoreReID | None:
+    """The network that a released state dict belongs to, with its weights; None if it is no such state dict.
+
+    Depth and number of classes are read off names and shapes. ResNet-18 and 34 keep the last stride of 2, as in the
+    code of version 2; the others have 1.
+
+    Raises:
+        VisionKitError: it begins like one, but is none.
+    """
+    state = {key.replace("module.", ""): value for key, value in state_dict.items()}
+    prefix = next((prefix for prefix in ("model_ema.", "") if f"{prefix}base.0.weight" in state), None)
+    if prefix is None or f"{prefix}classifier.weight" not in state:
+        return None
+    firsts = [rf"{re.escape(prefix)}base\.{i}\.\d+\.conv1\.weight" for i in (4, 5, 6, 7)]
+    blocks = tuple(sum(bool(re.fullmatch(first, key)) for key in state) for first in firsts)
+    is_deep = f"{prefix}base.4.0.conv3.weight" in state
+    depth = (BOTTLENECK if is_deep else BASIC).get(blocks)
+    if depth is None:
+        raise VisionKitError(f"published checkpoint: no ResNet has stages of {blocks} blocks; is it another network's?")
+    backbone, num_classes = ResNet(depth, last_stride=1 if is_deep else 2), len(state[f"{prefix}classifier.weight"])
+    model = CoreReID(backbone, num_classes, preset="released") if prefix else SourceReID(backbone, num_classes)
+    try:
+        model.load_state_dict(checkpoint_filter_fn(state, model))
+    except RuntimeError as error:
+        raise VisionKitError("published checkpoint: entries are missing or of other shapes; is it damaged?") from error
+    return model
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A trained ReID model again, from its checkpoint file alone."""
+"""A trained ReID model again, from its checkpoint file alone, ours or a released one."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
 from visionkit.engine.config import known_names
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
+from visionkit.reid.published import released_network
 
 IMAGE_SIZE = (256, 128)  # height, width: what person ReID uses
 
@@ -25,26 +26,32 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(path: str | Path) -> Rebuilt:
-    """Build the model that a checkpoint of ``visionkit train`` describes, and give it its weights.
+    """Build the model that a checkpoint of ``visionkit train`` describes, or that a released file of CORE-ReID holds.
 
     Raises:
         VisionKitError: no readable checkpoint, or one without a model's config or with one that does not fit.
     """
     checkpoint = load_checkpoint(path)
-    meta = checkpoint.get("meta")
+    weights, meta = state_dict_of(checkpoint, path), checkpoint.get("meta")
+    try:
+        released = released_network(weights)
+    except VisionKitError as error:
+        raise VisionKitError(f"{path}: {error}") from error
+    if released is not None:
+        return Rebuilt(released.eval(), IMAGE_SIZE)
     try:
         config = json.loads(meta["model"])
         image_size = tuple(int(side) for side in meta.get("image_size") or IMAGE_SIZE)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise VisionKitError(
-            f"{path}: does not say which model it belongs to; use a checkpoint of `visionkit train`, or build the "
-            "model, load the weights and pass the model"
+            f"{path}: does not say which model it belongs to; use a checkpoint of `visionkit train` or one of the "
+            "released CORE-ReID, or build the model, load the weights and pass the model"
         ) from error
     if len(image_size) != 2 or min(image_size) < 1:
         raise VisionKitError(f"{path}: holds the image size {image_size}, expected (height, width)")
     model = _build(config, path)
     try:
-        model.load_state_dict(state_dict_of(checkpoint, path))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise VisionKitError(f"{path}: its weights do not fit the model that it describes; is it damaged?") from error
     return Rebuilt(model.eval(), image_size)
