@@ -3,9 +3,7 @@ import torch
 from backbones.tiny_vit import FEW
 from torch import nn
 
-from visionkit.backbones.attention import AttentionCore
 from visionkit.errors import VisionKitError
-from visionkit.nvs.attention import NamedAttention as Named
 from visionkit.nvs.attention import set_self_attention
 from visionkit.nvs.decoder import Decoder
 from visionkit.nvs.model import NViST
@@ -40,10 +38,10 @@ def test_another_attention_in_the_decoder(attention):
 
 
 def test_a_config_names_the_decoders_attention():
-    names = {module.name for module in NViST(**TINY, attention="linear").modules() if isinstance(module, AttentionCore)}
-    assert names == {"linear"}
+    names = lambda model: [block.attn.core.name for block in model.decoder.blocks]
+    assert names(NViST(**TINY, attention="linear")) == ["softmax", "linear"]  # the first block cross-attends
     model = NViST(**TINY, encoder_attention="linear")
-    assert model.encoder.blocks[0].attn.core.name == "linear" and not isinstance(model.decoder.blocks[1].attn, Named)
+    assert model.encoder.blocks[0].attn.core.name == "linear" and names(model) == ["softmax", "softmax"]
     assert model.encoder(torch.rand(1, 3, 20, 10)).isfinite().all()
     with pytest.raises(VisionKitError, match="no such attention"):
         NViST(**TINY, attention="liner")

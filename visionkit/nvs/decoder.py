@@ -10,8 +10,8 @@ import math
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from visionkit.backbones.attention import AttentionCore
 from visionkit.errors import VisionKitError
 from visionkit.nvs.encoder import sincos_table_2d, unpatchify
 
@@ -27,19 +27,21 @@ def fourier_features(values: Tensor, num_frequencies: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate query, key and value inputs, all (B, L, width)."""
+    """Multi-head attention with separate query, key and value inputs; ``core`` is what attends."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, width // num_heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.core = AttentionCore("softmax", self.num_heads, self.head_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each (B, L, width) -> (B, L, width)."""
         heads = [
-            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            linear(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for linear, x in ((self.q, query), (self.k, key), (self.v, value))
         ]
-        return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return self.proj(self.core(*heads).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
