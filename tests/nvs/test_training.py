@@ -383,6 +383,8 @@ def test_lpips_is_scaled_rightly_or_as_released(lpips_at_hand):
     assert PerceptualLoss(scaling="released")(*pair).tolist() == [0.25, 0.25]
     with pytest.raises(VisionKitError, match="lpips_scaling='left'"):
         PerceptualLoss(scaling="left")
+    with pytest.raises(VisionKitError, match="lpips='squeeze': expected one of 'vgg', 'alex'"):
+        ViewMetric(lpips="squeeze")
 
 
 def test_lpips_joins_the_loss_and_the_scores(lpips_at_hand, tree):

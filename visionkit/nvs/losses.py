@@ -24,6 +24,8 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, net: str = "vgg", scaling: str = "right") -> None:
         super().__init__()
+        if net not in _BACKBONES:
+            raise VisionKitError(f"lpips={net!r}: expected one of {', '.join(map(repr, _BACKBONES))}")
         if scaling not in ("right", "released"):
             raise VisionKitError(f"lpips_scaling={scaling!r}: expected 'right' or 'released'")
         self.scaling = scaling
