@@ -119,7 +119,7 @@ def test_rendering_matches_the_formula(kind):
     assert torch.allclose(white.rgb, rgb + (1 - seen.weights.sum(-1))[..., None], atol=1e-5)
 
 
-@pytest.mark.parametrize("colours", [(2, 7, 3), (2, 1, 3), (1, 1, 3), (3,)])
+@pytest.mark.parametrize("colours", [(2, 7, 3), (7, 3), (2, 1, 3), (1, 1, 3), (3,)])
 def test_chunks_change_neither_values_nor_gradients(colours):
     planes, vectors = (x.requires_grad_() for x in grids())
     origins, directions = rays(count=7)

@@ -403,8 +403,8 @@ def render_rays_in_chunks(
     parts = []
     for start in range(0, origins.shape[1], chunk):
         rays = slice(start, start + chunk)
-        per_ray = background is not None and background.dim() == 3 and background.shape[1] > 1
-        behind = background[:, rays] if per_ray else background
+        per_ray = background is not None and background.dim() > 1 and background.shape[-2] > 1
+        behind = background[..., rays, :] if per_ray else background
         arguments = (field, origins[:, rays], directions[:, rays], edges_of(rays), aabb)
         options_here = dict(options, background=behind)
         if several and torch.is_grad_enabled():
