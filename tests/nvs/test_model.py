@@ -57,6 +57,13 @@ def test_every_variant_trains_all_its_parameters(representation, conditioning):
     assert without <= {"encoder.norm.weight", "encoder.norm.bias"}  # NViST reads the tokens before this norm
 
 
+@pytest.mark.parametrize(("option", "value"), [("jitter", "rays"), ("decoder_num_heads", 3)])
+def test_an_option_that_cannot_be_is_told_before_training(option, value):
+    """The one was taken for "ray", the other an error of PyTorch's at the first step."""
+    with pytest.raises(VisionKitError, match=f"{option}={value!r}: expected"):
+        NViST(**dict(TINY, **{option: value}))
+
+
 def test_predict_renders_every_view():
     views = NViST(**TINY).eval()(**scenes(), mode="predict")
     assert views.shape == (2, 3, 3, 20, 10) and 0 <= views.min() and views.max() <= 1

@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         true_positions: bool = False,
     ) -> None:
         super().__init__()
-        _check(representation, conditioning, encoder_dim, embed_dim, resolution, patch_size)
+        _check(representation, conditioning, encoder_dim, embed_dim, num_heads, resolution, patch_size)
         self.side = resolution // patch_size
         self.patch_size, self.pe_freq = patch_size, pe_freq
         self.has_planes = representation != "CP"
@@ -201,7 +201,13 @@ def _heads(width: int, out: int) -> nn.ModuleList:
 
 
 def _check(
-    representation: str, conditioning: str, encoder_dim: int, embed_dim: int, resolution: int, patch_size: int
+    representation: str,
+    conditioning: str,
+    encoder_dim: int,
+    embed_dim: int,
+    num_heads: int,
+    resolution: int,
+    patch_size: int,
 ) -> None:
     if representation not in REPRESENTATIONS:
         raise VisionKitError(f"representation={representation!r}: expected one of {', '.join(REPRESENTATIONS)}")
@@ -209,6 +215,8 @@ def _check(
         raise VisionKitError(f"camera_conditioning={conditioning!r}: expected one of {', '.join(CONDITIONINGS)}")
     if encoder_dim != embed_dim:
         raise VisionKitError(f"decoder_embed_dim={embed_dim}: expected the encoder's width, {encoder_dim}")
+    if embed_dim % num_heads:
+        raise VisionKitError(f"decoder_num_heads={num_heads}: expected a divisor of decoder_embed_dim={embed_dim}")
     if resolution % patch_size:
         raise VisionKitError(f"resolution={resolution}: expected a multiple of decoder_patch_size={patch_size}")
 

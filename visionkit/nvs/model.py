@@ -17,7 +17,7 @@ from visionkit.nvs.field import FieldRenderer
 from visionkit.nvs.frustum import Frustum, FrustumHead, depth_error, one_pixel_in_four
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.published import checkpoint_filter_fn, load_mae
-from visionkit.ops.render import Field, Rendering, ray_edges, render_rays_in_chunks
+from visionkit.ops.render import Field, Rendering, check_jitter, ray_edges, render_rays_in_chunks
 from visionkit.registry import MODELS
 
 
@@ -88,7 +88,7 @@ class NViST(BaseModel):
         background: str = "black",
         num_samples: int = 48,
         box: float = 0.8,
-        jitter: str = "ray",
+        jitter: str | None = "ray",
         whole_view: bool = True,
         extra_rays: int = 600,
         lpips_weight: float = 0.1,
@@ -107,6 +107,7 @@ class NViST(BaseModel):
             raise VisionKitError(
                 f"decoder_output_dim={decoder_output_dim}: expected sigma_dim + rgb_dim = {sigma_dim + rgb_dim}"
             )
+        check_jitter(jitter)
         self.img_size = tuple(img_size)
         self.encoder = ViTEncoder(img_size, encoder_patch_size, encoder_embed_dim, encoder_depth, encoder_num_heads)
         if encoder_attention != "softmax":

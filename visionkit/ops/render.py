@@ -24,6 +24,7 @@ from visionkit.extras import require
 
 PLANE_AXES = ((0, 1), (2, 0), (1, 2))
 VECTOR_AXIS = (2, 1, 0)
+JITTERS = (None, "ray", "shared")
 
 
 class Rendering(NamedTuple):
@@ -74,18 +75,23 @@ def ray_edges(
     Returns:
         (B, R, num_samples + 1), R as many as ``rays`` says.
     """
+    check_jitter(jitter)
     batch, count = origins.shape[:2]
     near = torch.as_tensor(near, dtype=origins.dtype, device=origins.device).expand(batch, count)[:, rays, None]
     far = torch.as_tensor(far, dtype=origins.dtype, device=origins.device).expand(batch, count)[:, rays, None]
     step = torch.arange(num_samples + 1, dtype=origins.dtype, device=origins.device)
     if jitter is not None:
-        if jitter not in ("ray", "shared"):
-            raise VisionKitError(f"jitter={jitter!r}: expected 'ray', 'shared' or None")
         seed = torch.randint(2**31, (), device=origins.device) if seed is None else seed
         number = torch.arange(batch * count if jitter == "ray" else 1, device=origins.device)
         number = number.view(batch, count)[:, rays] if jitter == "ray" else number
         step = step + F.pad(ray_noise(seed, number, num_samples, origins.dtype), (0, 1))
     return near + (far - near) * (step / num_samples)
+
+
+def check_jitter(jitter: str | None) -> None:
+    """Raises VisionKitError for an unknown one."""
+    if jitter not in JITTERS:
+        raise VisionKitError(f"jitter={jitter!r}: expected 'ray', 'shared' or None")
 
 
 def ray_noise(seed: Tensor, rays: Tensor, num_samples: int, dtype: torch.dtype = torch.float32) -> Tensor:
