@@ -64,6 +64,12 @@ def test_an_option_that_cannot_be_is_told_before_training(option, value):
         NViST(**dict(TINY, **{option: value}))
 
 
+def test_a_file_of_no_weights_is_named(tmp_path):
+    torch.save(dict(epochs=3), tmp_path / "mae.pth")
+    with pytest.raises(VisionKitError, match="mae.pth: holds a int"):
+        NViST(**TINY, mae_checkpoint=str(tmp_path / "mae.pth"))
+
+
 def test_predict_renders_every_view():
     views = NViST(**TINY).eval()(**scenes(), mode="predict")
     assert views.shape == (2, 3, 3, 20, 10) and 0 <= views.min() and views.max() <= 1
