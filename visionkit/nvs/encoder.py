@@ -111,20 +111,20 @@ class ViTEncoder(nn.Module):
         """Patch tokens with their position codes, no class token: (B, 3, H, W) in [0, 1] -> (B, patches, D)."""
         return self.patch_embed(self.normalise(images)) + self.pos_embed[:, 1:]
 
-    def encode(self, tokens: Tensor, apply_norm: bool = True) -> Tensor:
-        """Puts the class token in front and runs the blocks: (B, L, D) -> (B, 1 + L, D)."""
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Puts the class token in front and runs the blocks: (B, L, D) -> (B, 1 + L, D), before the last LayerNorm."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([cls_token.to(tokens.dtype), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens) if apply_norm else tokens
+        return tokens
 
-    def forward(self, images: Tensor, apply_norm: bool = False) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """All tokens of unmasked images: (B, 3, H, W) in [0, 1] -> (B, 1 + patches, D).
 
-        NViST reads the tokens before the last LayerNorm, hence ``apply_norm`` is off.
+        NViST reads the tokens before the last LayerNorm, which MAE alone applies.
         """
-        return self.encode(self.tokens(images), apply_norm)
+        return self.encode(self.tokens(images))
 
 
 class MaskedAutoencoder(ViTEncoder):
@@ -185,7 +185,7 @@ class MaskedAutoencoder(ViTEncoder):
         tokens = self.tokens(images)
         kept, restore, mask = self.mask(noise)
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
-        return self.encode(tokens), restore, mask
+        return self.norm(self.encode(tokens)), restore, mask
 
     def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
         """Predicts all patches, ImageNet-normalised: (B, 1 + K, D) -> (B, patches, patch_size**2 * 3)."""

@@ -184,7 +184,6 @@ class NViST(BaseModel):
         near_far: Tensor,
         min_weight: float = 0.0,
         jitter: str | None = None,
-        keep_weights: bool = False,
     ) -> Rendering:
         """Renders rays of B scenes.
 
@@ -194,14 +193,13 @@ class NViST(BaseModel):
             near_far: (B, 2).
             min_weight: colours of samples below this weight are skipped; 0 skips only what is invisible.
             jitter: see [ray_edges].
-            keep_weights: see [render_rays].
         """
         near, far = near_far[:, :1], near_far[:, 1:]
         options = dict(chunk=self.chunk, min_weight=min_weight)
         seed = torch.randint(2**31, (), device=origins.device) if jitter is not None else None
-        if jitter == "shared" or keep_weights or grids.frustum is not None:
+        if jitter == "shared" or grids.frustum is not None:
             edges = lambda rays: ray_edges(near, far, self.num_samples, origins, jitter, seed, rays)
-            options.update(background=self.renderer.background, keep_weights=keep_weights)
+            options.update(background=self.renderer.background)
             return render_rays_in_chunks(self.field(grids), origins, directions, edges, self.aabb, **options)
         rays = origins, directions, near, far, self.aabb
         # on a GPU a kernel does it, whose sums stay in float32
