@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
@@ -21,7 +21,6 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 FEWEST = 3  # photographs that make a capture
 FEATURE_SIDE, FEATURES = 1024, 4096  # pixels of the long side in which features are sought, and the most of them
 EXHAUSTIVE = 80  # more photographs than this are matched with their neighbours only
-_EXIF, _FOCAL_35MM = 0x8769, 0xA405
 TWIN = "is the same as"  # what is told of a copy, which does not count as a photograph
 
 
@@ -162,8 +161,8 @@ def _save(picture: Image.Image, file: Path, max_side: int, focal: float | None) 
     if scale < 1:
         picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
     exif = Image.Exif()
-    if focal:
-        exif[_EXIF] = {_FOCAL_35MM: round(36 * focal)}  # what get_ifd returns is not written before Pillow 11.1
+    if focal:  # what get_ifd returns is not written before Pillow 11.1
+        exif[ExifTags.IFD.Exif] = {ExifTags.Base.FocalLengthIn35mmFilm: round(36 * focal)}
     picture.save(file, quality=95, exif=exif)
     return picture.size
 

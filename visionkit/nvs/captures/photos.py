@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from visionkit.datasets.images import IMAGE_SUFFIXES, TOO_LARGE, read_image, to_picture
 from visionkit.errors import VisionKitError
@@ -20,7 +20,6 @@ SHORTEST, LONGEST = 8.0, 400.0
 SMALL_PICTURE, LONGEST_OF_SMALL = 1_000_000, 100.0
 LARGEST_CROP = 12  # a 35 mm film's diagonal by that of a phone's smallest sensor
 SMALLEST = 16  # pixels
-_ORIENTATION, _EXIF, _FOCAL_35MM, _FOCAL, _ZOOM = 0x0112, 0x8769, 0xA405, 0x920A, 0xA404
 # Quarter turns clockwise from how a picture is stored to upright, by its EXIF orientation.
 _TURNS = {6: 1, 3: 2, 8: 3}
 # What takes an upright picture back to how it is stored where EXIF asks for a mirror, which no camera has.
@@ -62,7 +61,7 @@ def read_turned_photo(path: str | os.PathLike) -> Image.Image:
     """
     picture = read_photo_file(path)
     with Image.open(path) as image:
-        back = _MIRROR_BACK.get(image.getexif().get(_ORIENTATION, 1))
+        back = _MIRROR_BACK.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return picture if back is None else picture.transpose(back)
 
 
@@ -74,7 +73,7 @@ def quarter_turns(path: str | os.PathLike) -> int:
     _prepare_for(path)
     try:
         with Image.open(path) as image:
-            return _TURNS.get(image.getexif().get(_ORIENTATION, 1), 0)
+            return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), 0)
     except Exception:  # a damaged file is told where it is decoded
         return 0
 
@@ -141,10 +140,11 @@ def focal_from_exif(photo: str | os.PathLike | Image.Image) -> tuple[float | Non
     """
     try:
         tags, pixels = _lens_tags(photo)
-        value = tags.get(_FOCAL_35MM)
+        value = tags.get(ExifTags.Base.FocalLengthIn35mmFilm)
         if value is None:
             return None, "it tells no focal length"
-        millimetres, own, zoom = float(value), float(tags.get(_FOCAL, 0)), float(tags.get(_ZOOM, 1))
+        own, zoom = float(tags.get(ExifTags.Base.FocalLength, 0)), float(tags.get(ExifTags.Base.DigitalZoomRatio, 1))
+        millimetres = float(value)
     except Exception:  # a damaged EXIF block is no reason to refuse its picture
         return None, "its EXIF cannot be read"
     longest = LONGEST_OF_SMALL if pixels < SMALL_PICTURE else LONGEST
@@ -158,10 +158,10 @@ def focal_from_exif(photo: str | os.PathLike | Image.Image) -> tuple[float | Non
 def _lens_tags(photo: str | os.PathLike | Image.Image) -> tuple[dict, int]:
     """The EXIF tags of the exposure, and the number of pixels."""
     if isinstance(photo, Image.Image):
-        return photo.getexif().get_ifd(_EXIF), photo.width * photo.height
+        return photo.getexif().get_ifd(ExifTags.IFD.Exif), photo.width * photo.height
     _prepare_for(photo)
     with Image.open(photo) as image:
-        return image.getexif().get_ifd(_EXIF), image.width * image.height
+        return image.getexif().get_ifd(ExifTags.IFD.Exif), image.width * image.height
 
 
 def photos_in(folder: str | os.PathLike) -> list[Path]:
