@@ -23,7 +23,7 @@ from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.nvs.cameras import Camera, relative_to, rolled
 from visionkit.nvs.captures.colmap import read_colmap
-from visionkit.nvs.captures.scene import CENTRES, Scene
+from visionkit.nvs.captures.scene import CENTRES, ROWS, Scene
 from visionkit.progress import progress
 from visionkit.registry import DATASETS
 
@@ -320,8 +320,7 @@ def _store(file: Path, scenes: list[PosedScene], skipped: list[tuple[str, str]],
         scenes=[dict(name=each.scene.name, names=each.scene.names, near=each.near, far=each.far) for each in scenes],
     )
     arrays = {
-        name: np.concatenate([getattr(each.scene, name) for each in scenes]) if scenes else np.zeros(0)
-        for name in ("K", "sizes", "c2w", "distortion")
+        name: np.concatenate([getattr(each.scene, name) for each in scenes]) if scenes else np.zeros(0) for name in ROWS
     }
     try:
         with beside(file) as temporary, open(temporary, "wb") as opened:
@@ -335,7 +334,7 @@ def _load(file: Path, root: Path, key: str, images: str) -> tuple[list[PosedScen
     try:
         with np.load(file) as data:
             table = json.loads(data["table"].tobytes())
-            arrays = {name: data[name] for name in ("K", "sizes", "c2w", "distortion")}
+            arrays = {name: data[name] for name in ROWS}
             if table["key"] != key:
                 return None
     except Exception:  # absent, or damaged in one of many ways, which is as good as absent

@@ -10,6 +10,7 @@ import numpy as np
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
+from visionkit.nvs.cameras import field_of_view
 from visionkit.nvs.captures.scene import Scene
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServe
         height, width = camera.size
         server.scene.add_camera_frustum(
             f"/photographs/{name}",
-            fov=2 * float(np.arctan(height / 2 / camera.focal[1])),
+            fov=float(np.radians(field_of_view(camera.focal[1], height))),
             aspect=width / height,
             scale=0.08 * reach,
             image=image,

@@ -13,8 +13,7 @@ from visionkit.nvs.captures.transforms import read_transforms
 
 def is_capture(path: str | os.PathLike) -> bool:
     """Whether a path is meant as a capture with cameras, not as photographs."""
-    path = Path(path)
-    return path.suffix == ".json" or (path / "transforms.json").is_file() or (path / "sparse").is_dir()
+    return _has_transforms(Path(path)) or (Path(path) / "sparse").is_dir()
 
 
 def read_capture(path: str | os.PathLike) -> Scene:
@@ -26,9 +25,11 @@ def read_capture(path: str | os.PathLike) -> Scene:
     path = Path(path)
     if not path.exists():
         raise VisionKitError(f"{path}: no such capture; give a folder with sparse/0 or a transforms.json")
-    if path.suffix == ".json" or (path / "transforms.json").is_file():
-        return without_damaged(read_transforms(path))
-    return without_damaged(read_colmap(path))
+    return without_damaged(read_transforms(path) if _has_transforms(path) else read_colmap(path))
+
+
+def _has_transforms(path: Path) -> bool:
+    return path.suffix == ".json" or (path / "transforms.json").is_file()
 
 
 def without_damaged(scene: Scene) -> Scene:

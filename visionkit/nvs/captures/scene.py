@@ -13,6 +13,7 @@ NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 BOX_QUANTILE = 0.95
 MIN_TRACK, FEWEST_POINTS = 10, 100
 CENTRES = "viewed", "cube"
+ROWS = "K", "sizes", "c2w", "distortion"  # arrays with a row for each photograph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Scene:
             names=tuple(self.names[row] for row in rows),
             paths=tuple(self.paths[row] for row in rows),
             visible=tuple(self.visible[row] for row in rows),
-            **{key: getattr(self, key)[rows] for key in ("K", "sizes", "c2w", "distortion")},
+            **{key: getattr(self, key)[rows] for key in ROWS},
         )
 
     @property
@@ -255,10 +256,10 @@ def turned(
     return c2w, K, size, distortion
 
 
-def same_shape(size: tuple[int, int], other: tuple[int, int], tolerance: float = 0.02) -> bool:
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two (height, width) are one image at two resolutions, up to rounding."""
     (height, width), (high, wide) = size, other
-    return abs(width * high - wide * height) <= max(tolerance * width * high, width, high)
+    return abs(width * high - wide * height) <= max(0.02 * width * high, width, high)
 
 
 def _ideal_intrinsics(K: np.ndarray, distortion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
