@@ -45,7 +45,10 @@ class Settings(NamedTuple):
     long_side: pixels of the photographs' long side. steps: of gradient descent. density_steps: before them, on the
     points' distances alone. rays, point_rays: per step, of pixels and of points. samples: along a ray. coloured:
     samples of a ray, the heaviest, that get a colour. density, colour: cells along an axis of the finest grids.
-    channels: of density and of colour. growth: shares of the steps at which the grids double.
+    channels: of density and of colour. width: of the colour network. growth: shares of the steps at which the grids
+    double. grid_rate, net_rate, exposure_rate: learning rates at the start, of grids, colour network and exposures.
+    last_rate: what is left of them at the end. depth_weight: of the points' distances; a fifth of it at the end.
+    density_smooth, colour_smooth: of the grids' roughness. distortion_weight: of the distortion loss.
     """
 
     long_side: int = 160
@@ -125,11 +128,11 @@ class Bounds(NamedTuple):
 def find_bounds(scene: Scene, points: Rays) -> Bounds:
     """Bounds by the points that many photographs agree on, or by the cameras where there are none."""
     trusted = scene.points[scene.trusted_points()]
-    normal = scene.normalised()
     distance = points.distance.numpy()
     if len(distance) < 20:  # nobody says which photographs saw which points
         distance = scene.distances_in_view(trusted)
     if len(trusted) < 20 or len(distance) < 20:
+        normal = scene.normalised()
         near, far = normal.near / normal.scale, normal.far / normal.scale
         half = torch.full((3,), SUBJECT * float(np.median(viewed_distances(scene.c2w))))
         return Bounds(torch.tensor(viewed_centre(scene.c2w)).float(), half, 0.5 * near, far, 10 * far)
