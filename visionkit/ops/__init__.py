@@ -1,8 +1,6 @@
 """One function per operation: plain PyTorch that reads like the formula. No modules, no state."""
 
 from visionkit.ops.attention import attention_names
-
-__all__ = ["attention_names"]
 from visionkit.ops.attention.linear import linear_attention
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
@@ -10,6 +8,16 @@ from visionkit.ops.march import ColourNetwork, render_triplanes, render_vector_m
 from visionkit.ops.nala import nala_attention
 from visionkit.ops.rotary import rotary_2d, rotary_pairs, rotary_table_2d
 
-__all__ += ["gaussian_attention", "linear_attention", "mala_attention", "nala_attention"]
-__all__ += ["rotary_2d", "rotary_pairs", "rotary_table_2d"]
-__all__ += ["ColourNetwork", "render_triplanes", "render_vector_matrix"]
+__all__ = [
+    "ColourNetwork",
+    "attention_names",
+    "gaussian_attention",
+    "linear_attention",
+    "mala_attention",
+    "nala_attention",
+    "render_triplanes",
+    "render_vector_matrix",
+    "rotary_2d",
+    "rotary_pairs",
+    "rotary_table_2d",
+]
