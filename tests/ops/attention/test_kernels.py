@@ -5,12 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from ops.attention.explicit import elu1, masked_softmax, qkv
+from ops.attention.explicit import elu1, masked_softmax, qkv, visible
 from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention import _masks, attend
-from visionkit.ops.attention._masks import visible
 from visionkit.ops.attention.gaam import gaussian_weights
 from visionkit.ops.attention.gaam import parameters as gaam_parameters
 from visionkit.ops.attention.softplus import softplus_weights

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from ops.attention.explicit import masked_softmax, qkv
+from ops.attention.explicit import masked_softmax, qkv, visible
 from torch.nn import functional as F
 
 from visionkit.ops.attention import _chunks, attend
-from visionkit.ops.attention._masks import visible
 from visionkit.ops.attention.aaren import aaren_attention, aaren_step
 from visionkit.ops.attention.lawcat import lawcat_attention
 from visionkit.ops.attention.lawcat import parameters as lawcat_parameters

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from ops.attention.explicit import masked_softmax, qkv
+from ops.attention.explicit import masked_softmax, qkv, visible
 
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention import attend
-from visionkit.ops.attention._masks import visible
 from visionkit.ops.attention.dhsa import chosen_keys, dhsa_attention, key_borders
 from visionkit.ops.attention.diff_qkv import diff_qkv_attention
 from visionkit.ops.attention.flex_prefill import chosen_blocks, flex_prefill_attention, js_divergence, smallest_set

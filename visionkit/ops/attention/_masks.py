@@ -38,14 +38,6 @@ def empty_output(q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor | N
     return v.new_zeros(*q.shape[:-1], v.shape[-1]) + joined.to(v.dtype)
 
 
-def visible(n: int, mask: str, window: int = 256, device: torch.device | str | None = None) -> Tensor:
-    """(N, N) booleans of the masks that ``attend`` names; for tests and references."""
-    i, j = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)
-    return dict(
-        full=(i >= 0) & (j >= 0), causal=j <= i, window=(i - j).abs() <= window, block=i // window == j // window
-    )[mask]
-
-
 def by_rows(
     weigh: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     q: Tensor,
