@@ -95,9 +95,9 @@ def check_inverse(inverse: str) -> None:
         raise VisionKitError(f"inverse={inverse!r}: expected one of {', '.join(map(repr, INVERSES))}")
 
 
-def even_means(q: Tensor, count: int = LANDMARKS) -> Tensor:
-    """Means of runs of tokens: (B, heads, N, dim) -> (B, heads, min(count, N), dim)."""
-    runs = adaptive_avg_pool1d(q.transpose(-2, -1).flatten(0, 1), min(count, q.shape[-2]))
+def even_means(q: Tensor) -> Tensor:
+    """Means of 49 even runs of tokens, or all tokens: (B, heads, N, dim) -> (B, heads, min(49, N), dim)."""
+    runs = adaptive_avg_pool1d(q.transpose(-2, -1).flatten(0, 1), min(LANDMARKS, q.shape[-2]))
     return runs.unflatten(0, q.shape[:2]).transpose(-2, -1)
 
 
@@ -142,24 +142,22 @@ def needs_gradient(a: Tensor) -> bool:
     return (a.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing()
 
 
-def newton_inverse(a: Tensor, ridge: float = RIDGE, steps: int = NEWTON_STEPS) -> Tensor:
-    """(a + ridge I)^-1 by Newton steps; its gradient is that of an inverse, dA = -Y^T dY Y^T, taken once.
+def newton_inverse(a: Tensor) -> Tensor:
+    """SOFT's inverse, of a + 0.01 I; its gradient is that of an inverse, dA = -Y^T dY Y^T, taken once.
 
     Args:
-        a: (..., m, m), symmetric and not negative.
-        ridge: added to the diagonal after the starting scale is taken.
-        steps: how often V <- 2 V - V A V.
+        a: (..., m, m), symmetric and not negative; each starts at its own scale, taken without the ridge.
     """
     with torch.no_grad():
         alpha = 1.8 / a.sum(dim=-1).amax(dim=-1).square()[..., None, None]
-        ridged = add_ridge(a, ridge)
-        inverse = newton_steps(ridged, alpha * ridged, steps)
+        ridged = add_ridge(a, RIDGE)
+        inverse = newton_steps(ridged, alpha * ridged, NEWTON_STEPS)
     if not needs_gradient(a):
         return inverse
     return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
 
 
-def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
+def newton_inverse_shared(a: Tensor) -> Tensor:
     """SOFT++'s inverse: one starting scale for the whole tensor; the gradient runs through it and every step.
 
     The scale is halved, at most ten times, until no column of I - A V_0 sums to more than 1.01.
@@ -175,7 +173,7 @@ def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
         excess = torch.stack([(eye - scale * square).abs().sum(dim=-2).flatten().amax(dim=-1) for scale in scales])
         passed = excess <= 1.01
         halving = halvings.gather(0, torch.where(passed.any(), passed.int().argmax(), 10).view(1))
-    return newton_steps(a, alpha * halving * a, steps)
+    return newton_steps(a, alpha * halving * a, NEWTON_STEPS)
 
 
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from visionkit.ops.attention.softmax import softmax_attention
+from visionkit.ops.gaussian import even_means
 
 LANDMARKS = 16
 
@@ -31,8 +31,7 @@ def low_rank_attention(q: Tensor, k: Tensor, v: Tensor, *, landmarks: Tensor | N
         (B, H, N, Dv).
     """
     if landmarks is None:
-        pooled = F.adaptive_avg_pool1d(q.mT.flatten(0, 1), min(49, q.shape[-2]))
-        middle = pooled.unflatten(0, q.shape[:2]).mT
+        middle = even_means(q)
     else:
         middle = landmarks.to(q.dtype).expand(q.shape[0], -1, -1, -1)
     return softmax_attention(q, middle, softmax_attention(middle, k, v))

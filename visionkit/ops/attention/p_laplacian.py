@@ -33,6 +33,6 @@ def p_laplacian(weights: Tensor, features: Tensor, mu: Tensor | float, p: float 
     return alpha * (graph @ features) + alpha * (2 * mu / p) * features
 
 
-def strength(theta: Tensor, base: float = 0.1) -> Tensor:
-    """μ of a learned θ: base (2 + tanh θ)."""
-    return base * (2 + torch.tanh(theta))
+def strength(theta: Tensor) -> Tensor:
+    """μ of a learned θ: (2 + tanh θ) / 10."""
+    return 0.1 * (2 + torch.tanh(theta))
