@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionkit.backbones.attention import is_plain_attention
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention.p_laplacian import p_laplacian, strength
 
@@ -57,7 +58,7 @@ def add_p_adapters(model: nn.Module, *, reduction: int = 8, p: float = 1.25, hea
     Raises:
         VisionKitError: a model without such layers, or without that head.
     """
-    owners = [owner for owner in model.modules() if _has_parts(getattr(owner, "attn", None))]
+    owners = [owner for owner in model.modules() if is_plain_attention(getattr(owner, "attn", None))]
     if not owners:
         raise VisionKitError(
             f"{type(model).__name__}: has no attention layers with qkv and proj to put adapters behind"
@@ -81,7 +82,3 @@ def trained_parameters(model: nn.Module) -> str:
     trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
     total = sum(x.numel() for x in model.parameters())
     return f"trains {trained:,} of {total:,} parameters ({trained / total:.1%})"
-
-
-def _has_parts(layer: object) -> bool:
-    return all(hasattr(layer, name) for name in ("qkv", "proj", "num_heads"))

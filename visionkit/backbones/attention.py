@@ -156,7 +156,7 @@ def set_attention(model: nn.Module, attention: str, **options: object) -> nn.Mod
     Raises:
         VisionKitError: no such attention, or a model without such layers.
     """
-    layers = [(owner, owner.attn) for owner in model.modules() if _is_plain_attention(getattr(owner, "attn", None))]
+    layers = [(owner, owner.attn) for owner in model.modules() if is_plain_attention(getattr(owner, "attn", None))]
     if not layers:
         raise VisionKitError(
             f"{type(model).__name__}: has no attention layers with qkv and proj; give a vision transformer of timm"
@@ -170,5 +170,6 @@ def set_attention(model: nn.Module, attention: str, **options: object) -> nn.Mod
     return model
 
 
-def _is_plain_attention(layer: object) -> bool:
+def is_plain_attention(layer: object) -> bool:
+    """Whether this is an attention layer with the names of timm's vision transformers."""
     return all(hasattr(layer, name) for name in ("qkv", "proj", "num_heads"))
