@@ -17,20 +17,18 @@ MIN_SIZE = 32  # pixels
 
 def default_cfg(**options: Any) -> dict[str, Any]:  # noqa: ANN401
     """timm's description of a checkpoint's inputs; no weights are hosted."""
-    return (
-        dict(
-            url="",
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            crop_pct=0.875,
-            interpolation="bicubic",
-            fixed_input_size=False,
-            mean=IMAGENET_DEFAULT_MEAN,
-            std=IMAGENET_DEFAULT_STD,
-            classifier="head",
-        )
-        | options
+    usual = dict(
+        url="",
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        crop_pct=0.875,
+        interpolation="bicubic",
+        fixed_input_size=False,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        classifier="head",
     )
+    return usual | options
 
 
 class HierarchicalBackbone(nn.Module):

@@ -4,7 +4,7 @@
 formulas; released weights load under their own keys, see [checkpoint_filter_fn].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
-from visionkit.backbones.mavit import checkpoint_filter_fn as mavit_filter_fn
+from visionkit.backbones.mavit import checkpoint_filter_fn  # released weights are named like MAViT's
 from visionkit.backbones.published import create
 from visionkit.ops.nala import check_feature_map
 from visionkit.ops.rotary import Rotary
@@ -136,15 +136,6 @@ class NaLaFormer(HybridBackbone):
         super().__init__(
             Block, dims, depths, num_heads, mlp_ratio, layer_scale, attentions, projection=PROJECTION, **options
         )
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Released weights (or our own) -> weights of ``model``; they are named like MAViT's.
-
-    Raises:
-        VisionKitError: they are not of this architecture.
-    """
-    return mavit_filter_fn(state_dict, model)
 
 
 def _create(variant: str, pretrained: bool = False, **options: Any) -> NaLaFormer:  # noqa: ANN401

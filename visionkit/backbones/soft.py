@@ -23,10 +23,9 @@ from visionkit.backbones.published import complete, create, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import check_inverse, gaussian_attention
 
-RATIOS, LOCAL_SIZES = (
-    (8, 4, 2, 1),
-    (9, 5, 3, 3),
-)  # of landmarks and of the local branch; the last for a Gaussian stage 4
+# a stage each; the fourth only where that is Gaussian
+RATIOS = (8, 4, 2, 1)  # height and width of the patch that becomes a landmark
+LOCAL_SIZES = (9, 5, 3, 3)  # of the local branch's kernel
 GRIDS = (56, 28, 14, 7)  # of the learned positions: those of an image of 224 pixels
 ARCHS = {
     "tiny": dict(depths=(1, 2, 3, 2), dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16)),
