@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from visionkit_kernels import tiles
 
 ARCHITECTURES = (80, 90)
+TOKENS = 56 * 56
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 TYPES = {
     torch.bfloat16: "bf16",
@@ -132,9 +133,9 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
         return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _heads(dtype: torch.dtype, dim: int, count: int = 3, tokens: int = 3136) -> list[Tensor]:
+def _heads(dtype: torch.dtype, dim: int, count: int = 3) -> list[Tensor]:
     """q, k, v as a model has them: views of (B, N, heads, dim)."""
-    return [torch.empty(64, tokens, 2, dim, dtype=dtype, device="meta").transpose(1, 2) for _ in range(count)]
+    return [torch.empty(64, TOKENS, 2, dim, dtype=dtype, device="meta").transpose(1, 2) for _ in range(count)]
 
 
 def linear_launches(
@@ -146,7 +147,7 @@ def linear_launches(
     q, k, v, *gating = _heads(dtype, dim, 5)
     v = v[..., :dim_v] if dim_v else v
     gating = gating if gated else [None] * 2
-    table = torch.empty(3136, dim, dtype=dtype, device="meta") if rotary else None
+    table = torch.empty(TOKENS, dim, dtype=dtype, device="meta") if rotary else None
     options = (feature_map, output, False, 0.125, 1e-6)
 
     def host() -> None:
@@ -191,7 +192,7 @@ def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
     from visionkit_kernels import nala
 
     q, k, v = _heads(dtype, dim)
-    table, options = torch.empty(3136, dim, dtype=dtype, device="meta"), (3.0, 0.5, 1e-6, 1e-12)
+    table, options = torch.empty(TOKENS, dim, dtype=dtype, device="meta"), (3.0, 0.5, 1e-6, 1e-12)
 
     def host() -> None:
         out, *state = nala.launch_forward(q, k, v, table, *options)

@@ -28,7 +28,6 @@ from torch import Tensor
 from visionkit_kernels._common import dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
 from visionkit_kernels.tiles import chosen
 
-FIELDS = ("vector_matrix", "triplanes")
 LARGEST_WIDTH = 64  # of the network
 LARGEST_CHANNELS = 32  # of colour, of each plane
 

@@ -8,6 +8,7 @@ from visionkit_kernels import march
 
 from visionkit.ops import ColourNetwork, dispatch, render_triplanes, render_vector_matrix
 
+KINDS = ("vector_matrix", "triplanes")
 SIGMA = 2
 NAMES = ("rgb", "depth", "opacity", "distortion")
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from kernels.compare import DEVICE, assert_same_forms, in_form, inputs
-from kernels.marching import assert_one_graph, assert_same_march, scene
+from kernels.marching import KINDS, assert_one_graph, assert_same_march, scene
 from kernels.operators import OPERATORS, opcheck
-from visionkit_kernels import march
 
 from visionkit.ops.attention import attend
 from visionkit.ops.gaussian import gaussian_attention
@@ -83,7 +82,7 @@ def test_gaussian(dtype, inverse, seed):
     assert_same_forms(with_landmarks, tensors, inverse=inverse)
 
 
-@pytest.mark.parametrize("kind", march.FIELDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.bfloat16, None)])
 def test_march(dtype, tolerance, kind, seed):
     leaves, view = scene(dtype, **NVIST, seed=seed)

@@ -3,13 +3,12 @@
 import pytest
 import torch
 from kernels.compare import DEVICE
-from kernels.marching import SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
-from visionkit_kernels import march
+from kernels.marching import KINDS, SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
 
 from visionkit.errors import VisionKitError
 
 
-@pytest.mark.parametrize("kind", march.FIELDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [None, 7])
 def test_march(kind, seed):
     """70 rays are two tiles, walked over by two programs in both scenes."""
