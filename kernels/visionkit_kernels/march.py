@@ -195,10 +195,11 @@ def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.cons
     """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
     column = tl.arange(0, E)
     waves = 3 * FREQUENCIES
-    axis = tl.where(column < 2 * waves, (column % waves) // FREQUENCIES, column - 2 * waves)
+    each: tl.constexpr = FREQUENCIES if FREQUENCIES > 0 else 1  # without frequencies nothing may divide by them
+    axis = tl.where(column < 2 * waves, (column % (3 * each)) // each, column - 2 * waves)
     mask = live[:, None] & (column < 2 * waves + 3)[None, :]
     d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
-    angle = d * tl.exp2((column % FREQUENCIES).to(tl.float32)).to(ACC)[None, :]
+    angle = d * tl.exp2((column % each).to(tl.float32)).to(ACC)[None, :]
     turned = tl.where((column < waves)[None, :], tl.sin(angle), tl.cos(angle))
     return tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, d), 0.0)
 

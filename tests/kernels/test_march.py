@@ -17,6 +17,13 @@ def test_march(kind, seed):
     assert_same_march(leaves, view, kind=kind, seed=seed, background=torch.tensor([0.2, 0.5, 1.0], device=DEVICE))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_march_without_frequencies_of_directions():
+    """On a device, a remainder of a division by zero is anything."""
+    leaves, view = scene(batch=1, rays=20, frequencies=0)
+    assert_same_march(leaves, view, num_samples=4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_march_in_single_and_half_precision(dtype):
     leaves, view = scene(dtype, batch=1, rays=20)
