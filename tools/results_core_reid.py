@@ -177,9 +177,12 @@ def gap_closed(rows: list[dict]) -> str:
 
 
 def commit() -> str:
-    """The commit at hand; marked where files differ from it."""
-    out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return out.stdout.strip() or "unknown"
+    """The commit at hand, marked where files differ from it; ``unknown`` where git does not tell."""
+    try:
+        out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    except OSError:  # git is not installed
+        out = ""
+    return out.strip() or "unknown"
 
 
 def machine() -> str:

@@ -158,7 +158,7 @@ def save(options: argparse.Namespace, table: dict[str, dict[str, float]], scenes
     page.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(
         date=datetime.date.today().isoformat(),
-        commit=subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip(),
+        commit=commit(),
         machine=f"{torch.get_num_threads()} CPU thread(s)",
         visionkit=__version__,
         torch=torch.__version__,
@@ -168,6 +168,15 @@ def save(options: argparse.Namespace, table: dict[str, dict[str, float]], scenes
     write_text(page.with_suffix(".json"), json.dumps(dict(meta=meta, rows=table), indent=1) + "\n")
     write_sheet(page.with_suffix(".jpg"), rows)
     write_text(page, render(meta, table, page.with_suffix(".jpg").name))
+
+
+def commit() -> str:
+    """The commit at hand, marked where files differ from it; ``unknown`` where git does not tell."""
+    try:
+        out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    except OSError:  # git is not installed
+        out = ""
+    return out.strip() or "unknown"
 
 
 def render(meta: dict, table: dict[str, dict[str, float]], picture: str) -> str:

@@ -362,15 +362,23 @@ def ceilings() -> dict[str, float]:
 
 def header() -> dict:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
     return dict(
         date=datetime.date.today().isoformat(),
-        commit=commit or os.environ.get("COMMIT", "unknown"),
+        commit=commit(),
         device=torch.cuda.get_device_name(),
         torch=torch.__version__,
         triton=triton.__version__,
         tiles=tiles.read().get(tiles.architecture(torch.device("cuda")), {}),
     )
+
+
+def commit() -> str:
+    """The commit at hand; where git does not tell, as of a copy on another machine, what ``COMMIT`` says."""
+    try:
+        out = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout
+    except OSError:  # git is not installed
+        out = ""
+    return out.strip() or os.environ.get("COMMIT", "unknown")
 
 
 def text(row: dict) -> str:

@@ -75,3 +75,9 @@ def test_the_benchmark_without_a_device(capsys, monkeypatch):
     assert "CUDA device" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         bench.main(["--op", "nothing"])
+
+
+def test_a_machine_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("COMMIT", "1234abc")
+    assert bench.commit() == "1234abc"

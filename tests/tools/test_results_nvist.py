@@ -94,3 +94,9 @@ def test_the_page_names_the_gap_to_the_best_baseline():
         and "LPIPS is left out" in page
         and "| **NViST small** | 20.00 | 0.800 |" in page
     )
+
+
+def test_a_machine_without_git(monkeypatch):
+    """It failed when all was measured."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert results_nvist.commit() == "unknown"
