@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -50,6 +51,25 @@ def test_a_spent_budget_leaves_lengths_out(benchmark, tmp_path):
     command = ["attention", "--ops", "softmax,diag", "--lengths", "64", "--masks", "full", "--device", "cpu"]
     assert benchmark.main([*command, "--budget", "0", "--json", str(out)]) == 0
     assert [row["note"] for row in json.loads(out.read_text())[1:]] == ["left out: the budget is spent"] * 2
+
+
+def test_a_process_that_is_ended_costs_its_own_rows_alone(benchmark, tmp_path, monkeypatch):
+    from benchmarks import attention
+
+    sweeps = attention.sweeps
+    monkeypatch.setattr(attention, "sweeps", lambda name, *more: os._exit(9) if name == "diag" else sweeps(name, *more))
+    out = tmp_path / "rows.json"
+    command = ["attention", "--ops", "diag,aaren", "--lengths", "64", "--masks", "causal", "--device", "cpu"]
+    assert benchmark.main([*command, "--json", str(out), "--plots", str(tmp_path)]) == 0
+    _, ended, other = json.loads(out.read_text())
+    assert ended["note"].startswith("failed") and other["seconds"] > 0
+
+
+@pytest.mark.parametrize("lengths", ["512..256", "0..256", "-64,128", "64,"])
+def test_lengths_that_are_none_are_told(benchmark, lengths, capsys):
+    """The first was told to be unsupported by all, the second was measured 64 times."""
+    assert benchmark.main(["attention", f"--lengths={lengths}"]) == 2
+    assert f"--lengths {lengths}: expected" in capsys.readouterr().err
 
 
 def test_exponent(benchmark):

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from benchmarks._measure import measure, peak_bytes
 
-LENGTHS = [2**i for i in range(8, 18)]
 FIT = 4096, 65536
 LONG = 1.0  # seconds of a run that is not done twice
 ROWS = 64
@@ -68,7 +67,11 @@ def run(options: argparse.Namespace) -> list[dict]:
             known = [mask for mask in masks if mask in mechanism(name).masks]
             settings = (name, known, lengths, device, options.dtype, options.window, options.heads, options.dim)
             share = max(0.0, end - time.monotonic()) / (len(names) - i)
-            done = _apart(sweeps, *settings, options.limit, share, threads=options.threads, device=device)
+            try:
+                done = _apart(sweeps, *settings, options.limit, share, threads=options.threads, device=device)
+            except RuntimeError as error:  # a process that was ended must not cost the rows of the others
+                failed = dict(op=name, device=device, note=f"failed: {error}")
+                done = [dict(failed, job=f"{name} {mask}", mask=mask) for mask in known]
             for mask in masks:
                 of_mask = [row for row in done if row["mask"] == mask]
                 unknown = dict(job=f"{name} {mask}", op=name, mask=mask, device=device, note="not supported")
@@ -85,12 +88,16 @@ def parse_lengths(text: str) -> list[int]:
     from visionkit.errors import VisionKitError
 
     try:
-        if ".." not in text:
-            return sorted(int(part) for part in text.split(","))
-        low, high = (int(part) for part in text.split(".."))
+        if ".." in text:
+            low, high = (int(part) for part in text.split(".."))
+            lengths = [low * 2**i for i in range(64) if low * 2**i <= high]
+        else:
+            lengths = sorted(int(part) for part in text.split(","))
     except ValueError:
-        raise VisionKitError(f"--lengths {text}: expected FROM..TO or numbers with commas, e.g. 256..4096") from None
-    return [low * 2**i for i in range(64) if low * 2**i <= high]
+        lengths = []
+    if not lengths or lengths[0] < 1:
+        raise VisionKitError(f"--lengths {text}: expected FROM..TO or numbers with commas, e.g. 256..4096")
+    return lengths
 
 
 def about(device: str, options: argparse.Namespace) -> str:
@@ -267,7 +274,8 @@ def add_references(rows: list[dict]) -> None:
 
 
 def _brief(row: dict) -> str:
-    return f"{row['tokens']} " + (f"{row['cpu_seconds']:.3g} s" if "cpu_seconds" in row else row["note"])
+    told = f"{row['cpu_seconds']:.3g} s" if "cpu_seconds" in row else row["note"]
+    return f"{row['tokens']} {told}" if "tokens" in row else told
 
 
 def plot(rows: list[dict], folder: Path) -> None:
