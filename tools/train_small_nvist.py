@@ -12,11 +12,13 @@ weights so far are written ten times on the way; ``--init`` goes on from them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +140,7 @@ def _scene(job: tuple) -> tuple[np.ndarray, ...]:
 
 
 class Pool:
-    """All scenes on a device. See [sample_batch]."""
+    """All scenes on a device."""
 
     def __init__(self, folder: Path, device: str) -> None:
         try:
@@ -275,25 +277,22 @@ def choose_views(count: int, options: argparse.Namespace) -> Tensor:
     return order.scatter(1, first, -1).argsort(dim=1)[:, : options.views]
 
 
-class swapped:  # noqa: N801  (a context)
-    """Inside, the model has other weights."""
+@contextlib.contextmanager
+def swapped(model: NViST, weights: list[Tensor]) -> Iterator[None]:
+    """Inside, the model has other weights and is in evaluation mode."""
+    kept = [each.detach().clone() for each in model.parameters()]
+    set_weights(model.eval(), weights)
+    try:
+        yield
+    finally:
+        set_weights(model.train(), kept)
 
-    def __init__(self, model: NViST, weights: list[Tensor]) -> None:
-        self.model, self.weights = model, weights
 
-    def __enter__(self) -> None:
-        self.kept = [each.detach().clone() for each in self.model.parameters()]
-        self._set(self.weights)
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._set(self.kept)
-        self.model.train()
-
-    @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
-        for own, value in zip(self.model.parameters(), values):
-            own.copy_(value)
+@torch.no_grad()
+def set_weights(model: NViST, weights: list[Tensor]) -> None:
+    """Copies tensors into the model's parameters."""
+    for own, value in zip(model.parameters(), weights):
+        own.copy_(value)
 
 
 @torch.inference_mode()
