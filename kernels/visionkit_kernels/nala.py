@@ -17,6 +17,7 @@ from torch import Tensor
 
 from visionkit_kernels._common import (
     HALF,
+    NAN,
     cut,
     does_not_compile,
     dot,
@@ -69,14 +70,17 @@ def _turned_back(g, angles, ROWS: tl.constexpr, D: tl.constexpr, ROTARY: tl.cons
 
 @triton.jit
 def _query(q, power, offset, guard):
-    """Norms, one over the lengths that divide, sizes of directions, exponents and features (unsplit) of raw queries."""
+    """Norms, one over the lengths that divide, sizes of directions, exponents and features (unsplit) of raw queries.
+
+    Comparisons, here and where features are split, are such that what is not a number stays so.
+    """
     norm = tl.sqrt(tl.sum(q * q, 1))
     per_length = 1 / tl.maximum(norm, guard)
     size = tl.abs(q) * per_length[:, None]
     hyperbolic = 1 - 2 / (exponential(2 * norm) + 1)  # tanh
     exponent = power * (offset + hyperbolic)
-    log = tl.log(tl.where(size > 0, size, 1.0))
-    value = tl.where(size > 0, exponential(exponent[:, None] * log), 0.0)
+    log = tl.log(tl.where(size == 0, 1.0, size))
+    value = tl.where(size == 0, 0.0, exponential(exponent[:, None] * log))
     return norm, per_length, size, hyperbolic, exponent, log, value
 
 
@@ -100,7 +104,7 @@ def nala_reduce(
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
         angles = _angles(table, rows, columns, tokens, dim, key, ROTARY, ACC)
         cube = key * key * key
-        k0, k1 = tl.maximum(cube, 0.0), tl.maximum(-cube, 0.0)
+        k0, k1 = tl.maximum(cube, 0.0, NAN), tl.maximum(-cube, 0.0, NAN)
         s0 = dot(tl.trans(_turned(k0, angles, ROWS, D, ROTARY)), value, s0, DOT, ACC, PRECISION)
         s1 = dot(tl.trans(_turned(k1, angles, ROWS, D, ROTARY)), value, s1, DOT, ACC, PRECISION)
         m0 += tl.sum(k0, 0)
@@ -135,7 +139,7 @@ def nala_apply(
         raw = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
         angles = _angles(table, rows, columns, tokens, dim, raw, ROTARY, ACC)
         _, _, _, _, _, _, value = _query(raw, power, offset, guard)
-        q0, q1 = tl.where(raw > 0, value, 0.0), tl.where(raw < 0, value, 0.0)
+        q0, q1 = tl.where(raw < 0, 0.0, value), tl.where(raw > 0, 0.0, value)
         share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)
         y = dot(_turned(q0, angles, ROWS, D, ROTARY), s0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         y = dot(_turned(q1, angles, ROWS, D, ROTARY), s1, y, DOT, ACC, PRECISION)
@@ -169,7 +173,7 @@ def nala_backward_queries(
         g = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v).to(ACC)
         angles = _angles(table, rows, columns, tokens, dim, raw, ROTARY, ACC)
         norm, per_length, size, hyperbolic, exponent, log, value = _query(raw, power, offset, guard)
-        q0, q1 = tl.where(raw > 0, value, 0.0), tl.where(raw < 0, value, 0.0)
+        q0, q1 = tl.where(raw < 0, 0.0, value), tl.where(raw > 0, 0.0, value)
         t0, t1 = _turned(q0, angles, ROWS, D, ROTARY), _turned(q1, angles, ROWS, D, ROTARY)
         share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)
         share = tl.where(rows < tokens, share, 0.0)  # else 0 times infinity, where eps is 0
@@ -227,7 +231,7 @@ def nala_backward_keys(
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
         angles = _angles(table, rows, columns, tokens, dim, key, ROTARY, ACC)
         cube = key * key * key
-        k0, k1 = tl.maximum(cube, 0.0), tl.maximum(-cube, 0.0)
+        k0, k1 = tl.maximum(cube, 0.0, NAN), tl.maximum(-cube, 0.0, NAN)
         t0, t1 = _turned(k0, angles, ROWS, D, ROTARY), _turned(k1, angles, ROWS, D, ROTARY)
         dvalue = dot(t0, ds0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         dvalue = dot(t1, ds1, dvalue, DOT, ACC, PRECISION)

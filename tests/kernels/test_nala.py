@@ -27,6 +27,21 @@ def test_no_division_by_zero_beyond_the_last_token():
     assert_same_forms(nala_attention, [q, k, v], tolerance=1e-9, eps=0.0)
 
 
+@pytest.mark.parametrize("channels", [3, slice(None)])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_a_number_is_not_hidden(which, channels):
+    """Features of a NaN were 0, so that a diverged model went on."""
+    tensors = inputs(*[(1, 1, 5, 8)] * 3, dtype=torch.float32)
+    with torch.no_grad():
+        tensors[which][0, 0, 2, channels] = torch.nan
+    found = []
+    for form in ("triton", "torch"):
+        with dispatch.use_kernels(form):
+            out = nala_attention(*tensors)
+            found.append([x.isnan().any(-1) for x in (out, *torch.autograd.grad(out.sum(), tensors))])
+    assert found[0][0][0, 0, 2] and all(torch.equal(*pair) for pair in zip(*found))
+
+
 def test_batches_heads_zero_queries_and_no_rotation():
     q, k, v = inputs((2, 2, 3, 8), (2, 2, 5, 8), (2, 2, 5, 8), dtype=torch.float64, order="tokens")
     with torch.no_grad():
