@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionkit_kernels._common import dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
+from visionkit_kernels._common import NAN, dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
 from visionkit_kernels.tiles import chosen
 
 LARGEST_WIDTH = 64  # of the network
@@ -338,7 +338,7 @@ def march_forward(
         ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
         iy, fy = cell((oy + dy * middle - ly) * py - 0.5, R)
         iz, fz = cell((oz + dz * middle - lz) * pz - 0.5, R)
-        sigma = tl.maximum(density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC), 0.0)
+        sigma = tl.maximum(density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC), 0.0, NAN)
         optical = tl.where(live, sigma * width, 0.0)
         weight = tl.exp(-tau) * (1 - tl.exp(-optical))
         tau += optical
@@ -440,7 +440,7 @@ def march_backward(
             iy, fy = cell((oy + dy * middle - ly) * py - 0.5, R)
             iz, fz = cell((oz + dz * middle - lz) * pz - 0.5, R)
             sigma = density_at(own_field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC)
-            optical = tl.where(live, tl.maximum(sigma, 0.0) * width, 0.0)
+            optical = tl.where(live, tl.maximum(sigma, 0.0, NAN) * width, 0.0)
             weight = tl.exp(-tau) * (1 - tl.exp(-optical))
             tau += optical
             # the distortion loss's slope: what lies before, and what lies after

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernels.compare import DEVICE
-from kernels.marching import KINDS, SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
+from kernels.marching import KINDS, NAMES, SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
 
 from visionkit.errors import VisionKitError
 
@@ -44,6 +44,18 @@ def test_empty_space_is_background_and_has_no_gradient():
     seen = march_in_form("triton", leaves, view, background=torch.ones(3, device=DEVICE))
     assert torch.equal(seen.rgb, torch.ones_like(seen.rgb)) and seen.opacity.abs().max() == 0
     assert torch.autograd.grad(seen.rgb.sum(), leaves["planes"])[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_density_that_is_not_a_number_is_not_hidden(kind):
+    """It was empty space, so that a diverged model went on."""
+    leaves, view = scene(batch=1, rays=20)
+    with torch.no_grad():
+        leaves["planes"][1, 0, 0, 1:3, 1:3] = torch.nan
+    seen, expected = (march_in_form(form, leaves, view, kind=kind) for form in ("triton", "torch"))
+    assert 0 < expected.depth.isnan().sum() < 20
+    for name in NAMES:
+        torch.testing.assert_close(getattr(seen, name), getattr(expected, name), equal_nan=True, msg=name)
 
 
 def test_transposed_grids():
