@@ -177,12 +177,13 @@ def gap_closed(rows: list[dict]) -> str:
 
 
 def commit() -> str:
-    """The commit at hand, marked where files differ from it; ``unknown`` where git does not tell."""
+    """The commit at hand, marked where other files than results differ from it; ``unknown`` where git does not tell."""
     try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+        name = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/", ":/!docs/results"], capture_output=True)
     except OSError:  # git is not installed
-        out = ""
-    return out.strip() or "unknown"
+        return "unknown"
+    return name + "-dirty" * (changed.returncode == 1) if name else "unknown"
 
 
 def machine() -> str:

@@ -1,6 +1,7 @@
 """The results page of CORE-ReID."""
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "results_core_reid.py"
@@ -13,6 +14,22 @@ def test_a_machine_without_git(monkeypatch):
     """It failed when the first seed was trained."""
     monkeypatch.setenv("PATH", "/nonexistent")
     assert results_core_reid.commit() == "unknown"
+
+
+def test_the_page_itself_is_no_change(monkeypatch, tmp_path):
+    """It is written again after every model."""
+    monkeypatch.chdir(tmp_path)
+    assert results_core_reid.commit() == "unknown"
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    code, page = tmp_path / "code.py", tmp_path / "docs" / "results" / "page.md"
+    code.touch(), page.touch()
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "All"]):
+        subprocess.run(["git", *command], check=True)
+    page.write_text("changed")
+    assert not results_core_reid.commit().endswith("-dirty")
+    code.write_text("changed")
+    assert results_core_reid.commit().endswith("-dirty")
 
 
 def test_spread_and_gap():

@@ -30,7 +30,7 @@ IMAGES_A_PART, SECONDS_A_PART = 2000, 60  # what a crash may lose, whichever com
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit index``."""
     parser.add_argument("folder", help="a folder of images; sub-folders are searched too")
-    parser.add_argument("--weights", help="a checkpoint of visionkit train or of the released CORE-ReID; an index remembers its own")
+    parser.add_argument("--weights", help="a checkpoint, ours or CORE-ReID's authors'; an index remembers its own")
     parser.add_argument("--index", help="the index's folder (default: FOLDER.index)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
