@@ -56,6 +56,18 @@ def test_newton_converges_in_twenty_steps():
     assert (a @ newton_inverse_shared(a) - eye).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_number_of_steps_is_an_option(symmetric):
+    g = torch.Generator().manual_seed(0)
+    q, v = (torch.randn(1, 2, 12, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    invert = newton_inverse_shared if symmetric else newton_inverse
+    kernel = gaussian_kernel(q / 2**0.5, q / 2**0.5)
+    root = kernel.sum(-1, keepdim=True).rsqrt() if symmetric else torch.ones(1, dtype=torch.float64)
+    expected = kernel @ (root * (invert(kernel, steps=3) @ (root * (kernel @ v))))
+    out = gaussian_attention(q, None, v, landmarks=q / 2**0.5, symmetric=symmetric, steps=3)
+    assert torch.allclose(out, expected, atol=1e-10)
+
+
 def test_landmarks_by_default_are_means_of_runs():
     q, v, _ = tokens(n=98)
     pooled = q.unflatten(2, (49, 2)).mean(3)

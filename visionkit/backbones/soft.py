@@ -21,7 +21,7 @@ from visionkit.backbones.hybrid import check_has_attention, drop_path_rates
 from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
 from visionkit.backbones.published import complete, create, unwrap
 from visionkit.errors import VisionKitError
-from visionkit.ops.gaussian import check_inverse, gaussian_attention
+from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
 
 # a stage each; the fourth only where that is Gaussian
 RATIOS = (8, 4, 2, 1)  # height and width of the patch that becomes a landmark
@@ -107,6 +107,7 @@ class SoftAttention(nn.Module):
     """
 
     adds_onto = True
+    newton_steps = NEWTON_STEPS  # of published weights that were trained with another number, set it so
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class SoftAttention(nn.Module):
         scale = x.new_full(x.shape[-1:], self.head_dim**-0.25)
         q = self.split(linear(self.q, x, scale))
         landmarks = self.landmarks(q, x.shape[1:3])
-        options = dict(scale=1.0, symmetric=self.symmetric, inverse=self.inverse)
+        options = dict(scale=1.0, symmetric=self.symmetric, inverse=self.inverse, steps=self.newton_steps)
         return gaussian_attention(q, None, v, landmarks=landmarks, **options)
 
     def split(self, x: Tensor) -> Tensor:

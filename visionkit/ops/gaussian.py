@@ -27,6 +27,7 @@ def gaussian_attention(
     scale: float | None = None,
     symmetric: bool = False,
     inverse: str = "newton",
+    steps: int = NEWTON_STEPS,
 ) -> Tensor:
     """Attention by a Gaussian kernel, without softmax, through m landmarks.
 
@@ -55,6 +56,7 @@ def gaussian_attention(
         scale: what q is multiplied by; default dim ** -0.25.
         symmetric: SOFT++ instead of SOFT.
         inverse: see above.
+        steps: Newton steps; the released code's 20 are an option of its configuration.
 
     Returns:
         (B, heads, N, dim_v), in the type of ``v``.
@@ -83,7 +85,7 @@ def gaussian_attention(
         if inverse == "solve":
             core = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), core.to(a.dtype)).to(dtype)
         else:
-            core = (newton_inverse_shared(a) if symmetric else newton_inverse(a)) @ core
+            core = (newton_inverse_shared if symmetric else newton_inverse)(a, steps=steps) @ core
         core = core * root if symmetric else core
         out = apply(landmarks, q, core, scale) if apply else p.transpose(-2, -1) @ core
     return out.to(v.dtype)
@@ -142,7 +144,7 @@ def needs_gradient(a: Tensor) -> bool:
     return (a.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing()
 
 
-def newton_inverse(a: Tensor) -> Tensor:
+def newton_inverse(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     """SOFT's inverse, of a + 0.01 I; its gradient is that of an inverse, dA = -Y^T dY Y^T, taken once.
 
     Args:
@@ -151,13 +153,13 @@ def newton_inverse(a: Tensor) -> Tensor:
     with torch.no_grad():
         alpha = 1.8 / a.sum(dim=-1).amax(dim=-1).square()[..., None, None]
         ridged = add_ridge(a, RIDGE)
-        inverse = newton_steps(ridged, alpha * ridged, NEWTON_STEPS)
+        inverse = newton_steps(ridged, alpha * ridged, steps)
     if not needs_gradient(a):
         return inverse
     return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
 
 
-def newton_inverse_shared(a: Tensor) -> Tensor:
+def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
     """SOFT++'s inverse: one starting scale for the whole tensor; the gradient runs through it and every step.
 
     The scale is halved, at most ten times, until no column of I - A V_0 sums to more than 1.01.
@@ -173,7 +175,7 @@ def newton_inverse_shared(a: Tensor) -> Tensor:
         excess = torch.stack([(eye - scale * square).abs().sum(dim=-2).flatten().amax(dim=-1) for scale in scales])
         passed = excess <= 1.01
         halving = halvings.gather(0, torch.where(passed.any(), passed.int().argmax(), 10).view(1))
-    return newton_steps(a, alpha * halving * a, NEWTON_STEPS)
+    return newton_steps(a, alpha * halving * a, steps)
 
 
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:
