@@ -56,6 +56,17 @@ def test_relative_error_measures_in_std():
     assert relative_error(torch.tensor(2.2), 2.0) == pytest.approx(0.1)
 
 
+def test_a_field_that_a_case_of_nvist_lacks_is_not_compared(tmp_path, capsys):
+    case = check.read_case(check.HERE / "cases" / "nvist_small_triplanes.json")
+    case.update(depth=None, grad=None)
+    del case["rgb_white_bg"], case["kept_as_built"]["encoder.pos_embed"]
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps(case))
+    assert check.main([str(path)]) == 0
+    names = {line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert names == {"decoder.decoder_pos_embed", "latent", "matrix", "rgb", "weight", "distloss"}
+
+
 def test_checker_exit_statuses(tmp_path, capsys):
     unknown = tmp_path / "unknown.json"
     unknown.write_text(json.dumps(dict(kind="no_such_kind")))

@@ -23,7 +23,7 @@ def build(case: dict) -> CoreReID:
 def run(case: dict) -> Checks:
     """Everything in eval mode, then ``train_mode`` where the case has it."""
     yield from eval_mode(build(case), case)
-    if "train_mode" in case:
+    if case.get("train_mode"):
         yield from train_mode(build(case), case["train_mode"], case["hw"])
 
 
