@@ -100,6 +100,19 @@ def test_a_released_source_is_a_model():
     torch.testing.assert_close(again.extract(image), source.extract(image))
 
 
+def test_training_starts_from_released_files(model):
+    source = SourceReID(ResNet(50), num_classes=3)
+    onward = CoreReID(ResNet(50), num_classes=4)
+    assert set(onward.load_source(released_source(source))) == {
+        "classifier.weight",
+        *(f"bn.{key}" for key in source.bn.state_dict()),
+    }
+    assert torch.equal(onward.teacher.backbone.conv1.weight, source.backbone.conv1.weight)
+    again = SourceReID(ResNet(18, last_stride=2), num_classes=5)
+    again.load_source(released(model))
+    assert torch.equal(again.backbone.layer4[1].conv2.weight, model.teacher.backbone.layer4[1].conv2.weight)
+
+
 def test_what_is_no_released_network(model):
     assert released_network({"layer1.0.conv1.weight": torch.zeros(1)}) is None
     state = released(model)

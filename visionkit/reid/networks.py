@@ -379,7 +379,7 @@ class CoreReID(ReIDModel):
 
     def load_source(self, state_dict: Mapping[str, Tensor]) -> list[str]:
         """Start student and teacher from a checkpoint of :class:`SourceReID`, or from the teacher of another adaptation
-        (its student where it has none): copy what matches in name and shape.
+        (its student where it has none), ours or released: copy what matches in name and shape.
 
         Returns:
             The checkpoint's entries that have no place here (its neck and classifier).
@@ -524,7 +524,14 @@ def what_fits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[st
 
 
 def one_network(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Of a checkpoint of student and teacher the teacher, else the student; another one as it is."""
+    """Of a checkpoint of student and teacher the teacher, else the student; another one as it is.
+
+    Released checkpoints get our names first.
+    """
+    from visionkit.reid.published import released_network  # which builds networks of this file
+
+    if (released := released_network(state_dict)) is not None:
+        state_dict = released.state_dict()
     for part in ("teacher.", "student."):
         if found := {key.removeprefix(part): value for key, value in state_dict.items() if key.startswith(part)}:
             return found
