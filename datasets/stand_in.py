@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -39,11 +40,23 @@ def in_processes(
             begin()
         yield from map(make, jobs)
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit it: Ctrl-C is for this process
-    pool = multiprocessing.get_context("spawn").Pool(workers, begin)
-    signal.signal(signal.SIGINT, before)
+    with held_back(signal.SIGINT):  # the others inherit it: Ctrl-C is for this process
+        pool = multiprocessing.get_context("spawn").Pool(workers, begin)
     with pool:
         yield from pool.imap_unordered(make, jobs, chunksize)
+
+
+@contextmanager
+def held_back(what: signal.Signals) -> Iterator[None]:
+    """A signal waits for the end, and processes that are started inside never get it. Windows knows no such thing."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [what])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def fail(message: str) -> NoReturn:

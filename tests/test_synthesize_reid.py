@@ -18,6 +18,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / "datasets" / "synthesize_reid.py"
 sys.path.insert(0, str(SCRIPT.parent))
+import stand_in  # noqa: E402
 import synthesize_reid  # noqa: E402
 
 NAMES = {
@@ -157,3 +158,18 @@ def test_an_interruption_ends_in_one_line(tmp_path):
         os.killpg(work.pid, signal.SIGINT)
         assert work.wait(timeout=60) == 130
         assert work.stderr.read() == "interrupted; the same command makes the tree anew\n"
+
+
+def test_an_interruption_while_processes_start_is_not_lost(monkeypatch):
+    class Context:
+        def Pool(self, *_):  # noqa: N802  (multiprocessing's name)
+            os.kill(os.getpid(), signal.SIGINT)
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr(stand_in.multiprocessing, "get_context", lambda _: Context())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(stand_in.in_processes(abs, [1], workers=2))
+    finally:
+        signal.signal(signal.SIGINT, before)
