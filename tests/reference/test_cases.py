@@ -1,6 +1,8 @@
 """Every reference case in ``cases/`` whose kind has a module, and the checker's own manners."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,11 @@ CASES = [
 def test_case_matches(path, capsys):
     if check.read_case(path)["kind"] not in check.known_kinds():
         pytest.skip("no module for this kind yet")
-    matches = check.check_case(path)
-    assert matches, capsys.readouterr().out
+    if path.stem in SLOW:  # as a user runs it, in a process that tells MKL how to round
+        done = subprocess.run([sys.executable, check.__file__, str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        assert check.check_case(path), capsys.readouterr().out
 
 
 def test_fill_follows_the_rule():

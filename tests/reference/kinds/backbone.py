@@ -52,7 +52,8 @@ def input_gradient(model: nn.Module, image: Tensor, cotangent: str) -> Tensor:
     In float32 rounding alone, in whichever order, moves the gradient of MAViT-B by 2e-4 of its std, and that of larger
     models and of NaLaFormer-B by more. The exact one lies nearest to what any float32 order gives. The published values
     lie 1.0e-4 of their std from MAViT-B's exact gradient themselves, as much as the case allows, so that the rounding
-    of a float32 head decides: it passes with AVX2 (0.94e-4 to 0.99e-4) and fails with AVX-512 (0.99e-4 to 1.03e-4).
+    of a float32 head decides: it passes with AVX2 and two threads (0.94e-4 to 0.99e-4), which check.py asks for, and
+    fails with AVX-512 or one thread (0.99e-4 to 1.03e-4).
     """
     image = image.double().requires_grad_()
     logits = model.forward_head(model.forward_features(image).to(model.head.weight.dtype))
