@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -52,6 +53,7 @@ def held_back(what: signal.Signals) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # starting inside, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [what])
     try:
         yield

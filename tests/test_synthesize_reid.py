@@ -173,3 +173,15 @@ def test_an_interruption_while_processes_start_is_not_lost(monkeypatch):
             list(stand_in.in_processes(abs, [1], workers=2))
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_no_process_of_a_stand_in_ever_gets_an_interruption(tmp_path):
+    script = tmp_path / "masks.py"
+    script.write_text(
+        "import signal, stand_in\n"
+        "def blocked(_):\n    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "if __name__ == '__main__':\n    print(list(stand_in.in_processes(blocked, range(4), workers=2)), blocked(0))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    work = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=60)
+    assert work.stdout == "[True, True, True, True] False\n", work.stderr
