@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from reid.released import released
 
 from visionkit.apis import ReIDInferencer
+from visionkit.backbones import ResNet
 from visionkit.cli import main
 from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
-from visionkit.reid import stages
+from visionkit.reid import CoreReID, stages
 
 from .site import write_site
 
@@ -92,6 +94,23 @@ def test_a_trained_checkpoint_is_tested_by_its_command(site, capsys):
     ):
         assert main(["test", "config.py", "run/target/epoch_1.pth", "--cfg-options", option]) == 2
         assert expected in capsys.readouterr().err
+
+
+def scores(capsys):
+    """The numbers of the last line printed."""
+    return re.findall(r"\d+\.\d", capsys.readouterr().out.splitlines()[-2])
+
+
+def test_a_released_file_is_tested_by_the_same_command(site, capsys):
+    network = CoreReID(ResNet(18, last_stride=2), num_classes=4, preset="released")
+    torch.save(dict(state_dict=released(network)), "model_best.pth.tar")
+    more = 'backbone = dict(type="visionkit.ResNet", depth=18, last_stride=2)\nimage_size = (64, 32)\n'
+    site.write_text(site.read_text() + more)
+    assert main(["test", "config.py", "model_best.pth.tar", "--stage", "target"]) == 0
+    printed = scores(capsys)
+    torch.save(dict(state_dict=network.state_dict()), "ours.pth")
+    assert main(["test", "config.py", "ours.pth", "--stage", "target"]) == 0
+    assert scores(capsys) == printed
 
 
 OWN = """

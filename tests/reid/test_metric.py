@@ -67,6 +67,11 @@ def test_rerank_scores_stand_beside_the_plain_ones():
     assert scores["mAP"] == pytest.approx(100 * evaluate(*data).mAP)
 
 
+@pytest.mark.parametrize("rerank, expected", [(None, None), (False, None), (True, {}), ({}, {})])
+def test_no_options_are_the_published_ones(rerank, expected):
+    assert METRICS.build(dict(type="visionkit.ReIDMetric", rerank=rerank)).rerank == expected
+
+
 @pytest.mark.parametrize("rerank", [None, True])
 def test_options_are_tried_without_a_gpu(rerank, monkeypatch):
     """Which this machine has not: asking it for memory would be an error."""

@@ -14,7 +14,9 @@ from visionkit.commands.cfg_options import add_cfg_options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit test``."""
     parser.add_argument("config", help="a config file; it is Python code and is run, so only give one that you trust")
-    parser.add_argument("checkpoint", help="a checkpoint written by visionkit train")
+    parser.add_argument(
+        "checkpoint", help="a checkpoint written by visionkit train, or a file of CORE-ReID's own release"
+    )
     parser.add_argument("--stage", metavar="NAME", help="the checkpoint's stage (default: its folder's name)")
     parser.add_argument("--work-dir", help="where logs are written (default: work_dirs/<config's name>_test)")
     add_cfg_options(parser, "stages.target.metric.rerank=True")

@@ -99,7 +99,7 @@ class RunnerStage:
         Raises:
             VisionKitError: the stage reports on nothing, or the checkpoint is broken or of another architecture.
         """
-        state = state_dict_of(load_checkpoint(checkpoint), checkpoint)
+        state = self.weights(checkpoint)
         with building(f"stage {self.name}"):
             cfg = self.test_cfg(context, state)
         if "test_dataloader" not in cfg:
@@ -108,6 +108,10 @@ class RunnerStage:
         runner = build_runner(cfg, context.work_dir, context.seed)
         load_weights(runner.bare_model, state, checkpoint)
         return runner.test()
+
+    def weights(self, checkpoint: Path) -> dict[str, Any]:
+        """The weights that a file holds, under the names of this project."""
+        return state_dict_of(load_checkpoint(checkpoint), checkpoint)
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training; ``state`` holds the weights that the model must fit."""

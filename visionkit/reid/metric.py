@@ -51,7 +51,7 @@ class ReIDMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device="cpu", prefix=prefix)
         self.options = dict(metric=metric, ap=ap, topk=tuple(topk))
-        self.rerank = {} if rerank is True else rerank or None
+        self.rerank = {True: {}, False: None}[rerank] if isinstance(rerank, bool) else rerank
         self.per_camera, self.use_cameras = per_camera, use_cameras
         self._try_options()
 

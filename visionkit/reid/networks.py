@@ -21,6 +21,7 @@ from visionkit.registry import MODELS
 from visionkit.reid.fusion import PARTS, EnsembleFusion, frozen_bias_norm, halves, pool
 from visionkit.reid.losses import softmax_triplet_loss
 from visionkit.reid.mean_teacher import BUFFER_POLICIES, ema_alpha, update_teacher
+from visionkit.reid.published import checkpoint_filter_fn
 
 Batch = Mapping[str, Any]
 
@@ -528,10 +529,7 @@ def one_network(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
     Released checkpoints get our names first.
     """
-    from visionkit.reid.published import released_network  # which builds networks of this file
-
-    if (released := released_network(state_dict)) is not None:
-        state_dict = released.state_dict()
+    state_dict = checkpoint_filter_fn(state_dict)
     for part in ("teacher.", "student."):
         if found := {key.removeprefix(part): value for key, value in state_dict.items() if key.startswith(part)}:
             return found

@@ -2,20 +2,26 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from visionkit.backbones import ResNet
 from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
 from visionkit.engine.config import known_names
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
-from visionkit.reid.published import released_network
+from visionkit.reid.networks import CoreReID, SourceReID
+from visionkit.reid.published import checkpoint_filter_fn, released_stage
 
 IMAGE_SIZE = (256, 128)  # height, width: what person ReID uses
+# depth of a ResNet by the blocks of its stages, basic ones and bottlenecks
+BASIC = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+BOTTLENECK = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
 class Rebuilt(NamedTuple):
@@ -33,12 +39,11 @@ def rebuild(path: str | Path) -> Rebuilt:
     """
     checkpoint = load_checkpoint(path)
     weights, meta = state_dict_of(checkpoint, path), checkpoint.get("meta")
-    try:
-        released = released_network(weights)
-    except VisionKitError as error:
-        raise VisionKitError(f"{path}: {error}") from error
-    if released is not None:
-        return Rebuilt(released.eval(), IMAGE_SIZE)
+    if stage := released_stage(weights):
+        try:
+            return Rebuilt(released_network(weights, stage).eval(), IMAGE_SIZE)
+        except VisionKitError as error:
+            raise VisionKitError(f"{path}: {error}") from error
     try:
         config = json.loads(meta["model"])
         image_size = tuple(int(side) for side in meta.get("image_size") or IMAGE_SIZE)
@@ -55,6 +60,35 @@ def rebuild(path: str | Path) -> Rebuilt:
     except RuntimeError as error:
         raise VisionKitError(f"{path}: its weights do not fit the model that it describes; is it damaged?") from error
     return Rebuilt(model.eval(), image_size)
+
+
+def released_network(state_dict: Mapping[str, Tensor], stage: str) -> SourceReID | CoreReID:
+    """The network of a released state dict, with its weights.
+
+    Depth and number of classes are read off names and shapes. ResNet-18 and 34 keep the last stride of 2, as in the
+    code of version 2; the others have 1.
+
+    Args:
+        state_dict: the released state dict.
+        stage: what :func:`~visionkit.reid.published.released_stage` says of it.
+
+    Raises:
+        VisionKitError: entries are missing, or of another network.
+    """
+    state, part = checkpoint_filter_fn(state_dict), "" if stage == "source" else "teacher."
+    firsts = [rf"{part}backbone\.layer{i}\.\d+\.conv1\.weight" for i in (1, 2, 3, 4)]
+    blocks = tuple(sum(bool(re.fullmatch(first, key)) for key in state) for first in firsts)
+    is_deep = f"{part}backbone.layer1.0.conv3.weight" in state
+    depth = (BOTTLENECK if is_deep else BASIC).get(blocks)
+    if depth is None:
+        raise VisionKitError(f"published checkpoint: no ResNet has stages of {blocks} blocks; is it another network's?")
+    backbone, num_classes = ResNet(depth, last_stride=1 if is_deep else 2), len(state[f"{part}classifier.weight"])
+    model = SourceReID(backbone, num_classes) if part == "" else CoreReID(backbone, num_classes, preset="released")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise VisionKitError("published checkpoint: entries are missing or of other shapes; is it damaged?") from error
+    return model
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -31,6 +31,7 @@ from visionkit.reid.metric import ReIDMetric
 from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID
 from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
 from visionkit.reid.pseudo_labels import VIEWS
+from visionkit.reid.published import checkpoint_filter_fn
 
 
 class ReIDStage(RunnerStage):
@@ -168,6 +169,10 @@ class ReIDStage(RunnerStage):
             test_cfg=dict(type="TestLoop"),
             test_evaluator=self.evaluator(),
         )
+
+    def weights(self, checkpoint: Path) -> dict[str, Any]:
+        """See the base class; released files of CORE-ReID serve as well."""
+        return checkpoint_filter_fn(super().weights(checkpoint))
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training, with as many classes as the weights have."""
@@ -420,6 +425,12 @@ class TargetFinetuning(ReIDStage):
         if model.get("preset") != "released":
             model.setdefault("ema_limit", ema_limit(self.epochs * self.iters_per_epoch))
         return dict(type="visionkit.CoreReID", backbone=backbone, num_classes=num_classes, **model)
+
+    def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
+        """See the base class; with SECAB where the weights have one: it is for training, descriptors are without."""
+        cfg = super().test_cfg(context, state)
+        secab = any(key.startswith("fusion.secab.") for key in state)
+        return dict(cfg, model=dict(cfg["model"], secab=secab))
 
     def _hooks(self, cfg: Config, views: tuple[str, ...]) -> list[dict[str, Any]]:
         labels = dict(

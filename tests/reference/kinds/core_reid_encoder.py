@@ -16,7 +16,7 @@ def build(case: dict) -> CoreReID:
     height = case["student"]["feature_map"]["shape"][2]
     last_stride = 1 if height * 16 >= case["hw"][0] else 2
     model = CoreReID(ResNet(case["depth"], last_stride=last_stride), case["num_classes"], preset="released")
-    model.load_state_dict(checkpoint_filter_fn(fill_state_dict(case["state_dict"]), model))
+    model.load_state_dict(checkpoint_filter_fn(fill_state_dict(case["state_dict"])))
     return model
 
 

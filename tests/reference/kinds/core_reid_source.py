@@ -24,5 +24,5 @@ def run(case: dict) -> Checks:
 def build(case: dict, last_stride: int) -> SourceReID:
     """The network of the case's depth and classes, freshly filled."""
     model = SourceReID(ResNet(case["depth"], last_stride=last_stride), case["num_classes"], bmfn=False)
-    model.load_state_dict(checkpoint_filter_fn(fill_state_dict(case["state_dict"]), model))
+    model.load_state_dict(checkpoint_filter_fn(fill_state_dict(case["state_dict"])))
     return model
