@@ -3,6 +3,7 @@ import timm
 import torch
 
 from visionkit.backbones import AttentionLayer, attention_names, set_attention
+from visionkit.backbones.adapters import add_p_adapters
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.soft import average_down
 from visionkit.errors import VisionKitError
@@ -87,6 +88,29 @@ def test_softmax_layer_is_timms():
     expected = plain(image)
     torch.testing.assert_close(set_attention(plain, "softmax")(image), expected)
     assert isinstance(plain.blocks[0].attn, AttentionLayer)
+
+
+def test_norms_and_dropout_of_the_output_stay():
+    torch.manual_seed(0)
+    options = dict(depth=1, img_size=32, qk_norm=True, scale_attn_norm=True, proj_drop_rate=0.5)
+    plain = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    image = torch.randn(1, 3, 32, 32)
+    expected, names = plain(image), set(plain.state_dict())
+    again = set_attention(plain, "softmax")
+    torch.testing.assert_close(again(image), expected)
+    assert set(again.state_dict()) == names and again.blocks[0].attn.proj_drop.p == 0.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["davit_tiny", "xcit_nano_12_p16_224", "tiny_vit_5m_224", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"],
+)
+def test_layers_that_compute_otherwise_are_not_exchanged(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    for change in (lambda: set_attention(model, "mala"), lambda: add_p_adapters(model)):
+        with pytest.raises(VisionKitError, match="has no attention layers like those of timm's ViT"):
+            change()
 
 
 def test_layer_from_a_config():

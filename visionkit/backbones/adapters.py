@@ -16,7 +16,7 @@ class PAdapter(nn.Module):
     starts as it was.
 
     Args:
-        attention: a layer with ``qkv``, ``proj`` and ``num_heads``, as timm's and [AttentionLayer].
+        attention: a layer of timm's ViT, or [AttentionLayer].
         reduction: width of the adapter, as a fraction of the layer's.
         p: of [p_laplacian]; 2 is plain averaging.
     """
@@ -40,7 +40,7 @@ class PAdapter(nn.Module):
         """The layer's softmax weights, mean of its heads, (B, N, N)."""
         layer = self.attention
         q, k, _ = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = getattr(layer, "q_norm", nn.Identity())(q), getattr(layer, "k_norm", nn.Identity())(k)
+        q, k = layer.q_norm(q), layer.k_norm(k)
         return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(1)
 
 
@@ -48,7 +48,7 @@ def add_p_adapters(model: nn.Module, *, reduction: int = 8, p: float = 1.25, hea
     """Freezes a model, wraps each of its attention layers in a [PAdapter] in place, and tells what is trained.
 
     Args:
-        model: a vision transformer with sub-modules ``*.attn`` that hold ``qkv``, ``proj`` and ``num_heads``.
+        model: a vision transformer with sub-modules ``*.attn`` that compute as timm's ``Attention`` does.
         reduction, p: of [PAdapter].
         head: name of a sub-module that is trained too; None for none.
 
@@ -61,7 +61,7 @@ def add_p_adapters(model: nn.Module, *, reduction: int = 8, p: float = 1.25, hea
     owners = [owner for owner in model.modules() if is_plain_attention(getattr(owner, "attn", None))]
     if not owners:
         raise VisionKitError(
-            f"{type(model).__name__}: has no attention layers with qkv and proj to put adapters behind"
+            f"{type(model).__name__}: has no attention layers like those of timm's ViT to put adapters behind"
         )
     if head is not None and not hasattr(model, head):
         raise VisionKitError(

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
+from timm.models.vision_transformer import Attention as PlainAttention
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -125,8 +126,9 @@ class AttentionLayer(nn.Module):
             raise VisionKitError(f"dim={dim}: expected a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm, self.k_norm, self.norm = nn.Identity(), nn.Identity(), nn.Identity()
         self.core = AttentionCore(attention, num_heads, dim // num_heads, **options)
-        self.proj = nn.Linear(dim, dim)
+        self.proj, self.proj_drop = nn.Linear(dim, dim), nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, dim) -> (B, N, dim). The masks stand here because timm's blocks hand them on.
@@ -137,16 +139,18 @@ class AttentionLayer(nn.Module):
         if attn_mask is not None or is_causal:
             raise VisionKitError(f"attn_mask, is_causal: attention={self.core.name!r} is used here without masks")
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
+        y = self.core(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(self.norm(y)))
 
 
 def set_attention(model: nn.Module, attention: str, **options: object) -> nn.Module:
-    """Puts an attention into every block of a transformer whose layers are named as in timm's ViT, in place.
+    """Puts an attention into every block of a transformer whose layers are those of timm's ViT, in place.
 
-    The projections keep their weights. Attention masks, dropout of weights and query norms are not carried over.
+    Projections, norms and dropout of the output stay. Attention masks and dropout of weights are not carried over.
 
     Args:
-        model: with sub-modules ``*.attn`` that hold ``qkv``, ``proj`` and ``num_heads``.
+        model: with sub-modules ``*.attn`` that compute as timm's ``Attention`` or [AttentionLayer] do. Others, with
+            relative positions, rotations or windows, are left as they are.
         attention: one of [attention_names].
         **options: of the attention.
 
@@ -159,17 +163,19 @@ def set_attention(model: nn.Module, attention: str, **options: object) -> nn.Mod
     layers = [(owner, owner.attn) for owner in model.modules() if is_plain_attention(getattr(owner, "attn", None))]
     if not layers:
         raise VisionKitError(
-            f"{type(model).__name__}: has no attention layers with qkv and proj; give a vision transformer of timm"
+            f"{type(model).__name__}: has no attention layers like those of timm's ViT; give a plain vision transformer"
         )
     for owner, old in layers:
         new = AttentionLayer(
             old.qkv.in_features, old.num_heads, attention, qkv_bias=old.qkv.bias is not None, **options
         )
-        new.qkv, new.proj = old.qkv, old.proj
+        for name in ("qkv", "q_norm", "k_norm", "norm", "proj", "proj_drop"):
+            setattr(new, name, getattr(old, name))
         owner.attn = new.to(old.qkv.weight.device, old.qkv.weight.dtype).train(old.training)
     return model
 
 
 def is_plain_attention(layer: object) -> bool:
-    """Whether this is an attention layer with the names of timm's vision transformers."""
-    return all(hasattr(layer, name) for name in ("qkv", "proj", "num_heads"))
+    """Whether this layer computes as those of timm's ViT: others may have the same names but rotate, or add biases."""
+    plain = getattr(type(layer), "forward", None) in (PlainAttention.forward, AttentionLayer.forward)
+    return plain and getattr(layer, "gate", None) is None
