@@ -130,6 +130,15 @@ def test_layer_from_a_config():
         (lambda: timm.create_model("mavit_tiny", attn_types=("linear", "conv", "softmax", "softmax")), "'conv' is nei"),
         (lambda: timm.create_model("mavit_tiny", attn_types=("linear",)), "four stages, got 1"),
         (lambda: timm.create_model("soft_tiny", landmark="random"), "landmark='random'"),
+        (
+            lambda: timm.create_model("mavit_tiny", attention="mala", normalise_rotated=True),
+            "normalise_rotated: belongs",
+        ),
+        (lambda: timm.create_model("nalaformer_tiny", attention="nala", feature_map="cosine"), "feature_map: belongs"),
+        (
+            lambda: timm.create_model("soft_tiny", attention="gaussian", inverse="solve"),
+            "inverse: belongs .*'gaussian'",
+        ),
         (lambda: timm.create_model("soft_tiny", last_stage="conv"), "last_stage='conv'"),
         (lambda: timm.create_model("soft_tiny", attention=["mala"]), "four stages, got 1"),
         (

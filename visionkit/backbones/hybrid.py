@@ -44,6 +44,7 @@ def choose_attention(
     attn_types: Sequence[str],
     attention: str | Sequence[str] | None,
     attention_options: dict | None,
+    **switches: bool,
 ) -> list[AttentionChoice]:
     """One choice a stage.
 
@@ -52,11 +53,14 @@ def choose_attention(
         attn_types: four of ``"linear"`` (the family's own) and ``"softmax"``.
         attention: a name, or four, of [visionkit.backbones.attention.attention_names]; overrides ``attn_types``.
         attention_options: of ``attention``'s function.
+        **switches: the model's options of ``own``, and whether they are given.
 
     Raises:
         VisionKitError: not four, an unknown type, or options of nothing.
     """
     check_has_attention(attention, attention_options)
+    if attention is not None:
+        check_unused(attention, **switches)
     if attention is not None:
         names = [attention] * 4 if isinstance(attention, str) else list(attention)
         choices = [AttentionChoice(name, attention_options or {}) for name in names]
@@ -76,6 +80,16 @@ def check_has_attention(attention: str | Sequence[str] | None, attention_options
     """Raises VisionKitError for options of an attention that is not named."""
     if attention is None and attention_options:
         raise VisionKitError("attention_options: are of attention=, which is not given; name one, or leave them out")
+
+
+def check_unused(attention: str | Sequence[str], **switches: bool) -> None:
+    """Raises VisionKitError for a given option of the family's own attention, which another replaces."""
+    for option, given in switches.items():
+        if given:
+            raise VisionKitError(
+                f"{option}: belongs to the attention that attention={attention!r} replaces; leave it out, or give "
+                "what the other takes as attention_options"
+            )
 
 
 class ConvStem(nn.Sequential):

@@ -137,7 +137,9 @@ class MAViT(HybridBackbone):
         **options: Any,  # noqa: ANN401
     ) -> None:
         own = AttentionChoice("mala", dict(normalise_rotated=True) if normalise_rotated else {})
-        attentions = choose_attention(own, attn_types, attention, attention_options)
+        attentions = choose_attention(
+            own, attn_types, attention, attention_options, normalise_rotated=normalise_rotated
+        )
         super().__init__(
             Block, dims, depths, num_heads, mlp_ratio, layer_scale, attentions, projection=projection, **options
         )

@@ -132,7 +132,7 @@ class NaLaFormer(HybridBackbone):
     ) -> None:
         check_feature_map(feature_map)
         own = AttentionChoice("nala", dict(feature_map=feature_map))
-        attentions = choose_attention(own, attn_types, attention, attention_options)
+        attentions = choose_attention(own, attn_types, attention, attention_options, feature_map=feature_map != "signs")
         super().__init__(
             Block, dims, depths, num_heads, mlp_ratio, layer_scale, attentions, projection=PROJECTION, **options
         )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, default_cfg, init_weights
-from visionkit.backbones.hybrid import check_has_attention, drop_path_rates
+from visionkit.backbones.hybrid import check_has_attention, check_unused, drop_path_rates
 from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
 from visionkit.backbones.published import complete, create, unwrap
 from visionkit.errors import VisionKitError
@@ -309,6 +309,11 @@ class SOFT(HierarchicalBackbone):
         names = [attention] * 4 if attention is None or isinstance(attention, str) else list(attention)
         if len(names) != 4:
             raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(names)}")
+        if None not in names:
+            given = dict(
+                inverse=inverse != "newton", landmark=landmark != "conv", max_landmarks=max_landmarks is not None
+            )
+            check_unused(attention, **given)
         has_token = last_stage == "softmax"
         pools = ("token", "avg", "") if has_token else ("avg", "")
         super().__init__(dims, num_classes, dims[-1], pools, pools[0] if global_pool is None else global_pool)
