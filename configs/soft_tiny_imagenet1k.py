@@ -5,7 +5,7 @@ _base_ = ["./_base_/imagenet1k.py"]
 
 stages = dict(
     train=dict(
-        model=dict(model="soft_tiny", model_options=dict(drop_path_rate=0.1, inverse="solve")),
+        model=dict(model="soft_tiny", model_options=dict(drop_path_rate=0.1, inverse="solve"), bf16=False),
         warmup_epochs=10, min_lr=5e-5, clip=1.0, ema=0.99996,
     ),
 )

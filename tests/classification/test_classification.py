@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from classification.trees import write_tree
+from mmengine.optim import build_optim_wrapper
 
 from visionkit.classification import ClassificationStage, ImageClassifier, TopK
 from visionkit.cli import main
@@ -109,6 +110,18 @@ def test_published_recipes_build(name, tree, tmp_path):
     warmup, cosine = runner["param_scheduler"]
     assert warmup["end"] == cosine["begin"] and cosine["end"] == 300  # the small tree is one step an epoch
     assert runner["train_dataloader"]["images"]["sampler"]["repeats"] == (1 if name.startswith("soft") else 3)
+    assert runner.get("sync_bn") == (None if name.startswith("soft") else "torch")
+    assert runner["model"]["bf16"] == (not name.startswith("soft"))
+
+
+def test_weight_decay_leaves_out_vectors_and_class_tokens(tree, tmp_path):
+    cfg = load_config(CONFIGS / "soft_tiny_imagenet1k.py", {"source.root": str(tree)})
+    runner = build_stage("train", cfg["stages"]["train"]).runner_cfg(Context(cfg, tmp_path, 1, "none", {}))
+    model = ImageClassifier("soft_tiny", num_classes=3, model_options=THIN)
+    optimizer = build_optim_wrapper(model, runner["optim_wrapper"]).optimizer
+    decayed = {id(group["params"][0]): group["weight_decay"] > 0 for group in optimizer.param_groups}
+    for name, parameter in model.named_parameters():
+        assert decayed[id(parameter)] == (parameter.dim() > 1 and "cls_token" not in name)
 
 
 def test_trains_from_the_command_line(tree, tmp_path, capfd):

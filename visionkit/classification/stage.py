@@ -30,11 +30,12 @@ class ClassificationStage(RunnerStage):
         iters_per_epoch: steps of an epoch; None for as many as the data set fills.
         lr, lr_batch: the rate for a batch of ``lr_batch`` images over all processes; others' scale with their batch.
         warmup_lr, min_lr: the first and the last rate.
-        weight_decay: of matrices and convolutions alone.
+        weight_decay: of all parameters but vectors and class tokens.
         clip: largest norm of the gradient; None for no clipping.
         ema: decay of the running mean of the weights, which is what is evaluated and saved as ``state_dict``; None
             keeps the plain weights.
         repeats: how often an image comes, each time augmented anew, in the order of an epoch (repeated augmentation).
+        sync_bn: batch norms take their statistics over all GPUs.
         report, init_from: see [RunnerStage].
     """
 
@@ -54,6 +55,7 @@ class ClassificationStage(RunnerStage):
         clip: float | None = None,
         ema: float | None = 0.99992,
         repeats: int = 1,
+        sync_bn: bool = False,
         report: str | None = None,
         init_from: str | None = None,
     ) -> None:
@@ -68,7 +70,7 @@ class ClassificationStage(RunnerStage):
         self.model, self.batch_size, self.epochs, self.warmup_epochs = model, batch_size, epochs, warmup_epochs
         self.iters_per_epoch, self.lr, self.lr_batch = iters_per_epoch, lr, lr_batch
         self.warmup_lr, self.min_lr, self.weight_decay = warmup_lr, min_lr, weight_decay
-        self.clip, self.ema, self.repeats = clip, ema, repeats
+        self.clip, self.ema, self.repeats, self.sync_bn = clip, ema, repeats, sync_bn
 
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config."""
@@ -94,13 +96,14 @@ class ClassificationStage(RunnerStage):
             optim_wrapper=dict(
                 type="OptimWrapper",
                 optimizer=dict(type="AdamW", lr=rate, weight_decay=self.weight_decay),
-                paramwise_cfg=dict(flat_decay_mult=0.0),
+                paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=dict(cls_token=dict(decay_mult=0.0))),
                 **clip,
             ),
             param_scheduler=self._schedules(rate, steps),
             custom_hooks=[] if self.ema is None else [dict(type="EMAHook", momentum=1 - self.ema)],
             log_interval=min(50, steps),
             best="top-1",
+            **(dict(sync_bn="torch") if self.sync_bn else {}),
         )
         return cfg
 
