@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import visionkit.backbones  # noqa: F401
+from visionkit.backbones.soft import SoftBlock
 from visionkit.errors import VisionKitError
 
 MILLIONS = dict(
@@ -273,6 +274,24 @@ def test_half_precision(name, dtype):
     model = narrow(name).eval().to(dtype)
     with torch.no_grad():
         assert model(torch.randn(1, 3, 96, 64).to(dtype)).isfinite().all()
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_soft_in_float16_on_a_plain_map_of_1024_pixels(autocast, symmetric):
+    torch.manual_seed(0)
+    options = dict(symmetric=symmetric, inverse="solve", landmark="pool", max_landmarks=49)
+    block = SoftBlock(32, 1, 0.0, ratio=8, local_size=3, **options).eval()
+    torch.nn.init.constant_(block.attn.v.bias, 2.0)  # rows of equal tokens sum to twice their number: 131 072
+    x = torch.zeros(1, 256, 256, 32)
+    with torch.no_grad():
+        expected = block(x)
+        if not autocast:
+            block, x = block.half(), x.half()
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            found = block(x)
+    assert found.dtype == (torch.float32 if autocast else torch.float16)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-2)
 
 
 @pytest.mark.slow

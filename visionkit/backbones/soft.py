@@ -22,6 +22,7 @@ from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, cha
 from visionkit.backbones.published import complete, create, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
+from visionkit.ops.mala import without_autocast
 
 # a stage each; the fourth only where that is Gaussian
 RATIOS = (8, 4, 2, 1)  # height and width of the patch that becomes a landmark
@@ -136,11 +137,19 @@ class SoftAttention(nn.Module):
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), added onto a map."""
         v = linear(self.v, x)
+        if v.dtype is torch.float16 and self.core is None and not self.symmetric:
+            return self.forward_wide(x, v, onto)
         attended = self.attend(x, self.split(v)).transpose(1, 2).reshape(x.shape)
         return linear(self.proj, attended + self.local(v), onto=onto)
 
+    def forward_wide(self, x: Tensor, v: Tensor, onto: Tensor | None) -> Tensor:
+        """In float32 from the attention on: its rows sum to up to the number of tokens, which float16 cannot hold."""
+        attended = self.attend(x, self.split(v).float()).transpose(1, 2).reshape(x.shape)
+        y = in_type_of(attended + self.local(v), self.proj)
+        return y if onto is None else onto + y
+
     def attend(self, x: Tensor, v: Tensor) -> Tensor:
-        """A map and its values -> (B, heads, H * W, head_dim)."""
+        """A map and its values -> (B, heads, H * W, head_dim), in the type of the values."""
         if self.core is not None:
             q = self.split(linear(self.q, x))
             return self.core(q, q, v)
@@ -148,11 +157,18 @@ class SoftAttention(nn.Module):
         q = self.split(linear(self.q, x, scale))
         landmarks = self.landmarks(q, x.shape[1:3])
         options = dict(scale=1.0, symmetric=self.symmetric, inverse=self.inverse, steps=self.newton_steps)
-        return gaussian_attention(q, None, v, landmarks=landmarks, **options)
+        return gaussian_attention(q.to(v.dtype), None, v, landmarks=landmarks, **options)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, heads, H * W, head_dim)."""
         return x.flatten(1, 2).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2).contiguous()
+
+
+def in_type_of(x: Tensor, layer: nn.Module) -> Tensor:
+    """layer(x), with weights in the type of x and without automatic casts."""
+    weights = {name: parameter.to(x.dtype) for name, parameter in layer.named_parameters()}
+    with without_autocast(x):
+        return torch.func.functional_call(layer, weights, x)
 
 
 class SoftBlock(nn.Module):
@@ -169,7 +185,9 @@ class SoftBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.norm1(add_branch(x, self.drop, self.attn, x))
+        y = add_branch(x, self.drop, self.attn, x)
+        # wider than x after an attention that float16 cannot hold
+        x = self.norm1(y) if y.dtype == x.dtype else in_type_of(y, self.norm1).to(self.norm1.weight.dtype)
         return self.norm2(add_branch(x, self.drop, self.feed_forward, x))
 
     def feed_forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
