@@ -15,6 +15,7 @@ from visionkit.backbones import soft
 from visionkit.backbones.published import unwrap
 from visionkit.cli import main
 from visionkit.errors import VisionKitError
+from visionkit.registry import MODELS
 
 CASES = Path(__file__).parents[1] / "reference" / "cases"
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
@@ -123,6 +124,10 @@ def test_the_released_soft_small_is_deeper(tmp_path):
     torch.save(state, tmp_path / "soft_small.pth")
     model = load("soft_small", tmp_path / "soft_small.pth")
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(38.86, abs=0.01)
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "soft_small.pth"))
+    with pytest.raises(VisionKitError, match=r"released soft_small; build the model with depths=\(1, 3, 20, 4\)"):
+        MODELS.build(dict(type="visionkit.SOFT", arch="small", init_cfg=init_cfg)).init_weights()
+    MODELS.build(dict(type="visionkit.SOFT", arch="small", depths=(1, 3, 20, 4), init_cfg=init_cfg)).init_weights()
 
 
 def test_files_of_another_architecture(published, tmp_path, capsys):

@@ -424,6 +424,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
     state = unwrap(state_dict)
     if "stem.0.conv.weight" not in state:
         state = {rename(key): value for key, value in state.items()}
+    depths, own = options_of("soft_small", state).get("depths"), tuple(len(stage.blocks) for stage in model.stages)
+    if depths and depths[: len(own)] != own:
+        raise VisionKitError(f"SOFT: the checkpoint is the released soft_small; build the model with depths={depths}")
     return complete(state, model, head=("norm.", "head."))
 
 
