@@ -27,15 +27,19 @@ from visionkit.engine.checkpoints import write_text
 from visionkit.engine.config import load_config
 from visionkit.engine.pipeline import run_pipeline
 from visionkit.engine.stage import final_checkpoint
+from visionkit.reid.mean_teacher import PUBLISHED_LIMIT, ema_limit
 
-SWITCHES = {
-    "released": ("the released code's behaviour", dict(preset="released")),
-    "without ECAB": ("no channel attention in the fusion", dict(ecab=False)),
-    "without SECAB": ("no gate on the teacher's map", dict(secab=False)),
-    "without BMFN": ("no flipped image", dict(bmfn=False)),
-    "untrained fusion": ("no loss on the fused features", dict(losses=dict(fusion=0))),
-    "without local branches": ("global features alone", dict(local=False)),
-    "without mean teacher": ("the student labels, and is what is tested", dict(mean_teacher=False)),
+RELEASED = dict(model=dict(preset="released"))
+SWITCHES = {  # of the target stage, each alone
+    "published memory": dict(model=dict(ema_limit=PUBLISHED_LIMIT)),
+    "without ECAB": dict(model=dict(ecab=False)),
+    "without SECAB": dict(model=dict(secab=False)),
+    "without BMFN": dict(model=dict(bmfn=False)),
+    "untrained fusion": dict(model=dict(losses=dict(fusion=0))),
+    "without local branches": dict(model=dict(local=False)),
+    "without mean teacher": dict(model=dict(mean_teacher=False)),
+    "full k-means": dict(kmeans=dict(algorithm="full")),
+    "DBSCAN on Jaccard distance": dict(clusterer=dict(type="visionkit.JaccardDBSCANLabels")),
 }
 SCORES = ("mAP", "rank-1", "rank-5", "rank-10")
 
@@ -73,17 +77,20 @@ def headline(options: argparse.Namespace, seed: int) -> list[dict]:
         cfg["stages"].pop("camstyle")
         cfg["stages"]["source"]["styled"] = str(styled)
     rows = timed(lambda: run_pipeline(cfg, folder, seed), folder, seed)
-    return rows + variant(options, seed, "released", SWITCHES["released"][1])
+    return rows + variant(options, seed, "released", RELEASED)
 
 
 def ablation(options: argparse.Namespace, seed: int) -> Iterator[list[dict]]:
     """One row per switch, and the number of clusters at half and twice the number of identities."""
-    for name, (_, changes) in SWITCHES.items():
-        if name != "released":
-            yield variant(options, seed, name, changes)
-    true_k = load_config(options.config)["stages"]["target"]["num_clusters"]
+    target = load_config(options.config)["stages"]["target"]
+    memory = ema_limit(target["epochs"] * target["iters_per_epoch"])
+    changes = dict(model=dict(preset="released", ema_limit=memory))
+    yield variant(options, seed, "released, memory of the default", changes)
+    for name, changes in SWITCHES.items():
+        yield variant(options, seed, name, changes)
     for factor in (0.5, 2):
-        yield variant(options, seed, f"K = {factor:g} x identities", dict(num_clusters=round(true_k * factor)))
+        changes = dict(num_clusters=round(target["num_clusters"] * factor))
+        yield variant(options, seed, f"K = {factor:g} x identities", changes)
     yield without_camera_style(options, seed)
 
 
@@ -105,12 +112,9 @@ def variant(options: argparse.Namespace, seed: int, name: str, changes: dict) ->
     cfg = load_config(options.config)
     start = final_checkpoint(options.work_dir / f"seed{seed}" / "source")
     target = dict(cfg["stages"]["target"], init_from=str(start), report=name)
-    model = {key: changes[key] for key in changes if key != "num_clusters"}
-    target["model"] = dict(target.get("model", {}), **model)
-    if "num_clusters" in changes:
-        target["num_clusters"] = changes["num_clusters"]
-    cfg["stages"] = dict(target=target)
-    folder = options.work_dir / f"seed{seed}_{name.replace(' ', '_').replace('=', '')}"
+    model = dict(target.get("model", {}), **changes.get("model", {}))
+    cfg["stages"] = dict(target=dict(target, **dict(changes, model=model)))
+    folder = options.work_dir / f"seed{seed}_{name.replace(' ', '_').replace('=', '').replace(',', '')}"
     return timed(lambda: run_pipeline(cfg, folder, seed), folder, seed)
 
 

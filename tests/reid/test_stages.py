@@ -23,6 +23,7 @@ from visionkit.engine.stage import build_runner
 from visionkit.registry import HOOKS, MODELS
 from visionkit.reid.mean_teacher import MeanTeacherHook
 from visionkit.reid.pseudo_labels import VIEWS, PseudoLabelHook
+from visionkit.reid.stages import TargetFinetuning
 
 from .tiny import TINY
 
@@ -257,6 +258,17 @@ def test_hooks_follow_the_switches(recipe):
     cfg = recipe("bare", "target", model=dict(local=False), clusterer=dict(type="visionkit.JaccardDBSCANLabels"))
     assert list(cfg["train_dataloader"]) == ["global_view"]
     assert cfg["custom_hooks"][0]["clusterer"] == dict(global_view=dict(type="visionkit.JaccardDBSCANLabels"))
+
+
+@pytest.mark.parametrize("preset", ["default", "released"])
+def test_the_released_preset_reaches_beyond_the_network(preset):
+    stage = TargetFinetuning("target", num_clusters=1500, model=dict(preset=preset))
+    released = preset == "released"
+    assert (stage.init_checkpoint == "best") == stage.augmentation.get("released", False) == released
+    assert stage.kmeans == (dict(n_init=3) if released else {})
+    own = dict(kmeans=dict(n_init=2), augmentation=dict(released=False), init_checkpoint="last")
+    stage = TargetFinetuning("target", num_clusters=1500, model=dict(preset=preset), **own)
+    assert stage.kmeans["n_init"] == 2 and stage.init_checkpoint == "last" and not stage.augmentation["released"]
 
 
 def test_without_a_report_nothing_is_scored(recipe):

@@ -359,8 +359,8 @@ class TargetFinetuning(ReIDStage):
             Nothing is chosen by them.
         **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Where it gives no
             ``ema_limit``, the mean teacher's memory is the papers' share of the run; ``preset="released"`` has theirs.
-            Its grey rectangles, a third of them cut off, are ``augmentation=dict(released=True)``, and its start from
-            the source's best checkpoint ``init_checkpoint="best"``, its starts of k-means ``kmeans=dict(n_init=3)``.
+            So are then, unless given, the start from the source's best checkpoint, three starts of k-means, and grey
+            rectangles of which a third is cut off; those of stage 1 are its own ``augmentation=dict(released=True)``.
     """
 
     network = CoreReID
@@ -377,13 +377,16 @@ class TargetFinetuning(ReIDStage):
         iters_per_epoch: int = 400,
         **options: Any,
     ) -> None:
+        released = dict(options.get("model") or {}).get("preset") == "released"
+        if released:
+            options, kmeans = dict(init_checkpoint="best") | options, dict(n_init=3) | (kmeans or {})
         super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **options)
         check_counts(f"stage {name}", 1, num_clusters=num_clusters)
         self.num_clusters = num_clusters
         self.kmeans = kmeans or {}
         self.clusterer = clusterer
         self.reset_optimizer, self.compare_with_truth = reset_optimizer, compare_with_truth
-        self.augmentation = dict(dict(erasing=0.5), **self.augmentation)
+        self.augmentation = dict(erasing=0.5) | (dict(released=True) if released else {}) | self.augmentation
 
     def check(self, cfg: Config, earlier: Sequence[str]) -> None:
         """See :class:`ReIDStage`. Raises VisionKitError also where there are fewer images than clusters."""
