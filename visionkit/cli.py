@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 from visionkit import __version__
 from visionkit.errors import VisionKitError
@@ -32,6 +33,14 @@ INTERRUPTED = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit status 2."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command.
 
@@ -42,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding cannot show
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser("visionkit", description="Re-identification, new views, fast backbones.")
+    parser = Parser("visionkit", description="Re-identification, new views, fast backbones.")
     parser.add_argument("--version", action="version", version=f"visionkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in COMMANDS.items():

@@ -22,6 +22,22 @@ def test_every_config_of_the_repository_is_read_and_its_stages_built(config):
     assert [build_stage(name, stage).name for name, stage in cfg["stages"].items()] == list(cfg["stages"])
 
 
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["render", "photo.jpg", "--fov", "wide"], "--fov: .*'wide'; see visionkit render --help"),
+        (["render"], "required: .*; see visionkit render --help"),
+        (["paint"], "'paint' .*render.*; see visionkit --help"),
+        ([], "required: COMMAND; see visionkit --help"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(arguments, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.count("\n") == 1 and re.search(f"^error: .*{words}", told)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_tells_what_it_does(command, capsys):
     with pytest.raises(SystemExit) as end:
