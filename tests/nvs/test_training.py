@@ -469,6 +469,9 @@ def test_a_checkpoint_is_scored_again_without_what_it_began_from(trained, tree, 
     assert main(command) == 0
     assert f"{rows[0]['PSNR']:.1f}" in capsys.readouterr().out
     assert main([*command, "--cfg-options", "stages.nvist.test.include_input=True"]) == 0
+    assert main([*command, "--cfg-options", "stages.nvist.model.num_samples=5"]) == 0
+    assert main([*command, "--cfg-options", "stages.nvist.model.decoder_num_heads=4"]) == 2
+    assert "was trained with decoder_num_heads=2, stage nvist says 4" in capsys.readouterr().err
 
 
 def test_the_mean_weights_are_saved_and_tested(trained, tree, tmp_path):

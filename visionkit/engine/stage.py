@@ -99,7 +99,7 @@ class RunnerStage:
         Raises:
             VisionKitError: the stage reports on nothing, or the checkpoint is broken or of another architecture.
         """
-        state = self.weights(checkpoint)
+        state = self.weights(load_checkpoint(checkpoint), checkpoint)
         with building(f"stage {self.name}"):
             cfg = self.test_cfg(context, state)
         if "test_dataloader" not in cfg:
@@ -109,9 +109,9 @@ class RunnerStage:
         load_weights(runner.bare_model, state, checkpoint)
         return runner.test()
 
-    def weights(self, checkpoint: Path) -> dict[str, Any]:
-        """The weights that a file holds, under the names of this project."""
-        return state_dict_of(load_checkpoint(checkpoint), checkpoint)
+    def weights(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """The weights in a checkpoint's content, under the names of this project."""
+        return state_dict_of(content, path)
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training; ``state`` holds the weights that the model must fit."""

@@ -6,6 +6,7 @@ Both read the data set from the config's ``source`` and the image size from its 
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from visionkit.registry import HOOKS, STAGES
 
 LAST_LR = 1e-6
 PARTS = ("encoder", "decoder", "renderer")
+# what a trained model may be scored with as one likes: settings of training, the image's size (shapes tell), samples
+FREE = {
+    "img_size", "num_samples", "jitter", "whole_view", "extra_rays", "lpips_weight", "distortion_weight",
+    "depth_weight", "lpips_scaling", "bf16", "chunk", "mae_checkpoint",
+}  # fmt: skip
 
 
 class ScenesStage(RunnerStage):
@@ -204,6 +210,24 @@ class NViSTStage(ScenesStage):
     def evaluator(self) -> dict[str, Any]:
         """The metric's config."""
         return dict(type="visionkit.ViewMetric", **self.metric)
+
+    def weights(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """See the base class.
+
+        Raises:
+            VisionKitError: the model that was trained had another grid, other heads, ...: weights fit by shape alone.
+        """
+        try:
+            trained = dict(json.loads(content["meta"]["model"]))
+        except (KeyError, TypeError, ValueError):  # weights from elsewhere, which do not tell
+            return super().weights(content, path)
+        for option, parameter in inspect.signature(NViST).parameters.items():
+            here, there = (options.get(option, parameter.default) for options in (self.model, trained))
+            if option not in FREE and here != there:
+                raise VisionKitError(
+                    f"{path}: was trained with {option}={there!r}, stage {self.name} says {here!r}; give the same there"
+                )
+        return super().weights(content, path)
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training; what the weights began from need not be at hand."""

@@ -170,9 +170,9 @@ class ReIDStage(RunnerStage):
             test_evaluator=self.evaluator(),
         )
 
-    def weights(self, checkpoint: Path) -> dict[str, Any]:
+    def weights(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
         """See the base class; released files of CORE-ReID serve as well."""
-        return checkpoint_filter_fn(super().weights(checkpoint))
+        return checkpoint_filter_fn(super().weights(content, path))
 
     def test_cfg(self, context: Context, state: dict[str, Any]) -> dict[str, Any]:
         """The Runner's config without its training, with as many classes as the weights have."""
