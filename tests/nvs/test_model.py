@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from visionkit.errors import VisionKitError
-from visionkit.nvs import field
 from visionkit.nvs import model as nvist
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.decoder import Decoder, fourier_features
@@ -80,7 +79,7 @@ def test_predict_renders_every_view():
 def test_intervals_are_made_chunk_by_chunk_and_are_the_same(representation, jitter, monkeypatch):
     torch.manual_seed(0)
     model, made = NViST(**TINY, representation=representation).eval(), []
-    for module in (march, field, nvist):
+    for module in (march, nvist):
         monkeypatch.setattr(module, "ray_edges", lambda *args: made.append(ray_edges(*args)) or made[-1])
     batch, results = scenes(), []
     for model.chunk in (1000, 150):

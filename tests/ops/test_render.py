@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionkit.errors import VisionKitError
-from visionkit.ops import ColourNetwork, render_triplanes, render_vector_matrix
+from visionkit.ops import ColourNetwork, render_cp, render_triplanes, render_vector_matrix
 from visionkit.ops import render as R
 
 
@@ -186,6 +186,31 @@ def test_whole_renderings_have_gradients_of_rays_by_option(kind):
     assert not any(x.requires_grad for x in run(*rays_as_leaves()))
     for without, asked in zip(run(*rays(), 0.3, 2.4), run(*rays(), 0.3, 2.4, ray_gradients=True)):
         assert torch.equal(without, asked)
+
+
+@pytest.mark.parametrize("kind", ["vector_matrix", "triplanes", "CP"])
+@pytest.mark.parametrize("jitter", ["ray", "shared"])
+def test_whole_renderings_give_their_weights_and_edges(kind, jitter):
+    planes, vectors = grids()
+    layer = lambda *shape: torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
+    network = ColourNetwork(layer(4, 3 if kind == "CP" else 9), layer(4), layer(4, 13), layer(4), layer(3, 4), layer(3))
+    density = layer(1, 6) + 0.5, layer(1)
+    net = lambda x: torch.nn.functional.linear(x, *density)
+    grid, field = {
+        "vector_matrix": ((planes, vectors), R.vector_matrix_field(planes, vectors, 2, network.rgb)),
+        "triplanes": ((planes, density), R.triplane_field(planes, 2, net, network.rgb)),
+        "CP": ((vectors,), R.cp_field(vectors, 2, network.rgb)),
+    }[kind]
+    render = {"vector_matrix": render_vector_matrix, "triplanes": render_triplanes, "CP": render_cp}[kind]
+    (origins, directions), seed = rays(), torch.tensor(3)
+    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+    edges = R.ray_edges(0.3, 2.4, 4, origins, jitter, seed)
+    expected = R.render_rays(field, origins, directions, edges, aabb, keep_weights=True)
+    options = dict(sigma_dim=2, num_samples=4, chunk=2, seed=seed, jitter=jitter)
+    seen = render(*grid, network, origins, directions, 0.3, 2.4, aabb, **options, keep_weights=True)
+    assert seen.weights.sum() > 0 and torch.equal(seen.edges, edges)
+    torch.testing.assert_close(tuple(seen), tuple(expected))
+    assert render(*grid, network, origins, directions, 0.3, 2.4, aabb, **options).weights is None
 
 
 @pytest.mark.parametrize("kind", ["vector_matrix", "triplanes"])

@@ -4,13 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.errors import VisionKitError
-from visionkit.ops.march import ColourNetwork, render_triplanes, render_vector_matrix
+from visionkit.ops.march import ColourNetwork, render_cp, render_triplanes, render_vector_matrix
 from visionkit.ops.render import (
     Field,
     Rendering,
     cp_field,
-    ray_edges,
-    render_rays_in_chunks,
     triplane_field,
     vector_matrix_field,
 )
@@ -82,7 +80,6 @@ class FieldRenderer(nn.Module):
         planes: Tensor | None,
         vectors: Tensor | None,
         *rays: Tensor,
-        seed: Tensor | None = None,
         **options: object,
     ) -> Rendering:
         """Renders rays through the decoder's grids.
@@ -90,20 +87,12 @@ class FieldRenderer(nn.Module):
         Args:
             planes, vectors: what the representation has.
             rays: origins, directions, near, far and box, see [render_vector_matrix].
-            seed: see there.
-            options: ``num_samples``, ``min_weight``, ``chunk`` and ``ray_gradients``, see there.
+            options: ``num_samples``, ``seed``, ``jitter``, ``min_weight``, ``chunk`` and ``ray_gradients``, see there.
         """
-        options.update(background=self.background)
+        options.update(background=self.background, sigma_dim=self.sigma_dim)
         if self.representation == "vector_matrix":
-            return render_vector_matrix(
-                planes, vectors, self.network, *rays, sigma_dim=self.sigma_dim, seed=seed, **options
-            )
+            return render_vector_matrix(planes, vectors, self.network, *rays, **options)
         if self.representation == "triplanes":
             density = self.sigma_mlp.weight, self.sigma_mlp.bias
-            return render_triplanes(
-                planes, density, self.network, *rays, sigma_dim=self.sigma_dim, seed=seed, **options
-            )
-        origins, directions, near, far, box = rays
-        num_samples, jitter = options.pop("num_samples"), "ray" if seed is not None else None
-        edges = lambda rays: ray_edges(near, far, num_samples, origins, jitter, seed, rays)
-        return render_rays_in_chunks(self.field(planes, vectors), origins, directions, edges, box, **options)
+            return render_triplanes(planes, density, self.network, *rays, **options)
+        return render_cp(vectors, self.network, *rays, **options)

@@ -197,7 +197,7 @@ class NViST(BaseModel):
         near, far = near_far[:, :1], near_far[:, 1:]
         options = dict(chunk=self.chunk, min_weight=min_weight)
         seed = torch.randint(2**31, (), device=origins.device) if jitter is not None else None
-        if jitter == "shared" or grids.frustum is not None:
+        if grids.frustum is not None:
             edges = lambda rays: ray_edges(near, far, self.num_samples, origins, jitter, seed, rays)
             options.update(background=self.renderer.background)
             return render_rays_in_chunks(self.field(grids), origins, directions, edges, self.aabb, **options)
@@ -205,9 +205,8 @@ class NViST(BaseModel):
         # on a GPU a kernel does it, whose sums stay in float32
         half = self.bf16 and self.training and origins.is_cuda
         with torch.autocast(origins.device.type, torch.bfloat16, enabled=half):
-            return self.renderer.render(
-                grids.planes, grids.vectors, *rays, seed=seed, num_samples=self.num_samples, **options
-            )
+            options.update(num_samples=self.num_samples, seed=seed, jitter=jitter or "ray")
+            return self.renderer.render(grids.planes, grids.vectors, *rays, **options)
 
     def render_views(self, grids: Grids, c2w: Tensor, focal: Tensor, near_far: Tensor) -> Rendering:
         """Renders V complete views of B scenes with ``img_size``; fields are (B, V, H, W, ...).

@@ -4,7 +4,7 @@ from visionkit.ops.attention import attention_names
 from visionkit.ops.attention.linear import linear_attention
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
-from visionkit.ops.march import ColourNetwork, render_triplanes, render_vector_matrix
+from visionkit.ops.march import ColourNetwork, render_cp, render_triplanes, render_vector_matrix
 from visionkit.ops.nala import nala_attention
 from visionkit.ops.rotary import rotary_2d, rotary_pairs, rotary_table_2d
 
@@ -15,6 +15,7 @@ __all__ = [
     "linear_attention",
     "mala_attention",
     "nala_attention",
+    "render_cp",
     "render_triplanes",
     "render_vector_matrix",
     "rotary_2d",

@@ -3,6 +3,7 @@
 The PyTorch form is made of [visionkit.ops.render]'s parts; ``visionkit_kernels.march`` is the second.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 from visionkit.ops import dispatch
 from visionkit.ops.mala import without_autocast
 from visionkit.ops.render import (
-    Field,
     Rendering,
+    check_jitter,
+    cp_field,
     density_volume,
     ray_edges,
     render_rays_in_chunks,
@@ -68,10 +70,12 @@ def render_vector_matrix(
     sigma_dim: int,
     num_samples: int,
     seed: Tensor | None = None,
+    jitter: str = "ray",
     background: Tensor | None = None,
     min_weight: float = 0.0,
     chunk: int = 4096,
     ray_gradients: bool = False,
+    keep_weights: bool = False,
 ) -> Rendering:
     """Renders rays through vector-matrix fields of B scenes (TensoRF, arXiv 2203.09517; NViST, arXiv 2312.08568).
 
@@ -86,16 +90,20 @@ def render_vector_matrix(
         aabb: (2, 3), the corners of the grids.
         sigma_dim: channels of density.
         num_samples: intervals along a ray.
-        seed: moves the edges of the intervals at random, each ray's on their own; see [ray_edges].
+        seed: moves the edges of the intervals at random; see [ray_edges].
+        jitter: ``"ray"``, each ray's on their own, or ``"shared"``, all alike, which the PyTorch form alone does.
         background: colour behind everything, broadcasts with (B, rays, 3); None is black.
         min_weight: colours of samples of at most this weight are left out.
         chunk: rays of each scene that the PyTorch form renders at a time.
         ray_gradients: whether gradients flow to origins, directions, near and far, which the PyTorch form alone gives.
+        keep_weights: return weights and edges too, which the PyTorch form alone does.
 
     Returns:
-        A [Rendering] without weights and edges.
+        A [Rendering], without weights and edges unless they are asked for.
     """
-    if kernel := _kernel(planes, network, ray_gradients, origins, directions, near, far):
+    check_jitter(jitter)
+    plain = keep_weights or jitter != "ray"
+    if kernel := None if plain else _kernel(planes, network, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):
             channels = _single(planes[:, :, :sigma_dim]), _single(vectors[:, :, :sigma_dim])
             field = density_volume(*channels)[:, 0]
@@ -105,7 +113,8 @@ def render_vector_matrix(
     with without_autocast(planes):  # as the kernel: of its products only the colours' are taken in half precision
         field = vector_matrix_field(planes, vectors, sigma_dim, network.rgb, dense=True)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
-    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
+    edges = edges_along(origins, near, far, num_samples, seed, jitter)
+    return render_rays_in_chunks(field, origins, directions, edges, aabb, keep_weights=keep_weights, **options)
 
 
 def render_triplanes(
@@ -121,10 +130,12 @@ def render_triplanes(
     sigma_dim: int,
     num_samples: int,
     seed: Tensor | None = None,
+    jitter: str = "ray",
     background: Tensor | None = None,
     min_weight: float = 0.0,
     chunk: int = 4096,
     ray_gradients: bool = False,
+    keep_weights: bool = False,
 ) -> Rendering:
     """Renders rays through tri-plane fields of B scenes (EG3D, arXiv 2112.07945).
 
@@ -132,8 +143,10 @@ def render_triplanes(
         density: weight (1, 3 * sigma_dim) and bias (1,) of the layer that makes density of the planes' channels.
         planes, network and the others: see [render_vector_matrix].
     """
+    check_jitter(jitter)
     weight, bias = density
-    if kernel := _kernel(planes, network, ray_gradients, origins, directions, near, far):
+    plain = keep_weights or jitter != "ray"
+    if kernel := None if plain else _kernel(planes, network, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
             channels, shares = _single(planes[:, :, :sigma_dim]), _single(weight).view(3, sigma_dim)
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
@@ -149,7 +162,37 @@ def render_triplanes(
 
     field = triplane_field(planes, sigma_dim, lift, network.rgb)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
-    return _in_chunks(field, origins, directions, near, far, aabb, num_samples, seed, **options)
+    edges = edges_along(origins, near, far, num_samples, seed, jitter)
+    return render_rays_in_chunks(field, origins, directions, edges, aabb, keep_weights=keep_weights, **options)
+
+
+def render_cp(
+    vectors: Tensor,
+    network: ColourNetwork,
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    aabb: Tensor,
+    *,
+    sigma_dim: int,
+    num_samples: int,
+    seed: Tensor | None = None,
+    jitter: str = "ray",
+    **options: object,
+) -> Rendering:
+    """Renders rays through CP fields of B scenes (TensoRF, arXiv 2203.09517, equation 3); no kernel does.
+
+    Args:
+        vectors: (3, B, C, R, 1), the first ``sigma_dim`` channels density, the others colour.
+        network: of C - sigma_dim features.
+        options: ``background``, ``min_weight``, ``chunk``, ``ray_gradients`` and ``keep_weights``.
+        origins and the others: see [render_vector_matrix].
+    """
+    check_jitter(jitter)
+    field = cp_field(vectors, sigma_dim, network.rgb)
+    edges = edges_along(origins, near, far, num_samples, seed, jitter)
+    return render_rays_in_chunks(field, origins, directions, edges, aabb, **dict(dict(chunk=4096), **options))
 
 
 def _kernel(planes: Tensor, network: ColourNetwork, ray_gradients: bool, *rays: Tensor):  # noqa: ANN202
@@ -176,10 +219,8 @@ def _on(background: Tensor | None, seen: tuple[Tensor, ...]) -> Rendering:
     return Rendering(rgb, depth, opacity, distortion)
 
 
-def _in_chunks(
-    field: Field, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, aabb: Tensor,
-    num_samples: int, seed: Tensor | None, **options: object,
-) -> Rendering:  # fmt: skip
-    jitter = "ray" if seed is not None else None
-    edges = lambda rays: ray_edges(near, far, num_samples, origins, jitter, seed, rays)
-    return render_rays_in_chunks(field, origins, directions, edges, aabb, **options)
+def edges_along(
+    origins: Tensor, near: Tensor, far: Tensor, num_samples: int, seed: Tensor | None, jitter: str
+) -> Callable[[slice], Tensor]:
+    """What gives [ray_edges] of some rays; without a seed even ones."""
+    return lambda rays: ray_edges(near, far, num_samples, origins, None if seed is None else jitter, seed, rays)
