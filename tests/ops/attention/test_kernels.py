@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ops.attention.explicit import elu1, masked_softmax, qkv, visible
 from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
-from visionkit.ops.attention import _masks, attend
+from visionkit.ops.attention import _masks, attend, mechanism
 from visionkit.ops.attention.gaam import gaussian_weights
 from visionkit.ops.attention.gaam import parameters as gaam_parameters
 from visionkit.ops.attention.softplus import softplus_weights
@@ -88,19 +89,23 @@ def test_sigmoid_rows_sum_to_about_one_at_the_start(n):
     torch.testing.assert_close(attend("sigmoid", 1e-3 * q, k, ones), ones * n / (n + 1), atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("power", [None, 15])
-@pytest.mark.parametrize("mask", ["full", "causal", "window"])
-def test_softplus(mask, power):
-    q, k, v, seen, y = both("softplus", mask, power=power)
+def explicit_softplus(q, k, seen, power=None, causal=False):
     n = seen.sum(-1, keepdim=True)
     cosine = torch.cosine_similarity(q[..., :, None, :], k[..., None, :, :], dim=-1)
     weights = torch.log1p((math.log(8) * n.log() * cosine).exp()) * seen
     weights = weights / weights.sum(-1, keepdim=True)
     if power:
-        offset = (n > 3).double() if mask == "causal" else 1
+        offset = (n > 3).double() if causal else 1
         weights = (weights * n - offset).clamp(min=0) ** power * seen
         weights = weights / weights.sum(-1, keepdim=True)
-    torch.testing.assert_close(y, weights @ v)
+    return weights
+
+
+@pytest.mark.parametrize("power", [None, 15])
+@pytest.mark.parametrize("mask", ["full", "causal", "window"])
+def test_softplus(mask, power):
+    q, k, v, seen, y = both("softplus", mask, power=power)
+    torch.testing.assert_close(y, explicit_softplus(q, k, seen, power, mask == "causal") @ v)
 
 
 def test_softplus_rows_of_nearly_equal_keys_sum_to_one():
@@ -150,6 +155,27 @@ def test_softplus_length_scaling_slows_the_growth_of_entropy():
     assert all(step == pytest.approx(math.log(4), abs=0.01) for step in spread)
     assert all(step < math.log(4) - 0.05 for step in scaled)
     assert all(step < math.log(4) / 2 for step in sharp)
+
+
+EXPLICIT = dict(
+    softmax=lambda q, k, seen, n: masked_softmax(q @ k.mT / math.sqrt(8), seen),
+    linear=lambda q, k, seen, n: F.normalize((elu1(q) @ elu1(k).mT) * seen, 1, -1),
+    sigmoid=lambda q, k, seen, n: torch.sigmoid(q @ k.mT / math.sqrt(8) - math.log(n)) * seen,
+    softplus=lambda q, k, seen, n: explicit_softplus(q, k, seen),
+)
+
+
+@pytest.mark.parametrize("queries, keys", [(37, 9), (9, 37)])
+@pytest.mark.parametrize("name, causal, window", [*product(EXPLICIT, (False, True), (1, 3)), ("sigmoid", True, None)])
+def test_other_numbers_of_queries_than_of_keys(name, causal, window, queries, keys):
+    """More queries saw no key farther than there are keys; those that a window shows none got NaN or an error."""
+    q, k, v = (x[..., :n, :].requires_grad_() for x, n in zip(qkv(), (queries, keys, keys)))
+    gap = torch.arange(queries)[:, None] - torch.arange(keys)
+    seen = (gap.abs() <= (37 if window is None else window)) & (gap >= (0 if causal else -37))
+    weights = EXPLICIT[name](q, k, seen, keys if window is None else min(keys, 2 * window + 1))
+    y = mechanism(name).function()(q, k, v, causal=causal, window=window)
+    torch.testing.assert_close(y, weights.nan_to_num(0) @ v, atol=1e-5, rtol=1e-5)  # linear adds 1e-6 where it divides
+    assert all(x.isfinite().all() for x in torch.autograd.grad(y.sum(), [q, k, v]))
 
 
 @pytest.mark.parametrize("mask", ALL)

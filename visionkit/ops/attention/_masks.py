@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 
@@ -54,7 +55,7 @@ def by_rows(
             None for all -> weights (..., R, M), zero where unseen.
         q, k, v: (B, H, N, D).
         causal: key j is seen by query i only if j <= i.
-        window: ... only if |i - j| <= window.
+        window: ... only if |i - j| <= window. Queries that see no key give zeros.
 
     Raises:
         VisionKitError: not as many values as keys.
@@ -63,19 +64,21 @@ def by_rows(
     if v.shape[-2] != n:
         raise VisionKitError(f"attention: expected a value for each of the {n} keys, got {v.shape[-2]}")
     q, k, v = wide(q, k, v)
+    seeing = q.shape[-2] if window is None else min(q.shape[-2], n + window)  # those from there on see no key
     parts = []
-    for start in range(0, q.shape[-2], ROWS):
-        stop = min(start + ROWS, q.shape[-2])
+    for start in range(0, seeing, ROWS):
+        stop = min(start + ROWS, seeing)
         low = 0 if window is None else max(0, start - window)
         high = n if window is None else min(n, stop + window)
         high = min(high, stop) if causal else high
         mask = None
         if causal or window is not None:
             gap = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(low, high, device=q.device)
-            mask = gap.abs() <= (n if window is None else window)
-            mask = mask & (gap >= 0) if causal else mask
+            mask = gap >= (0 if causal else -window)
+            mask = mask if window is None else mask & (gap <= window)
         parts.append(weigh(q[..., start:stop, :], k[..., low:high, :], mask) @ v[..., low:high, :])
-    return torch.cat(parts, dim=-2).to(dtype)
+    y = torch.cat(parts, dim=-2).to(dtype)
+    return y if seeing == q.shape[-2] else F.pad(y, (0, 0, 0, q.shape[-2] - seeing))
 
 
 def in_blocks(function: Callable, q: Tensor, k: Tensor, v: Tensor, block: int, /, **options: object) -> Tensor:
