@@ -13,7 +13,7 @@ from visionkit.errors import VisionKitError
 from visionkit.ops.attention import _masks, attend, mechanism
 from visionkit.ops.attention.gaam import gaussian_weights
 from visionkit.ops.attention.gaam import parameters as gaam_parameters
-from visionkit.ops.attention.softplus import softplus_weights
+from visionkit.ops.attention.softplus import softplus_attention, softplus_weights
 
 ALL = ["full", "causal", "window", "block"]
 
@@ -95,7 +95,7 @@ def explicit_softplus(q, k, seen, power=None, causal=False):
     weights = torch.log1p((math.log(8) * n.log() * cosine).exp()) * seen
     weights = weights / weights.sum(-1, keepdim=True)
     if power:
-        offset = (n > 3).double() if causal else 1
+        offset = (torch.arange(q.shape[-2])[:, None] >= 3).double() if causal else 1
         weights = (weights * n - offset).clamp(min=0) ** power * seen
         weights = weights / weights.sum(-1, keepdim=True)
     return weights
@@ -106,6 +106,15 @@ def explicit_softplus(q, k, seen, power=None, causal=False):
 def test_softplus(mask, power):
     q, k, v, seen, y = both("softplus", mask, power=power)
     torch.testing.assert_close(y, explicit_softplus(q, k, seen, power, mask == "causal") @ v)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_softplus_drops_weights_below_the_average_from_the_fourth_row_whatever_the_window(window):
+    """A window of 2 shows a causal row three keys, as many as the first three rows see."""
+    q, k, v = qkv()
+    seen = visible(37, "causal") & visible(37, "window", window)
+    y = softplus_attention(q, k, v, causal=True, window=window, power=15)
+    torch.testing.assert_close(y, explicit_softplus(q, k, seen, 15, causal=True) @ v)
 
 
 def test_softplus_rows_of_nearly_equal_keys_sum_to_one():

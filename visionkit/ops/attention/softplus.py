@@ -1,6 +1,7 @@
 """Length-scaled softplus attention (LSSA), and its re-weighting (LSSAR)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,24 +43,25 @@ def softplus_attention(
     Returns:
         (B, H, N, Dv).
     """
-
-    def weigh(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        return softplus_weights(q, k, mask, causal=causal, power=power)
-
-    return by_rows(weigh, q, k, v, causal=causal, window=window)
+    weigh = partial(softplus_weights, power=power)
+    y = by_rows(weigh, q, k, v, causal=causal, window=window)
+    if not causal or power is None:
+        return y
+    first = by_rows(partial(weigh, offset=0.0), q[..., :3, :], k, v, causal=causal, window=window)
+    return torch.cat([first, y[..., 3:, :]], dim=-2)
 
 
 def softplus_weights(
-    q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = False, power: float | None = None
+    q: Tensor, k: Tensor, mask: Tensor | None = None, *, power: float | None = None, offset: float = 1.0
 ) -> Tensor:
-    """The weights (..., R, M) of queries (..., R, D) and keys (..., M, D); rows sum to one."""
+    """The weights (..., R, M) of queries (..., R, D) and keys (..., M, D), with ``offset`` for O; rows sum to one."""
     seen = q.new_tensor(k.shape[-2]) if mask is None else mask.sum(-1, keepdim=True).to(q.dtype)
     scores = math.log(q.shape[-1]) * seen.log() * (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT)
     weights = F.softplus(scores)
     weights = _rows(weights if mask is None else torch.where(mask, weights, 0))
     if power is None:
         return weights
-    excess = (weights * seen - ((seen > 3).to(q.dtype) if causal else 1.0)).relu()
+    excess = (weights * seen - offset).relu()
     largest = excess.detach().amax(-1, keepdim=True)  # small powers of it would vanish
     flat = largest < FLAT
     return torch.where(flat, weights, _rows((excess / largest.masked_fill(flat, 1)) ** power + flat))
