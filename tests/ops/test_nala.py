@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
@@ -44,6 +44,18 @@ def test_equals_explicit(with_rotary, feature_map):
 def test_gradients(feature_map):
     q, k, v = (x.clone().requires_grad_() for x in tokens((1, 1), 5, 4))
     assert gradcheck(lambda *x: nala_attention(*x, feature_map=feature_map), (q, k, v))
+
+
+@pytest.mark.parametrize("feature_map", ["signs", "cosine"])
+def test_second_derivatives(feature_map):
+    """A feature of 0, which half of those of signs are, gave NaN."""
+    q, k, v = (x.clone() for x in tokens((1, 1), 5, 4))
+    q[..., 0, 0] = 0
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    # with an exponent above 2 the second derivative is continuous, as numerical ones need
+    assert gradgradcheck(lambda *x: nala_attention(*x, feature_map=feature_map, offset=1.0), (q, k, v))
+    (grad,) = torch.autograd.grad(nala_attention(q, k, v, feature_map=feature_map).sum(), q, create_graph=True)
+    assert torch.autograd.grad(grad.sum(), q)[0].isfinite().all()
 
 
 def test_rows_sum_to_one_without_rotation():

@@ -48,7 +48,7 @@ def nala_attention(
         power, offset: lambda and tau of the papers: the exponent of a query is power * (offset + tanh(norm)).
         eps: added to the mean of the products where it divides.
         zero_guard: a query shorter than this counts as this long, so that a zero query gives zeros and no NaN. It
-            changes nothing for any longer one. 0 switches it off.
+            changes nothing for any longer one. 0 switches it off. A zero query has no second derivative: it is NaN.
 
     Returns:
         (B, heads, N, dim_v), in the type of ``v``.
@@ -106,15 +106,17 @@ def sign_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard:
     (..., N, dim) -> two halves of (..., N, dim) for q, and two for k.
     """
     direction, exponent = _direction_and_exponent(q, power, offset, zero_guard)
-    cube = k**3
-    return [F.relu(direction) ** exponent, F.relu(-direction) ** exponent], [F.relu(cube), F.relu(-cube)]
+    cube, tiny = k**3, torch.finfo(q.dtype).tiny  # not 0, a power of which has a second derivative of NaN
+    positive, negative = direction.clamp(min=tiny), -direction.clamp(max=-tiny)
+    return [positive**exponent, negative**exponent], [F.relu(cube), F.relu(-cube)]
 
 
 def cosine_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard: float) -> tuple[list, list]:
     """|d|^p times the cosine and the sine of the direction d, for q; |k|^power times those of k's direction, for k."""
     direction, exponent = _direction_and_exponent(q, power, offset, zero_guard)
     k_direction = k / k.norm(dim=-1, keepdim=True).clamp(min=zero_guard)
-    q_size, k_size = direction.abs() ** exponent, k.abs() ** power
+    q_size = direction.abs().clamp(min=torch.finfo(q.dtype).tiny) ** exponent  # not 0, as above
+    k_size = k.abs() ** power
     return (
         [q_size * direction.cos(), q_size * direction.sin()],
         [k_size * k_direction.cos(), k_size * k_direction.sin()],
