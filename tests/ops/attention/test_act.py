@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from visionkit.errors import VisionKitError
 from visionkit.ops.attention.act import calibrate_sinks
 
 
@@ -43,3 +45,9 @@ def test_rows_that_see_sinks_alone_are_left():
     before = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     before[..., 2] = 1
     assert torch.equal(calibrate_sinks(before).weights, before)
+
+
+def test_negative_skip_is_told():
+    """All keys but the last were passed over."""
+    with pytest.raises(VisionKitError, match="^skip=-1: expected a whole number of at least 0$"):
+        calibrate_sinks(weights(), skip=-1)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from visionkit.errors import VisionKitError
 from visionkit.ops.attention.p_laplacian import p_laplacian, strength
 
 
@@ -44,3 +45,9 @@ def test_gradients():
     for x in inputs:
         x.requires_grad_()
     assert torch.autograd.gradcheck(lambda a, f, theta: p_laplacian(a, f, strength(theta)), inputs)
+
+
+@pytest.mark.parametrize("p", [1, 0, -1])
+def test_wrong_p_is_told(p):
+    with pytest.raises(VisionKitError, match=f"^p={p}: expected a number above 1$"):
+        p_laplacian(*graph(), 0.3, p)

@@ -7,6 +7,7 @@ import torch
 from ops.attention.explicit import masked_softmax, qkv, visible
 from torch.nn import functional as F
 
+from visionkit.errors import VisionKitError
 from visionkit.ops.attention import _chunks, attend
 from visionkit.ops.attention.aaren import aaren_attention, aaren_step
 from visionkit.ops.attention.lawcat import lawcat_attention
@@ -61,6 +62,8 @@ def test_lightning_decay():
     torch.testing.assert_close(head_decay(8).exp()[0], torch.tensor(math.exp(-0.5 * 1.00001)))
     assert (head_decay(4, layer=5, layers=6) > -1e-4).all()  # the last layer hardly forgets
     assert (head_decay(4, layer=1, layers=6) < head_decay(4, layer=2, layers=6)).all()
+    with pytest.raises(VisionKitError, match="^layer=2: expected a whole number from 0 to 1, of layers=2$"):
+        head_decay(4, layer=2)  # its weights grew with distance
 
 
 def learned_lawcat():

@@ -28,6 +28,33 @@ def test_wrong_names_are_told():
         attend("diag", *qkv(), mask="window")
 
 
+@pytest.mark.parametrize(
+    "name, options, least",
+    [
+        *((name, dict(mask="window", window=-1), 0) for name in NAMES if "window" in mechanism(name).masks),
+        *(("softmax", dict(mask="block", window=window), 1) for window in (0, -1, 2.5)),
+        *((name, dict(block=0), 1) for name in ("diag", "hyper", "flex_prefill", "landmark")),
+        ("flex_prefill", dict(min_budget=-1), 0),
+        ("hyper", dict(samples=0), 1),
+        ("dhsa", dict(chunk=0), 1),
+        ("dhsa", dict(budget=0), 1),
+        ("landmark", dict(retrieve=0), 1),
+        ("landmark", dict(retrieve=-1), 1),
+    ],
+)
+def test_numbers_out_of_range_are_told(name, options, least):
+    option, value = list(options.items())[-1]
+    with pytest.raises(VisionKitError, match=f"^{option}={value}: expected a whole number of at least {least}$"):
+        attend(name, *qkv(), **options)
+
+
+@pytest.mark.parametrize("power", [0, -1, float("nan")])
+def test_powers_out_of_range_are_told(power):
+    """The power 0 of the weight of an unseen key is 1."""
+    with pytest.raises(VisionKitError, match=f"^power={power}: expected a number above 0$"):
+        attend("softplus", *qkv(), mask="causal", power=power)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_docstring_tells_its_source_and_its_cost(name):
     function = mechanism(name).function()

@@ -39,6 +39,20 @@ def empty_output(q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor | N
     return v.new_zeros(*q.shape[:-1], v.shape[-1]) + joined.to(v.dtype)
 
 
+def check_counts(least: int, **options: int | None) -> None:
+    """Raises VisionKitError for an option that is neither None nor a whole number of at least ``least``."""
+    for name, value in options.items():
+        if value is not None and (not hasattr(value, "__index__") or value < least):
+            raise VisionKitError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def check_above(bound: float, **options: float | None) -> None:
+    """Raises VisionKitError for an option that is neither None nor a number above ``bound``."""
+    for name, value in options.items():
+        if value is not None and not value > bound:
+            raise VisionKitError(f"{name}={value!r}: expected a number above {bound}")
+
+
 def by_rows(
     weigh: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     q: Tensor,
@@ -58,8 +72,9 @@ def by_rows(
         window: ... only if |i - j| <= window. Queries that see no key give zeros.
 
     Raises:
-        VisionKitError: not as many values as keys.
+        VisionKitError: not as many values as keys; a negative ``window``.
     """
+    check_counts(0, window=window)
     n, dtype = k.shape[-2], v.dtype
     if v.shape[-2] != n:
         raise VisionKitError(f"attention: expected a value for each of the {n} keys, got {v.shape[-2]}")

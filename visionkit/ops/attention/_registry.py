@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
-from visionkit.ops.attention._masks import empty_output, in_blocks
+from visionkit.ops.attention._masks import check_counts, empty_output, in_blocks
 
 MASKS = ("full", "causal", "window", "block")
 _ALL = MASKS
@@ -132,7 +132,7 @@ def attend(
         (B, H, N, Dv), empty if the batch is, or the queries are.
 
     Raises:
-        VisionKitError: no such mechanism, or one without that mask; queries, but not a key.
+        VisionKitError: no such mechanism, or one without that mask; queries, but not a key; a number out of range.
     """
     found = mechanism(name)
     if mask not in found.masks:
@@ -147,5 +147,6 @@ def attend(
     if mask == "window":
         return function(q, k, v, window=window, **options)
     if mask == "block":
+        check_counts(1, window=window)
         return in_blocks(function, q, k, v, window, **options)
     return function(q, k, v, **options)

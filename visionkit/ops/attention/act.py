@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from visionkit.ops.attention._masks import check_counts
+
 
 class Calibrated(NamedTuple):
     """weights (..., N, M), rows still summing to one; sinks (..., M) booleans; received (..., M), mean over queries."""
@@ -28,7 +30,11 @@ def calibrate_sinks(weights: Tensor, *, threshold: float = 0.1, beta: float = 0.
         threshold: see above.
         beta: share that a sink keeps.
         skip: first keys that are never sinks (the class token).
+
+    Raises:
+        VisionKitError: a negative ``skip``.
     """
+    check_counts(0, skip=skip)
     received = weights.mean(dim=-2)
     sinks = received > threshold
     sinks[..., :skip] = False

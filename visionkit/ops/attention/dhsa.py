@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.attention._masks import check_counts, wide
 from visionkit.ops.attention._sparse import take_rows
 
 CHUNKS = 16  # at a time
@@ -46,7 +46,11 @@ def dhsa_attention(
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: ``chunk`` or ``budget`` below 1.
     """
+    check_counts(1, chunk=chunk, budget=budget)
     n, dtype = k.shape[-2], v.dtype
     q, k, v = wide(q, k, v)
     with torch.no_grad():

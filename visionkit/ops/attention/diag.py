@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from visionkit.ops.attention._masks import in_blocks
+from visionkit.ops.attention._masks import check_counts, in_blocks
 from visionkit.ops.attention.softmax import softmax_attention
 
 
@@ -22,5 +22,9 @@ def diag_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, blo
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: a ``block`` below 1.
     """
+    check_counts(1, block=block)
     return in_blocks(softmax_attention, q, k, v, block, causal=causal)

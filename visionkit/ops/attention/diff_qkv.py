@@ -44,7 +44,7 @@ def diff_qkv_attention(
         (B, H, N, Dv).
 
     Raises:
-        VisionKitError: heads that do not divide those of the queries.
+        VisionKitError: heads that do not divide those of the queries; a negative ``window``.
     """
     if q.shape[1] % k.shape[1] or q.shape[1] % v.shape[1]:
         heads = f"{k.shape[1]} heads of keys and {v.shape[1]} of values"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.attention._masks import check_counts, wide
 from visionkit.ops.attention._sparse import block_means, block_sparse_softmax, to_blocks
 
 
@@ -40,7 +40,12 @@ def flex_prefill_attention(
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: a ``block`` below 1, or a negative ``min_budget``.
     """
+    check_counts(1, block=block)
+    check_counts(0, min_budget=min_budget)
     dtype = v.dtype
     q, k, v = wide(q, k, v)
     with torch.no_grad():

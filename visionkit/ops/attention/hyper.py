@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.attention._masks import check_counts, wide
 from visionkit.ops.attention._sparse import take_rows
 
 PROJECTIONS = 7
@@ -61,7 +61,11 @@ def hyper_attention(
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: ``block`` or ``samples`` below 1.
     """
+    check_counts(1, block=block, samples=samples)
     dtype = v.dtype
 
     def estimate(q: Tensor, k: Tensor, v: Tensor) -> Part:

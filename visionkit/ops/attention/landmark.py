@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.attention._masks import check_counts, wide
 from visionkit.ops.attention._sparse import block_means, to_blocks
 
 ROWS = 256
@@ -46,7 +46,11 @@ def landmark_attention(
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: ``block`` or ``retrieve`` below 1.
     """
+    check_counts(1, block=block, retrieve=retrieve)
     n, dtype, scale = k.shape[-2], v.dtype, q.shape[-1] ** -0.5
     q, k, v = wide(q, k, v)
     landmarks = block_means(k, block)

@@ -4,13 +4,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.errors import VisionKitError
 from visionkit.ops.attention._chunks import bidirectional_linear, causal_linear
 from visionkit.ops.attention._masks import wide
 from visionkit.ops.attention.linear import rms_norm
 
 
 def head_decay(heads: int, layer: int = 0, layers: int = 2) -> Tensor:
-    """Log of the decay, (H,): -slope_h (1 - layer / (layers - 1) + 1e-5) with slope_h = 2^(-8 h / H), h = 1..H."""
+    """Log of the decay, (H,): -slope_h (1 - layer / (layers - 1) + 1e-5) with slope_h = 2^(-8 h / H), h = 1..H.
+
+    Raises:
+        VisionKitError: a ``layer`` that is not one of the ``layers``: its weights would grow with distance.
+    """
+    if not 0 <= layer < layers:
+        raise VisionKitError(f"layer={layer!r}: expected a whole number from 0 to {layers - 1}, of layers={layers}")
     slope = 2.0 ** (-8 * torch.arange(1, heads + 1) / heads)
     return -slope * (1 - layer / max(1, layers - 1) + 1e-5)
 

@@ -55,7 +55,7 @@ def linear_attention(
         (B, H, N, Dv).
 
     Raises:
-        VisionKitError: an unknown ``feature_map`` or ``output``.
+        VisionKitError: an unknown ``feature_map`` or ``output``; a negative ``window``.
     """
     check_form(feature_map, output)
     if window is None and not causal and (kernel := dispatch.kernel("linear_attention", q, k, v)):

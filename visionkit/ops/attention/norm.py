@@ -22,5 +22,8 @@ def norm_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, win
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: a negative ``window``.
     """
     return linear_attention(q, k, v, causal=causal, window=window, output="rms")

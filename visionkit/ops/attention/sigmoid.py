@@ -27,6 +27,9 @@ def sigmoid_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: a negative ``window``.
     """
     if window is None and (kernel := dispatch.kernel("sigmoid_attention", q, k, v)):
         return kernel(q, k, v, causal=causal)

@@ -23,6 +23,9 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
 
     Returns:
         (B, H, N, Dv).
+
+    Raises:
+        VisionKitError: a negative ``window``.
     """
     if window is None:
         # fused kernels want one width: zeros in q and k, or in v, change nothing
