@@ -46,6 +46,7 @@ def test_frozen_stages_and_norm_eval():
     [
         (dict(arch="micro"), "arch='micro': expected one of base, large, small, tiny"),
         (dict(out_indices=(0, 4)), "out_indices: 4 is not a stage"),
+        (dict(out_indices=()), r"^out_indices=\(\): expected at least one of 0, 1, 2 and 3$"),
         (dict(frozen_stages=7), "frozen_stages=7"),
     ],
 )
