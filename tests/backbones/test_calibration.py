@@ -2,6 +2,7 @@ import pytest
 import torch
 from backbones.tiny_vit import tiny_vit
 from torch import nn
+from torch.nn import functional as F
 
 from visionkit.backbones.calibration import calibrated_attention
 from visionkit.errors import VisionKitError
@@ -38,6 +39,32 @@ def test_one_layer_and_one_head():
     weights = (q @ k.mT / 8**0.5).softmax(-1)
     weights = torch.stack([weights[:, 0], calibrate_sinks(weights, **options).weights[:, 1]], 1)
     torch.testing.assert_close(attention.proj((weights @ v).transpose(1, 2).flatten(2)), seen["y"])
+
+
+class Attention(nn.Module):
+    def forward(self, q, k, v, **options):
+        return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def test_heads_of_queries_share_those_of_keys_and_of_values():
+    """``enable_gqa`` ended in a traceback."""
+    q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 4)
+    layer = Attention()
+    with calibrated_attention(layer, beta=1):
+        inside = layer(q, k, v, enable_gqa=True)
+    torch.testing.assert_close(inside, layer(q, k, v, enable_gqa=True))
+
+
+def test_calibrated_weights_are_dropped_out():
+    """``dropout_p`` was passed over."""
+    torch.manual_seed(0)
+    q, k, eye = torch.randn(1, 2, 40, 8), torch.randn(1, 2, 50, 8), torch.eye(50).expand(1, 2, 50, 50)
+    layer = Attention()
+    with calibrated_attention(layer, threshold=0.03):
+        weights, dropped = layer(q, k, eye), layer(q, k, eye, dropout_p=0.25)
+    kept = dropped != 0
+    assert 0.7 < kept.float().mean() < 0.8
+    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75)
 
 
 def test_wrong_uses_are_told():

@@ -1,7 +1,7 @@
 """Training-free calibration of attention sinks (ACT) in a loaded model."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -39,7 +39,7 @@ def calibrated_attention(
     """Calibrates sinks in every softmax attention of a model while the context is open, see [calibrate_sinks].
 
     Works on models that call ``torch.nn.functional.scaled_dot_product_attention``, as timm's and this library's do;
-    weights are then made in full. The model itself is not changed.
+    weights are then made in full, and dropout comes after calibration. The model itself is not changed.
 
     Example:
         >>> with calibrated_attention(model, layers=range(2, 12)) as maps:
@@ -67,23 +67,22 @@ def calibrated_attention(
         if not maps.sinks:
             raise VisionKitError(f"{type(model).__name__}: calls no scaled_dot_product_attention, nothing to calibrate")
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    def calibrate(weights: Tensor) -> Tensor:
         layer = len(maps.sinks)
-        weights = _weights(q, k, mask, causal, scale)
         done = calibrate_sinks(weights, threshold=threshold, beta=beta, skip=skip)
         maps.sinks.append(done.sinks)
         maps.received.append(done.received)
         if layers is not None and layer not in layers:
-            return weights @ v
+            return weights
         if heads is not None and layer in heads:
-            chosen = torch.zeros(q.shape[1], dtype=torch.bool, device=q.device)
+            chosen = torch.zeros(weights.shape[1], dtype=torch.bool, device=weights.device)
             chosen[list(heads[layer])] = True
-            return torch.where(chosen[:, None, None], done.weights, weights) @ v
-        return done.weights @ v
+            return torch.where(chosen[:, None, None], done.weights, weights)
+        return done.weights
 
     hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
     try:
-        with _Intercept(attend):
+        with _Intercept(calibrate):
             yield maps
     finally:
         for hook in hooks:
@@ -91,20 +90,35 @@ def calibrated_attention(
 
 
 class _Intercept(TorchFunctionMode):
-    """Replaces scaled_dot_product_attention."""
+    """Puts weights -> weights into every scaled_dot_product_attention."""
 
-    def __init__(self, attend: object) -> None:
+    def __init__(self, calibrate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.attend = attend
+        self.calibrate = calibrate
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-        given = dict(zip(names, args)) | kwargs
-        mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
-        return self.attend(given["query"], given["key"], given["value"], mask, causal, scale)
+        return _attend(self.calibrate, *args, **kwargs)
+
+
+def _attend(
+    calibrate: Callable[[Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The calls and the result of scaled_dot_product_attention."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
+    weights = calibrate(_weights(query, key, attn_mask, is_causal, scale))
+    return F.dropout(weights, dropout_p) @ value
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
