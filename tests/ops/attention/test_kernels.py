@@ -66,6 +66,15 @@ def test_linear_tells_of_unknown_forms(options):
         attend("linear", q, q, q, **options)
 
 
+@pytest.mark.parametrize("mask", ALL)
+@pytest.mark.parametrize("name", ["linear", "norm"])
+def test_linear_sums_in_single_precision_under_autocast(name, mask):
+    q, k, v = (x.float() for x in qkv())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attend(name, q, k, v, mask=mask, window=7)
+    torch.testing.assert_close(y, attend(name, q, k, v, mask=mask, window=7))
+
+
 @pytest.mark.parametrize("output", ["sum", "rms", "none"])
 @pytest.mark.parametrize("feature_map", ["elu", "relu", "exp", "relu2", "none"])
 def test_gradients_of_linear(feature_map, output):

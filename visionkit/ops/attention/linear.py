@@ -10,7 +10,7 @@ from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import by_rows, wide
-from visionkit.ops.mala import elu_plus_one
+from visionkit.ops.mala import elu_plus_one, without_autocast
 
 EPS = 1e-6
 FEATURE_MAPS = dict(
@@ -61,16 +61,17 @@ def linear_attention(
     if window is None and not causal and (kernel := dispatch.kernel("linear_attention", q, k, v)):
         return kernel(q, k, v, feature_map=feature_map, output=output, eps=EPS)
     dtype = v.dtype
-    q, k, v = wide(q, k, v)
-    q, k = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k)
-    if window is not None:
-        y = by_rows(partial(_weights, output=output), q, k, v, causal=causal, window=window)
-        return (rms_norm(y) if output == "rms" else y).to(dtype)
-    v, n = with_ones(v, output), k.shape[-2]
-    if causal:
-        seen = torch.arange(1, n + 1, dtype=q.dtype, device=q.device)[:, None]
-        return rows(causal_linear(q, k, v) / seen, seen, output).to(dtype)
-    return rows(q @ (k.mT @ (v / n)), n, output).to(dtype)
+    with without_autocast(v):  # as causal_linear
+        q, k, v = wide(q, k, v)
+        q, k = FEATURE_MAPS[feature_map](q), FEATURE_MAPS[feature_map](k)
+        if window is not None:
+            y = by_rows(partial(_weights, output=output), q, k, v, causal=causal, window=window)
+            return (rms_norm(y) if output == "rms" else y).to(dtype)
+        v, n = with_ones(v, output), k.shape[-2]
+        if causal:
+            seen = torch.arange(1, n + 1, dtype=q.dtype, device=q.device)[:, None]
+            return rows(causal_linear(q, k, v) / seen, seen, output).to(dtype)
+        return rows(q @ (k.mT @ (v / n)), n, output).to(dtype)
 
 
 def check_form(feature_map: str, output: str) -> None:
