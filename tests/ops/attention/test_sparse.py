@@ -168,6 +168,23 @@ def test_dhsa_keys_are_as_many_as_asked():
     assert all(len(set(row.tolist())) == 20 for row in keys.flatten(0, 2))
 
 
+def test_dhsa_takes_equal_chunks_and_the_tokens_of_the_last_one_in_order():
+    """Which of them the budget cut off was left to the device."""
+    q, k, v = (torch.zeros(1, 2, 60, 8) for _ in range(3))
+    borders = torch.arange(60) % 6 == 0
+    _, keys = chosen_keys(q, k, borders.expand(1, 2, -1), 20, False)
+    for chunk in range(10):
+        own = list(range(6 * chunk, 6 * chunk + 6))
+        assert keys[0, 1, chunk].tolist() == own + [i for i in range(60) if i not in own][:14]
+    assert key_borders(k, 6)[..., :10].all()
+
+
+def test_dhsa_of_heads_with_other_numbers_of_chunks():
+    q, k, v = qkv(n=60)
+    borders = torch.rand(2, 3, 60, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.02, 0.1, 0.5])[:, None]
+    torch.testing.assert_close(dhsa_attention(q, k, v, budget=60, borders=borders), exact(q, k, v))
+
+
 def test_dhsa_borders_are_where_keys_change():
     _, k, _ = qkv(n=64, d=32)
     k = 0.1 * k

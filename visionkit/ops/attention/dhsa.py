@@ -24,7 +24,7 @@ def dhsa_attention(
     """Softmax attention of each query over the ``budget`` keys of the chunks that suit its own chunk best.
 
     Chunks are stood for by mean · √length of their queries and of their keys; the products of these order the chunks,
-    the query's own first, and their tokens are taken until the budget is spent.
+    the query's own first and equal ones by their place, and their tokens are taken until the budget is spent.
 
     Xiong et al., Long-Context Modeling with Dynamic Hierarchical Sparse Attention for On-Device LLMs, 2025,
     arXiv 2510.24606. The paper learns where borders are; here they are where neighbouring keys differ most, see
@@ -86,7 +86,7 @@ def key_borders(k: Tensor, chunk: int) -> Tensor:
     low, high = (at - SPAN).clamp(min=0), (at + SPAN).clamp(max=n)
     likeness = F.cosine_similarity(sums[..., at, :] - sums[..., low, :], sums[..., high, :] - sums[..., at, :], dim=-1)
     likeness[..., 0] = -torch.inf  # the first token starts a chunk
-    index = likeness.topk(-(-n // chunk), largest=False).indices
+    index = likeness.argsort(dim=-1, stable=True)[..., : -(-n // chunk)]
     return torch.zeros_like(likeness, dtype=torch.bool).scatter(-1, index, True)
 
 
@@ -106,8 +106,18 @@ def chosen_keys(
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
     scores.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    of_token = scores.gather(-1, chunk_of[..., None, :].expand(-1, -1, chunks, -1))
-    return lengths, of_token.topk(budget, dim=-1).indices
+    return lengths, _best_first(scores, lengths, budget)
+
+
+def _best_first(scores: Tensor, lengths: Tensor, budget: int) -> Tensor:
+    """Numbers of the first ``budget`` tokens (B, H, C, budget) of chunks in order of their scores (B, H, C, C)."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)  # topk takes equal ones as each device likes
+    starts = lengths.cumsum(-1) - lengths
+    lengths, starts = (x[:, :, None].expand_as(order).gather(-1, order) for x in (lengths, starts))
+    ends = lengths.cumsum(-1)
+    place = torch.arange(budget, device=scores.device).repeat(*ends.shape[:-1], 1)
+    chunk = torch.searchsorted(ends, place, right=True)
+    return place + (starts - (ends - lengths)).gather(-1, chunk)
 
 
 def _largest(x: Tensor, most: int) -> int:
