@@ -48,6 +48,7 @@ def test_frozen_stages_and_norm_eval():
         (dict(out_indices=(0, 4)), "out_indices: 4 is not a stage"),
         (dict(out_indices=()), r"^out_indices=\(\): expected at least one of 0, 1, 2 and 3$"),
         (dict(frozen_stages=7), "frozen_stages=7"),
+        (dict(checkpoint_path="mavit.pth"), "checkpoint_path: is not read; name the file by pretrained="),
     ],
 )
 def test_wrong_options(options, message):

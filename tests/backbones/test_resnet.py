@@ -141,6 +141,26 @@ def test_timm_pretrained_out_of_reach(monkeypatch):
         TimmFeatures("resnet10t", pretrained=True)
 
 
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise AssertionError('the file was run')",)
+
+
+def test_timm_weights_of_a_file(tmp_path):
+    import timm
+
+    file = dict(file=str(tmp_path / "net.pth"))
+    model = timm.create_model("resnet10t")
+    torch.save(model.state_dict(), file["file"])
+    net = TimmFeatures("resnet10t", pretrained=True, pretrained_cfg_overlay=file)
+    assert torch.equal(net.body.layer1[0].conv1.weight, model.layer1[0].conv1.weight)
+    torch.save(dict(state_dict=Evil()), file["file"])
+    with pytest.raises(VisionKitError, match="net.pth: refused, it would run '.*exec'"):
+        TimmFeatures("resnet10t", pretrained=True, pretrained_cfg_overlay=file)
+    with pytest.raises(VisionKitError, match="checkpoint_path is not read; give .*pretrained_cfg_overlay"):
+        TimmFeatures("resnet10t", checkpoint_path=file["file"])
+
+
 def test_timm_model_that_does_not_exist():
     with pytest.raises(VisionKitError, match="nearest: resnet50"):
         TimmFeatures("resnet50x_")

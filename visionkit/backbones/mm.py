@@ -34,7 +34,7 @@ class MMBackbone(BaseModule):
         **options: of the family, see its class.
 
     Raises:
-        VisionKitError: an unknown ``arch`` or stage, or no stage.
+        VisionKitError: an unknown ``arch`` or stage, no stage, or timm's ``checkpoint_path`` among the options.
     """
 
     family, filter_fn = "", None
@@ -58,6 +58,8 @@ class MMBackbone(BaseModule):
             raise VisionKitError(f"arch={arch!r}: expected one of {', '.join(known)}")
         if not out_indices:
             raise VisionKitError(f"out_indices={out_indices!r}: expected at least one of 0, 1, 2 and 3")
+        if "checkpoint_path" in options:  # old versions of timm run what such a file holds
+            raise VisionKitError("checkpoint_path: is not read; name the file by pretrained=")
         if wrong := [i for i in out_indices if i not in range(4)]:
             raise VisionKitError(f"out_indices: {wrong[0]} is not a stage; expected 0, 1, 2 or 3")
         if frozen_stages not in range(-1, 5):

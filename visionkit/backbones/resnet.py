@@ -136,17 +136,24 @@ class TimmFeatures(nn.Module):
     Args:
         model_name: a timm name; visionkit's own families are registered there too.
         out_index: which of the model's feature maps.
-        pretrained: fetch timm's weights; a warning and scratch if they cannot be.
+        pretrained: fetch timm's weights; a warning and scratch if they cannot be. With
+            ``pretrained_cfg_overlay=dict(file=...)`` they are read from that file.
         **kwargs: handed to ``timm.create_model``.
 
     Raises:
-        VisionKitError: an unknown model, or one without ``features_only``.
+        VisionKitError: an unknown model, one without ``features_only``, or a file that is damaged or would run code.
     """
 
     def __init__(self, model_name: str, out_index: int = -1, pretrained: bool = False, **kwargs: object) -> None:
         super().__init__()
         import timm
 
+        from visionkit.backbones.published import with_weights, without_weights
+
+        if "checkpoint_path" in kwargs:  # old versions of timm run what such a file holds
+            raise VisionKitError(
+                "TimmFeatures: checkpoint_path is not read; give pretrained=True, pretrained_cfg_overlay=dict(file=...)"
+            )
         if not timm.is_model(model_name):
             near = difflib.get_close_matches(model_name, timm.list_models(), n=3)
             raise VisionKitError(f"model_name={model_name!r}: not a timm model; nearest: {', '.join(near) or 'none'}")
@@ -159,9 +166,10 @@ class TimmFeatures(nn.Module):
                 "choose another model or index"
             ) from error
         if pretrained:
+            options = with_weights(model_name, True, options)
             try:
                 with _hub_within_reach():
-                    self.body = timm.create_model(model_name, pretrained=True, **options)
+                    self.body = without_weights(timm.create_model(model_name, pretrained=True, **options))
             except Exception as error:  # each way of fetching fails in its own way
                 _warn_scratch(model_name, error)
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")) in ("NHWC", "Format.NHWC")

@@ -22,6 +22,8 @@ IMAGE_SIZE = (256, 128)  # height, width: what person ReID uses
 # depth of a ResNet by the blocks of its stages, basic ones and bottlenecks
 BASIC = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 BOTTLENECK = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+# options that name other files of weights, also inside timm's `pretrained_cfg`, whose sizes are of use
+SOURCES = ("weights", "checkpoint_path", "init_cfg", "file", "url", "hf_hub_id", "state_dict")
 
 
 class Rebuilt(NamedTuple):
@@ -115,9 +117,9 @@ def _build(config: Any, path: str | Path) -> nn.Module:
 
 
 def _without_weights(config: Any) -> Any:
-    """The checkpoint brings the weights: fetch none."""
+    """The checkpoint brings the weights: fetch none, and read no other file, which an old timm might run."""
     if isinstance(config, Mapping):
-        kept = {key: _without_weights(value) for key, value in config.items() if key != "weights"}
+        kept = {key: _without_weights(value) for key, value in config.items() if key not in SOURCES}
         return dict(kept, pretrained=False) if "pretrained" in kept else kept
     return [_without_weights(value) for value in config] if isinstance(config, list) else config
 
