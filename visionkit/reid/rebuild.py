@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,12 +57,7 @@ def rebuild(path: str | Path) -> Rebuilt:
         ) from error
     if len(image_size) != 2 or min(image_size) < 1:
         raise VisionKitError(f"{path}: holds the image size {image_size}, expected (height, width)")
-    model = _build(config, path)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise VisionKitError(f"{path}: its weights do not fit the model that it describes; is it damaged?") from error
-    return Rebuilt(model.eval(), image_size)
+    return Rebuilt(_build(config, weights, path).eval(), image_size)
 
 
 def released_network(state_dict: Mapping[str, Tensor], stage: str) -> SourceReID | CoreReID:
@@ -102,9 +98,11 @@ def fingerprint(model: nn.Module) -> str:
     return f"{type(model).__name__}-{digest.hexdigest()[:16]}"
 
 
-def _build(config: Any, path: str | Path) -> nn.Module:
+def _build(config: Any, weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
     config = _without_weights(config)
     _check_types(config, path)
+    if (sketch := _sketch(config)) is not None:
+        _load(sketch, weights, path)
     try:
         model = MODELS.build(config)
     except VisionKitError as error:
@@ -113,7 +111,26 @@ def _build(config: Any, path: str | Path) -> nn.Module:
         raise VisionKitError(f"{path}: the model that it describes cannot be built; is it damaged?") from error
     if not hasattr(model, "extract"):
         raise VisionKitError(f"{path}: holds a {type(model).__name__}, expected a re-identification model")
+    _load(model, weights, path)
     return model
+
+
+def _sketch(config: Any) -> nn.Module | None:
+    """The model without memory for its weights, of which a damaged file may tell any size; None if it needs numbers."""
+    try:
+        with torch.device("meta"):
+            return MODELS.build(config)
+    except Exception:  # some read numbers off tensors as they are built
+        return None
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a sketch takes no values
+            model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise VisionKitError(f"{path}: its weights do not fit the model that it describes; is it damaged?") from error
 
 
 def _without_weights(config: Any) -> Any:
