@@ -93,6 +93,16 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert same(weights(tmp_path / "whole" / "epoch_4.pth"), weights(newest))
 
 
+def test_a_damaged_best_checkpoint_is_left_out_of_the_results(tmp_path):
+    run(tmp_path, only="first")
+    best = tmp_path / "first" / "best.pth"
+    best.write_bytes(best.read_bytes()[:-100])
+    (tmp_path / "first" / "done.json").unlink()
+    assert [row["checkpoint"] for row in run(tmp_path, only="first")] == ["last"]
+    log = "".join(file.read_text() for file in best.parent.rglob("*.log"))
+    assert f"the results are without the best epoch: {best}: damaged" in log
+
+
 def test_only_needs_the_stages_before(tmp_path):
     with pytest.raises(VisionKitError, match="first before it is not finished"):
         run(tmp_path, only="second")

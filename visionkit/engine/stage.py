@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,14 +223,18 @@ def evaluate_checkpoints(runner: VisionKitRunner, name: str) -> list[dict[str, A
     """Test the model as training left it and as its best validation found it.
 
     Returns:
-        One row for ``last`` and, where one was kept, one for ``best``.
+        One row for ``last`` and, where one was kept and is whole, one for ``best``.
     """
     folder = Path(runner.work_dir)
     barrier()  # the main process may still be writing the last checkpoint
     rows, best = [], None
     if (folder / "best.pth").is_file():
-        best = runner.load_checkpoint(str(folder / "best.pth"))["meta"]["epoch"]
-        rows.append(dict(model=name, checkpoint="best", **runner.test()))
+        try:
+            best = runner.load_checkpoint(str(folder / "best.pth"))["meta"]["epoch"]
+        except VisionKitError as error:  # nothing makes it again, and the stage can end without
+            print_log(f"the results are without the best epoch: {error}", "current", logging.WARNING)
+        else:
+            rows.append(dict(model=name, checkpoint="best", **runner.test()))
     if runner.load_checkpoint(str(final_checkpoint(folder)))["meta"]["epoch"] == best:
         return [dict(rows[0], checkpoint="last"), *rows]  # the last epoch is the best: its test is done
     return [dict(model=name, checkpoint="last", **runner.test()), *rows]
