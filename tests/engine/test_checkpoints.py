@@ -62,6 +62,15 @@ def test_damaged_newest_is_passed_over(tmp_path):
         load_checkpoint(tmp_path / "epoch_10.pth")
 
 
+def test_a_checkpoint_without_its_checksum_is_whole_if_it_can_be_read(tmp_path):
+    for epoch in (1, 2):
+        save_checkpoint(dict(state_dict={}), tmp_path / f"epoch_{epoch}.pth")
+        (tmp_path / f"epoch_{epoch}.pth.sha256").unlink()
+    assert newest_whole_checkpoint(tmp_path).name == "epoch_2.pth"
+    (tmp_path / "epoch_2.pth").write_bytes((tmp_path / "epoch_2.pth").read_bytes()[:-100])
+    assert newest_whole_checkpoint(tmp_path).name == "epoch_1.pth"
+
+
 def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path):
     torch.save(dict(state_dict=Evil()), tmp_path / "evil.pth")
     with pytest.raises(VisionKitError, match="it would run 'posix.system'"):

@@ -229,6 +229,17 @@ def checksum_matches(path: Path) -> bool | None:
     return sha256_of(path) in checksum.read_text(errors="replace").split() if checksum.is_file() else None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint equals what was written; one that was copied without its checksum, whether it is read."""
+    matches = checksum_matches(path)
+    if matches is None:
+        try:
+            load_checkpoint(path)
+        except VisionKitError:
+            return False
+    return matches is not False
+
+
 def epoch_checkpoints(folder: str | Path) -> Iterator[Path]:
     """The ``epoch_<n>.pth`` and ``epoch_<n>_iter_<m>.pth`` files of a folder, newest first."""
     found = [(at, path) for path in Path(folder).glob("epoch_*.pth") if (at := _position(path))]
@@ -256,9 +267,9 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def newest_whole_checkpoint(folder: str | Path) -> Path | None:
-    """The newest epoch checkpoint whose checksum holds; a damaged newer one is passed over with a warning."""
+    """The newest epoch checkpoint that is whole; a damaged newer one is passed over with a warning."""
     for path in epoch_checkpoints(folder):
-        if checksum_matches(path):
+        if is_whole(path):
             return path
         print_log(f"{path}: damaged, falling back to the checkpoint before it", "current", logging.WARNING)
     return None

@@ -134,6 +134,14 @@ def test_damaged_generators_are_trained_again(market, tmp_path):
     assert all(torch.equal(whole[key], value) for key, value in load_checkpoint(path)["state_dict"].items())
 
 
+def test_generators_that_were_copied_without_their_checksum_are_taken(market, tmp_path, monkeypatch):
+    context, options = context_in(tmp_path / "camstyle", market), dict(TINY, decay_epochs=0, pairs=[(1, 2)])
+    CamStyleStage("camstyle", **options).run(context)
+    (context.work_dir / "c1_c2" / "generators.pth.sha256").unlink()
+    monkeypatch.setattr("visionkit.reid.camstyle.stage.train", lambda *args: 1 / 0)
+    CamStyleStage("camstyle", **options).run(context)
+
+
 def test_the_pools_and_optimisers_are_in_the_checkpoint(market, tmp_path, monkeypatch):
     monkeypatch.setattr("visionkit.reid.camstyle.stage.generator_weights", lambda model: 1 / 0)
     context = context_in(tmp_path / "camstyle", market)

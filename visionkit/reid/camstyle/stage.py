@@ -14,8 +14,8 @@ from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
 
 from visionkit.engine.checkpoints import (
-    checksum_matches,
     epoch_checkpoints,
+    is_whole,
     load_checkpoint,
     remove_checkpoint,
     save_checkpoint,
@@ -198,7 +198,7 @@ class CamStyleStage:
     def _train(self, transfer: Transfer, context: Context) -> None:
         """Leaves ``generators.pth``; the epochs' checkpoints, ten times as large, go once it is there."""
         folder = context.work_dir / transfer.folder
-        if not ((folder / GENERATORS).is_file() and checksum_matches(folder / GENERATORS)):
+        if not ((folder / GENERATORS).is_file() and is_whole(folder / GENERATORS)):
             runner = train(self.runner_cfg(transfer, context), folder, context.seed, context.launcher)
             if is_main_process():
                 save_checkpoint(dict(state_dict=generator_weights(runner.bare_model)), folder / GENERATORS)
