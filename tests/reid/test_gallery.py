@@ -6,6 +6,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
+from visionkit.files import sha256_of
 from visionkit.reid.gallery import UNKNOWN, GalleryIndex, stamp_of, writing
 
 
@@ -224,6 +225,18 @@ def test_damaged_faiss_file_is_built_anew(tmp_path):
     file = tmp_path / "index" / "hnsw.faiss"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.warns(UserWarning, match="built anew"):
+        assert index.search(points(2, seed=5), 3, "hnsw") == first
+
+
+def test_a_faiss_file_that_faiss_cannot_read_is_built_anew(tmp_path):
+    pytest.importorskip("faiss")
+    index = made(tmp_path)
+    first = index.search(points(2, seed=5), 3, "hnsw")
+    file = tmp_path / "index" / "hnsw.faiss"
+    file.write_bytes(b"of a newer faiss")
+    lines = file.with_name("hnsw.faiss.sha256")
+    lines.write_text("\n".join([sha256_of(file), *lines.read_text().split("\n")[1:]]))
+    with pytest.warns(UserWarning, match="hnsw.faiss: cannot be read by the faiss that is installed, built anew"):
         assert index.search(points(2, seed=5), 3, "hnsw") == first
 
 
