@@ -103,6 +103,23 @@ def test_a_damaged_best_checkpoint_is_left_out_of_the_results(tmp_path):
     assert f"the results are without the best epoch: {best}: damaged" in log
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("done.json", "[]"),
+        ("done.json", "{"),
+        ("settings.json", "3"),
+        ("results.json", '{"a": 1}'),
+        ("results.json", "[1]"),
+    ],
+)
+def test_a_damaged_file_of_a_stage_is_one_line(tmp_path, name, content):
+    run(tmp_path, only="first")
+    (tmp_path / "first" / name).write_text(content)
+    with pytest.raises(VisionKitError, match=f"{name}: damaged; delete .*first and run that stage again"):
+        run(tmp_path, only="first")
+
+
 def test_only_needs_the_stages_before(tmp_path):
     with pytest.raises(VisionKitError, match="first before it is not finished"):
         run(tmp_path, only="second")

@@ -172,18 +172,21 @@ def check_settings(folder: Path, mark: str) -> None:
         mark: The [fingerprint] of the settings.
     """
     done, begun = folder / "done.json", folder / "settings.json"
-    same = {file: _read_json(file).get("fingerprint") == mark for file in (done, begun) if file.is_file()}
+    same = {file: _read_json(file, dict).get("fingerprint") == mark for file in (done, begun) if file.is_file()}
     if not all(same.values()) and (done in same or any(folder.rglob("*.pth"))):
         raise VisionKitError(
             f"{folder}: was made with other settings or another seed; choose another --work-dir or delete that folder"
         )
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path, kind: type) -> Any:
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise VisionKitError(f"{file}: damaged; delete {file.parent} and run that stage again") from error
+        content = json.loads(file.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, kind) or (kind is list and not all(isinstance(row, dict) for row in content)):
+        raise VisionKitError(f"{file}: damaged; delete {file.parent} and run that stage again")
+    return content
 
 
 def report(work_dir: Path, stages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -191,7 +194,7 @@ def report(work_dir: Path, stages: dict[str, Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in stages:
         file = Path(work_dir) / name / "results.json"
-        rows += _read_json(file) if file.is_file() else []
+        rows += _read_json(file, list) if file.is_file() else []
     if rows and is_main_process():
         write_text(Path(work_dir) / "results.json", json.dumps(rows, indent=1))
         show_table(rows)
