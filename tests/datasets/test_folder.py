@@ -65,6 +65,20 @@ def test_sub_folders_are_the_splits(tmp_path):
     assert query.pids == FolderReID(tmp_path, "gallery").pids == [2] and query.camids == [0]
 
 
+@pytest.mark.parametrize("in_splits", [False, True])
+def test_images_of_one_name_are_all_of_train_and_test(tmp_path, in_splits):
+    for number, person in enumerate(("anna", "bert", "carl", "dora", "emil", "fred")):
+        for cam in (1, 2):
+            for frame in (0, 1):
+                split = ("query", "gallery")[frame] if number > 2 else "train"
+                place = tmp_path / split if in_splits else tmp_path
+                reid_trees.write_image(place / person / f"cam{cam}_{frame}.jpg", number)
+    if in_splits:  # as VeRi's queries, which lie in the gallery too
+        (tmp_path / "gallery" / "fred" / "cam1_0.jpg").symlink_to(tmp_path / "query" / "fred" / "cam1_0.jpg")
+    everything = FolderReID(tmp_path, "train", include_test=True)
+    assert len(everything) == 24 and everything.num_pids == 6
+
+
 @pytest.fixture
 def flat(tmp_path):
     for pid in range(8):

@@ -160,11 +160,13 @@ class ReIDDataset(Dataset):
             )
 
     def _test_samples(self) -> list[Sample]:
-        """Query and gallery rows without distractors; a file that lies in both counts once."""
+        """Query and gallery rows without distractors; a file that lies in both folders counts once."""
         rows = {}
-        for sample in self._checked("query") + self._checked("gallery"):
-            if sample.pid != 0 or not self.zero_is_distractor:
-                rows.setdefault(os.path.basename(sample.path), sample)
+        for split in ("query", "gallery"):
+            folder = str(self.root / self.folders.get(split, ""))
+            for sample in self._checked(split):
+                if sample.pid != 0 or not self.zero_is_distractor:
+                    rows.setdefault(sample.path.removeprefix(folder), sample)
         return list(rows.values())
 
     def with_transforms(self, transforms: Sequence[dict | Callable] | None) -> "ReIDDataset":

@@ -55,13 +55,10 @@ class FolderReID(ReIDDataset):
         self.train_share, self.seed = train_share, seed
         super().__init__(*args, **kwargs)
 
-    def tree(self) -> tuple[str, ...]:
-        """The three sub-folders once one of them is there, else nothing."""
-        return SPLITS if self.in_splits else ()
-
     def find_root(self, root: Path) -> Path:
-        """``root`` itself."""
-        self.in_splits = any((root / split).is_dir() for split in SPLITS)
+        """``root`` itself; its tree is the three sub-folders once one of them is there, else nothing."""
+        in_splits = any((root / split).is_dir() for split in SPLITS)
+        self.folders = {split: split for split in SPLITS} if in_splits else {}
         return super().find_root(root)
 
     def _where_from(self) -> str:
@@ -70,7 +67,7 @@ class FolderReID(ReIDDataset):
 
     def scan(self, split: str) -> list[Sample]:
         """Rows of one split, numbered over the whole tree."""
-        if self.in_splits:
+        if self.folders:
             found = {name: self._find(self.root / name) for name in SPLITS}
         else:
             found = {"all": self._find(self.root)}
@@ -79,7 +76,7 @@ class FolderReID(ReIDDataset):
         samples = {
             name: [Sample(path, pids[pid], cameras[cam]) for path, pid, cam in rows] for name, rows in found.items()
         }
-        if self.in_splits:
+        if self.folders:
             return samples[split]
         return self._divide(samples["all"], {number: word for word, number in pids.items()})[split]
 
