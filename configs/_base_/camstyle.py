@@ -5,7 +5,9 @@
 stages = dict(
     camstyle=dict(
         type="visionkit.CamStyleStage",
-        include_test=False,  # the papers also style the source's test images, which spoils its own scores
+        # the papers also style the source's test images, which spoils its own scores; the stage that trains on the
+        # styled images needs the same setting: stages.camstyle.include_test=True stages.source.include_test=True
+        include_test=False,
         model=dict(
             type="visionkit.CycleGAN",
             generator=dict(ngf=64, num_blocks=9, dropout=0.5),

@@ -32,6 +32,12 @@ def test_camera_of_the_style(market, styled):
         assert sample.camid == int(sample.path[-5]) - 1
 
 
+def test_styled_images_of_test_images_are_left_out_with_a_warning(market, styled):
+    with pytest.warns(UserWarning, match=r"Market1501: 24 of the styled images in .* by include_test=True"):
+        dataset = Market1501(market, "train", styled=dict(root=styled))
+    assert len(dataset) == 12 * 3
+
+
 def test_train_and_test(market, styled):
     dataset = Market1501(market, "train", styled=dict(root=styled), include_test=True)
     assert len(dataset) == (12 + 8 + 2) * 3 and dataset.num_pids == 5

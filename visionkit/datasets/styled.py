@@ -5,6 +5,7 @@ Where several originals have one stem, as in a folder for each identity, it is `
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def origin_names(paths: Sequence[str]) -> dict[str, str]:
 def styled_samples(
     samples: Sequence["Sample"], name: str, root: str | os.PathLike, camera: str = "origin"
 ) -> list["Sample"]:
-    """Rows for the styled images whose original is in ``samples``; those of other images are passed over.
+    """Rows for the styled images whose original is in ``samples``; those of others are passed over with a warning.
 
     Args:
         samples: Rows of the train split, relabelled.
@@ -52,7 +53,7 @@ def styled_samples(
     for sample in samples:
         for stem in possible_names(sample.path):
             originals.setdefault(stem, []).append(sample)
-    rows = []
+    rows, strange = [], 0
     for file in sorted(os.listdir(root)):
         stem, suffix = os.path.splitext(file)
         match = STYLED_NAME.match(stem) if suffix.lower() in IMAGE_SUFFIXES else None
@@ -63,8 +64,15 @@ def styled_samples(
             path = os.path.join(root, file)
             camid = found[0].camid if camera == "origin" else _style_camera(path, match["b"])
             rows.append(found[0]._replace(path=path, camid=camid))
+        elif match:
+            strange += 1
     if not rows:
         raise VisionKitError(f"{name}: {root} holds no <stem>_fake_<A>to<B> image of a train image of this data set")
+    if strange:
+        warnings.warn(
+            f"{name}: {strange} of the styled images in {root} are left out, their originals are no train images; "
+            "query and gallery images join by include_test=True, distractors never"
+        )
     return rows
 
 

@@ -68,7 +68,7 @@ class CamStyleStage:
     Args:
         name: The stage's name.
         include_test: Whether query and gallery images are trained on and translated too. Results on the source's own
-            test images mean nothing then.
+            test images mean nothing then. The stage that trains on the styled images has this option as well.
         images: A folder of styled images made before. Nothing is trained; the folder is checked and linked.
         pairs: The pairs of cameras, counting from 1; all by default.
         direction: ``"AtoB"`` trains one CycleGAN between the source (A) and the target (B) data set instead and keeps
