@@ -38,11 +38,20 @@ def test_a_good_folder_is_counted(tmp_path):
     assert check_styled_folder(folder, ORIGINS, "12") == {("1", "2"): 1, ("2", "1"): 1}
 
 
+def test_real_images_and_styled_distractors_are_passed_over(tmp_path):
+    """The authors' merged folder, `bounding_box_train_all`."""
+    real = ("0002_c1s1_000001_01.jpg", "0000_c1s1_000009_01.jpg", "0005_c3s1_000008_01.jpg")
+    folder = folder_of(tmp_path, *real, "0000_c1s1_000009_01_fake_1to2.jpg")
+    with pytest.raises(VisionKitError, match="holds no styled image of the data set"):
+        check_styled_folder(folder, ORIGINS, "12")
+    folder_of(tmp_path, "0002_c1s1_000001_01_fake_1to2.jpg")
+    with pytest.warns(UserWarning, match="1 styled images are of no image of the data set and are passed over"):
+        assert check_styled_folder(folder, ORIGINS, "12") == {("1", "2"): 1}
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("0002_c1s1_000001_01_styled.jpg", "not a styled image"),
-        ("0009_c1s1_000001_01_fake_1to2.jpg", "has no image '0009_c1s1_000001_01'"),
         ("0002_c1s1_000001_01_fake_2to1.jpg", "says camera 2, its origin's is 1"),
         ("0002_c1s1_000001_01_fake_1to7.jpg", "no style of camera '7'; expected one of 2"),
         ("0002_c1s1_000001_01_fake_1to1.jpg", "no style of camera '1'"),

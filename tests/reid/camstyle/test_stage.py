@@ -160,11 +160,11 @@ def test_a_given_folder_is_checked_and_linked(market, finished, tmp_path):
     CamStyleStage("camstyle", images=str(finished / "images")).run(context)  # again, over its own link
 
 
-def test_a_given_folder_with_a_stranger_is_refused(market, tmp_path):
+def test_a_given_folder_of_another_data_set_is_refused(market, tmp_path):
     folder = tmp_path / "given"
     folder.mkdir()
     Image.new("RGB", (8, 16)).save(folder / "0099_c1s1_000001_01_fake_1to2.jpg")
-    with pytest.raises(VisionKitError, match="0099_c1s1_000001_01_fake_1to2.jpg: the data set has no image"):
+    with pytest.raises(VisionKitError, match="holds no styled image of the data set"):
         CamStyleStage("camstyle", images=str(folder)).run(context_in(tmp_path / "camstyle", market))
     with pytest.raises(VisionKitError, match="no such folder"):
         CamStyleStage("camstyle", images=str(tmp_path / "absent")).run(context_in(tmp_path / "camstyle", market))

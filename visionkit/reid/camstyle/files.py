@@ -1,5 +1,6 @@
 """The styled images of a folder: their names, writing and checking."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from visionkit.datasets.images import IMAGE_SUFFIXES
+from visionkit.datasets.images import is_image_name
 from visionkit.datasets.styled import STYLED_NAME, origin_names
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
@@ -66,10 +67,11 @@ def origins_by_name(labels: Mapping[str, str], others: Iterable[str] = ()) -> di
 
 
 def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], styles: Iterable[str]) -> Counter:
-    """Checks a folder of images made before.
+    """Checks a folder of images made before, which may hold real ones too, as the authors' ``bounding_box_train_all``.
 
     Args:
-        folder: Holds ``<original stem>_fake_<A>to<B>.*`` files; images that are copies of an origin are passed over.
+        folder: Holds ``<original stem>_fake_<A>to<B>.*`` files; other images are passed over, and styled ones of an
+            unknown origin (a distractor, say) with a warning.
         origins: As `origins_by_name` gives.
         styles: The labels of the cameras whose style an image may have.
 
@@ -77,32 +79,31 @@ def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], style
         The number of styled images of each (from, to).
 
     Raises:
-        VisionKitError: The folder is missing or holds no styled image, or a file has no origin, another camera than
-            its origin, or an unknown style.
+        VisionKitError: The folder is missing or holds no styled image of an origin, or one has another camera than its
+            origin, or an unknown style.
     """
     if not folder.is_dir():
         raise VisionKitError(f"{folder}: no such folder; images= names a folder of <stem>_fake_<A>to<B>.jpg files")
-    counts: Counter = Counter()
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem not in origins and not path.name.startswith("."):
-            counts[_check_styled(path, origins, set(styles))] += 1
+    found = [(path, parse_styled_name(path)) for path in sorted(folder.iterdir()) if is_image_name(path.name)]
+    styled = [(path, says) for path, says in found if says is not None]
+    known = [(path, says) for path, says in styled if says.origin in origins]
+    counts = Counter(_check_styled(path, says, origins[says.origin][1], set(styles)) for path, says in known)
     if not counts:
-        raise VisionKitError(f"{folder}: holds no styled image; expected <original stem>_fake_<A>to<B>.jpg files")
+        raise VisionKitError(
+            f"{folder}: holds no styled image of the data set; expected <original stem>_fake_<A>to<B>.jpg files"
+        )
+    if len(known) < len(styled):
+        warnings.warn(
+            f"{folder}: {len(styled) - len(known)} styled images are of no image of the data set and are passed over; "
+            "query and gallery images join by include_test=True, distractors never"
+        )
     return counts
 
 
-def _check_styled(path: Path, origins: dict[str, tuple[str, str]], styles: set[str]) -> tuple[str, str]:
-    styled = parse_styled_name(path)
-    if styled is None:
-        raise VisionKitError(f"{path}: not a styled image; expected <original stem>_fake_<A>to<B>{path.suffix}")
-    if styled.origin not in origins:
-        raise VisionKitError(
-            f"{path}: the data set has no image {styled.origin!r}; remove the file, or set include_test"
-        )
-    own = origins[styled.origin][1]
-    if styled.from_camera != own:
-        raise VisionKitError(f"{path}: says camera {styled.from_camera}, its origin's is {own}; rename or remove it")
-    if styled.to_camera not in styles - {own}:
+def _check_styled(path: Path, says: Styled, own: str, styles: set[str]) -> tuple[str, str]:
+    if says.from_camera != own:
+        raise VisionKitError(f"{path}: says camera {says.from_camera}, its origin's is {own}; rename or remove it")
+    if says.to_camera not in styles - {own}:
         expected = ", ".join(sorted(styles - {own}))
-        raise VisionKitError(f"{path}: no style of camera {styled.to_camera!r}; expected one of {expected}")
-    return own, styled.to_camera
+        raise VisionKitError(f"{path}: no style of camera {says.to_camera!r}; expected one of {expected}")
+    return own, says.to_camera
