@@ -24,7 +24,10 @@ MARKER = "SYNTHETIC.txt"
 # Raised whenever the same seed gives other pictures.
 EDITION = 2
 # Where configs and users keep the real sets: a stand-in there would be read in their place.
-REAL_NAMES = {domain.folder.lower() for domain in DOMAINS}
+REAL_NAMES = {
+    *(domain.folder.lower() for domain in DOMAINS),
+    *("msmt17_v1", "msmt17_v2", "cuhk03-np", "veri", "vehicleid_v1.0", "veri-wild"),
+}
 REAL_PLACES = (Path("data"), Path(__file__).parents[1] / "data")
 SIZE = (128, 64)
 CANVAS = (256, 128)
@@ -201,8 +204,11 @@ def note(scale: str, seed: int) -> str:
 
 def check_place(out: Path, scale: str, seed: int) -> bool:
     """Refuse a folder that real data use or may use; returns whether the pictures are already there, all of them."""
-    if out.name.lower() in REAL_NAMES or out.resolve() in [place.resolve() for place in REAL_PLACES]:
-        fail(f"--out {out}: real data sets belong there; name a folder of its own, such as {out / 'synthetic'}")
+    path = out.resolve()
+    inside = [place for place in (path, *path.parents) if place.name.lower() in REAL_NAMES]
+    if inside or path in [place.resolve() for place in REAL_PLACES]:
+        beside = inside[-1].parent if inside else path
+        fail(f"--out {out}: real data sets belong there; name a folder of its own, such as {beside / 'synthetic'}")
     if out.exists() and not out.is_dir():
         fail(f"--out {out}: expected a folder, found a file; name another folder")
     if not out.is_dir() or not any(out.iterdir()):

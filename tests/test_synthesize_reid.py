@@ -16,6 +16,10 @@ from pathlib import Path
 import cv2
 import pytest
 
+import visionkit.datasets
+from visionkit.datasets.base import ReIDDataset
+from visionkit.datasets.msmt17 import VERSIONS
+
 SCRIPT = Path(__file__).parents[1] / "datasets" / "synthesize_reid.py"
 sys.path.insert(0, str(SCRIPT.parent))
 import stand_in  # noqa: E402
@@ -121,11 +125,20 @@ def test_refuses_a_folder_that_may_hold_real_data(tmp_path):
     assert list(tmp_path.rglob("*")) == [real]
 
 
-@pytest.mark.parametrize("name", ["data", "Market-1501-v15.09.15"])
+@pytest.mark.parametrize(
+    "name", ["data", "Market-1501-v15.09.15", "VeRi", "data/Market-1501-v15.09.15/new", "veri/a/VeRi"]
+)
 def test_refuses_a_folder_where_real_data_belong(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    refused(synthesize("--out", name, "--scale", "tiny"), "real data sets")
+    advice = tmp_path / ("data" if name.startswith("data") else "") / "synthetic"
+    refused(synthesize("--out", name, "--scale", "tiny"), "real data sets", f"such as {advice}\n")
     assert not (tmp_path / name).exists()
+
+
+def test_knows_the_folders_of_all_data_sets():
+    classes = [each for each in vars(visionkit.datasets).values() if isinstance(each, type)]
+    folders = {each.folder for each in classes if issubclass(each, ReIDDataset) and each.folder}
+    assert {name.lower() for name in (*folders, *VERSIONS)} == synthesize_reid.REAL_NAMES
 
 
 def test_a_finished_folder_is_left_alone(tiny):
