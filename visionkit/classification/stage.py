@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size
 
-from visionkit.engine.config import check_counts, plain
+from visionkit.engine.config import check_counts, given, plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import RunnerStage
@@ -60,10 +60,7 @@ class ClassificationStage(RunnerStage):
         init_from: str | None = None,
     ) -> None:
         super().__init__(name, report=report, init_from=init_from)
-        counts = dict(batch_size=batch_size, epochs=epochs)
-        if iters_per_epoch is not None:
-            counts.update(iters_per_epoch=iters_per_epoch)
-        check_counts(f"stage {name}", 1, **counts)
+        check_counts(f"stage {name}", 1, batch_size=batch_size, epochs=epochs, **given(iters_per_epoch=iters_per_epoch))
         check_counts(f"stage {name}", 0, warmup_epochs=warmup_epochs)
         if warmup_epochs >= epochs:
             raise VisionKitError(f"stage {name}: warmup_epochs={warmup_epochs}; expected 0 to {epochs - 1}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import pprint
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -163,8 +164,32 @@ def check_keys(keys: Iterable[str], known: Iterable[str] | None, where: str) -> 
 def check_counts(where: str, least: int, **counts: Any) -> None:
     """Refuse settings that are no whole numbers of at least ``least``."""
     for option, value in counts.items():
-        if not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise VisionKitError(f"{where}: {option}={value!r}; expected a whole number of at least {least}")
+
+
+def check_numbers(where: str, least: float = 0, most: float = math.inf, **numbers: Any) -> None:
+    """Refuse settings that are no finite numbers from ``least`` to ``most``."""
+    expected = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+    for option, value in numbers.items():
+        if not _is_number(value) or not least <= value <= most:
+            raise VisionKitError(f"{where}: {option}={value!r}; expected a number {expected}")
+
+
+def check_positive(where: str, **numbers: Any) -> None:
+    """Refuse settings that are no finite numbers above 0."""
+    for option, value in numbers.items():
+        if not _is_number(value) or value <= 0:
+            raise VisionKitError(f"{where}: {option}={value!r}; expected a number above 0")
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """The settings that are not None."""
+    return {option: value for option, value in settings.items() if value is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parameters(cls: Any) -> list[str] | None:
