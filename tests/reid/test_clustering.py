@@ -5,7 +5,7 @@ import pytest
 
 from visionkit.errors import VisionKitError
 from visionkit.registry import CLUSTERERS
-from visionkit.reid.clustering import KMeansLabels, cluster_means, cluster_statistics
+from visionkit.reid.clustering import JaccardDBSCANLabels, KMeansLabels, cluster_means, cluster_statistics
 
 
 def blobs(clusters=5, size=20, dim=6, noise=0.05, seed=0):
@@ -39,15 +39,44 @@ def test_fewer_images_than_clusters():
 
 
 def test_bad_options_and_features():
-    for options in (dict(num_clusters=3, algorithm="median"), dict(num_clusters=0)):
-        with pytest.raises(VisionKitError):
-            KMeansLabels(**options)
+    with pytest.raises(VisionKitError, match="'median'"):
+        KMeansLabels(3, algorithm="median")
     features = blobs()[0]
     features[4, 2] = np.nan
     with pytest.raises(VisionKitError, match="NaN"):
         KMeansLabels(3).fit(features, seed=0)
     with pytest.raises(VisionKitError, match="shape"):
         KMeansLabels(3).fit(features[0], seed=0)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (dict(num_clusters=0), "num_clusters=0"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(max_iter=0), "max_iter=0"),
+        (dict(n_init=-1), "n_init=-1"),
+        (dict(init_size="x"), "init_size='x'"),
+        (dict(reassignment_ratio="x"), "reassignment_ratio='x'"),
+        (dict(max_no_improvement=-3), "max_no_improvement=-3"),
+    ],
+)
+def test_numbers_that_k_means_cannot_work_with(options, told):
+    with pytest.raises(VisionKitError, match=f"KMeansLabels: {told}; expected a"):
+        KMeansLabels(**dict(dict(num_clusters=3), **options))
+
+
+def test_k_means_takes_the_least_numbers_that_are_let_through():
+    least = dict(max_iter=1, batch_size=1, init_size=1, n_init=1, reassignment_ratio=0)
+    for without in (0, None):
+        assert len(KMeansLabels(2, max_no_improvement=without, **least).fit(blobs()[0], seed=0).centroids) == 2
+
+
+@pytest.mark.parametrize("options", [dict(min_samples=0), dict(eps="x"), dict(eps=0)])
+def test_numbers_that_dbscan_cannot_work_with(options):
+    ((option, value),) = options.items()
+    with pytest.raises(VisionKitError, match=f"JaccardDBSCANLabels: {option}={value!r}; expected a"):
+        JaccardDBSCANLabels(**options)
 
 
 def test_faiss_is_missed_before_anything_is_clustered(monkeypatch):

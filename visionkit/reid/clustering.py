@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from visionkit.engine.config import check_counts, check_numbers, check_positive, given
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.registry import CLUSTERERS
@@ -34,7 +35,7 @@ class KMeansLabels:
         batch_size: images a mini-batch.
         init_size: images that k-means++ looks at; the released code takes 1500 for the global view and 900 for the
             halves. Below K it becomes 3 K, as scikit-learn would do with a warning.
-        max_no_improvement: mini-batches without progress before stopping.
+        max_no_improvement: mini-batches without progress before stopping; None never stops for that.
         reassignment_ratio: share of the largest count below which a mini-batch centre is moved elsewhere.
         n_init: starts of the mini-batch form, of which the best goes on. By default 3, as scikit-learn had when the
             code was released, and from 1000 clusters on 1, for there k-means++ takes most of the time.
@@ -47,14 +48,16 @@ class KMeansLabels:
         max_iter: int = 100,
         batch_size: int = 300,
         init_size: int | None = 1500,
-        max_no_improvement: int = 10,
+        max_no_improvement: int | None = 10,
         reassignment_ratio: float = 0.01,
         n_init: int | None = None,
     ) -> None:
         if algorithm not in ("minibatch", "full", "faiss"):
             raise VisionKitError(f"KMeansLabels: algorithm must be 'minibatch', 'full' or 'faiss', got {algorithm!r}")
-        if num_clusters < 1:
-            raise VisionKitError(f"KMeansLabels: num_clusters must be at least 1, got {num_clusters}")
+        counts = dict(num_clusters=num_clusters, max_iter=max_iter, batch_size=batch_size)
+        check_counts("KMeansLabels", 1, **counts, **given(init_size=init_size, n_init=n_init))
+        check_counts("KMeansLabels", 0, **given(max_no_improvement=max_no_improvement))
+        check_numbers("KMeansLabels", reassignment_ratio=reassignment_ratio)
         if algorithm == "faiss":
             require("faiss", "faiss")  # told now, not after the source's training
         self.num_clusters, self.algorithm, self.max_iter = num_clusters, algorithm, max_iter
@@ -145,7 +148,9 @@ class JaccardDBSCANLabels:
         count_self: bool = False,
         backend: str = "auto",
     ) -> None:
-        if not 0 < eps < 1:
+        check_counts("JaccardDBSCANLabels", 1, min_samples=min_samples)
+        check_positive("JaccardDBSCANLabels", eps=eps)
+        if eps >= 1:
             raise VisionKitError(f"JaccardDBSCANLabels: eps is a Jaccard distance between 0 and 1, got {eps}")
         self.eps, self.min_samples = eps, min_samples
         self.options = dict(k1=k1, k2=k2, weights=weights, count_self=count_self, backend=backend)
