@@ -248,11 +248,30 @@ def test_built_from_configs_with_any_backbone():
         (dict(losses=dict(tripelt=1)), "losses: 'tripelt' is unknown"),
         (dict(ema_buffers="mine"), "ema_buffers: 'mine'"),
         (dict(backbone=torch.nn.Conv2d(3, 4, 1)), "Conv2d does not tell num_features"),
+        (dict(ema_limit=2), "ema_limit=2; expected a number from 0 to 1"),
+        (dict(ema_limit="x"), "ema_limit='x'"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(VisionKitError, match=message):
         core(**options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(losses=dict(id="x")), "losses: id='x'; expected a number of at least 0"),
+        (dict(losses=dict(triplet=-1)), "losses: triplet=-1"),
+        (dict(label_smoothing=1.5), "label_smoothing=1.5; expected a number from 0 to 1"),
+        (dict(label_smoothing=-1), "label_smoothing=-1"),
+        (dict(bn_group_size=0), "bn_group_size=0; expected a whole number of at least 1"),
+        (dict(bn_group_size="x"), "bn_group_size='x'"),
+    ],
+)
+def test_numbers_that_neither_network_can_train_with(options, message):
+    for network in (SourceReID, CoreReID):
+        with pytest.raises(VisionKitError, match=message):
+            network(TINY, 2, **options)
 
 
 def test_wrong_batches():

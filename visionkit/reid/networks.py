@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from visionkit.engine.config import check_counts, check_numbers, given
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 from visionkit.reid.fusion import PARTS, EnsembleFusion, frozen_bias_norm, halves, pool
@@ -113,6 +114,7 @@ class ReIDEncoder(nn.Module):
         self, backbone: Mapping | nn.Module, num_classes: int, local: bool = True, bn_group_size: int | None = None
     ) -> None:
         super().__init__()
+        check_counts("model", 1, **given(bn_group_size=bn_group_size))
         self.backbone = build_backbone(backbone)
         self.num_features: int = self.backbone.num_features
         self.bn_global = frozen_bias_norm(self.num_features)
@@ -151,6 +153,7 @@ class ReIDModel(BaseModel):
 
     def __init__(self, bmfn: bool, label_smoothing: float) -> None:
         super().__init__()
+        check_numbers("model", 0, 1, label_smoothing=label_smoothing)
         self.bmfn = bmfn
         self.label_smoothing = label_smoothing
 
@@ -199,6 +202,7 @@ class SourceReID(ReIDModel):
         bn_group_size: int | None = None,
     ) -> None:
         super().__init__(bmfn, label_smoothing)
+        check_counts("model", 1, **given(bn_group_size=bn_group_size))
         self.losses = with_defaults(losses, SOURCE_LOSSES)
         self.backbone = build_backbone(backbone)
         self.bn = frozen_bias_norm(self.backbone.num_features)
@@ -298,6 +302,7 @@ class CoreReID(ReIDModel):
         super().__init__(bmfn, label_smoothing)
         choose("preset", preset, PRESETS)
         choose("ema_buffers", ema_buffers, BUFFER_POLICIES)
+        check_numbers("model", 0, 1, ema_limit=ema_limit)
         settings = PRESETS[preset]
         self.losses = with_defaults(losses, settings["losses"])
         self.parts = PARTS if local else PARTS[:1]
@@ -468,9 +473,10 @@ def last_map(output: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def with_defaults(losses: Mapping[str, float] | None, defaults: Mapping[str, float]) -> dict[str, float]:
-    """Loss weights over their defaults. Raises VisionKitError for a loss that does not exist."""
+    """Loss weights over their defaults. Raises VisionKitError for a loss or a weight that cannot be."""
     for name in losses or {}:
         choose("losses", name, defaults)
+    check_numbers("losses", **(losses or {}))
     return {**defaults, **(losses or {})}
 
 
