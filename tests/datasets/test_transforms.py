@@ -26,8 +26,9 @@ def test_resize_flip_pad_agree_with_torchvision(image):
     assert T.RandomHorizontalFlip(0.0)(image) is image
     assert np.array_equal(T.Pad(5)(image), F.pad(image, [5], padding_mode="edge"))
     assert T.Pad(0)(image) is image
-    with pytest.raises(VisionKitError, match="padding=-1"):
-        T.Pad(-1)
+    for wrong in (-1, 2.5, "x"):
+        with pytest.raises(VisionKitError, match=f"padding={wrong!r}; expected a whole number"):
+            T.Pad(wrong)
 
 
 def test_to_tensor_and_normalize_agree_with_torchvision(image):

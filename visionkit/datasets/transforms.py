@@ -118,8 +118,8 @@ class Pad:
     """
 
     def __init__(self, padding: int = 10) -> None:
-        if padding < 0:
-            raise VisionKitError(f"Pad: padding={padding}: expected 0 pixels or more")
+        if not isinstance(padding, int) or padding < 0:
+            raise VisionKitError(f"Pad: padding={padding!r}; expected a whole number of pixels, 0 or more")
         self.padding = padding
 
     def __call__(self, image: Image.Image) -> Image.Image:
