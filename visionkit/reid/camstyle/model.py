@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
+from visionkit.engine.config import check_counts, check_numbers
 from visionkit.engine.runner import bare
 from visionkit.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from visionkit.reid.camstyle.losses import cycle_loss, discriminator_loss, identity_loss, lsgan_loss
@@ -37,6 +38,8 @@ class CycleGAN(BaseModel):
         pool_size: int = 50,
     ) -> None:
         super().__init__()
+        check_numbers("CycleGAN", cycle_weight=cycle_weight, identity_weight=identity_weight)
+        check_counts("CycleGAN", 0, pool_size=pool_size)
         self.generator_ab = ResnetGenerator(**(generator or {}))
         self.generator_ba = ResnetGenerator(**(generator or {}))
         self.discriminator_a = PatchDiscriminator(**(discriminator or {}))

@@ -9,6 +9,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from visionkit.engine.config import check_counts
 from visionkit.errors import VisionKitError
 
 
@@ -56,6 +57,8 @@ class ResnetGenerator(nn.Module):
         running_stats: bool = False,
     ) -> None:
         super().__init__()
+        check_counts("ResnetGenerator", 1, in_channels=in_channels, out_channels=out_channels, ngf=ngf)
+        check_counts("ResnetGenerator", 0, num_blocks=num_blocks)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, ngf, 7, padding=3, padding_mode="reflect"),
             _instance_norm(ngf, running_stats),
@@ -95,6 +98,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int = 3, ndf: int = 64, num_layers: int = 3, running_stats: bool = False) -> None:
         super().__init__()
+        check_counts("PatchDiscriminator", 1, in_channels=in_channels, ndf=ndf, num_layers=num_layers)
         # The first layer has no normalisation; the last of the middle layers keeps the resolution.
         self.layers = nn.Sequential(nn.Conv2d(in_channels, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2))
         width = ndf

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
 
+from visionkit.datasets.images import is_size
 from visionkit.engine.checkpoints import (
     epoch_checkpoints,
     is_whole,
@@ -21,14 +23,14 @@ from visionkit.engine.checkpoints import (
     save_checkpoint,
     write_text,
 )
-from visionkit.engine.config import building, check_counts, check_keys
+from visionkit.engine.config import building, check_counts, check_keys, given
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import train
 from visionkit.errors import VisionKitError
 from visionkit.registry import STAGES
 from visionkit.reid.camstyle.data import UnalignedPairs, camera_images
 from visionkit.reid.camstyle.files import check_styled_folder, origins_by_name, styled_name
-from visionkit.reid.camstyle.model import CycleGAN, generator_weights, linear_decay, load_generators
+from visionkit.reid.camstyle.model import CycleGAN, CycleGANOptimizers, generator_weights, linear_decay, load_generators
 from visionkit.reid.camstyle.networks import PatchDiscriminator, ResnetGenerator
 from visionkit.reid.camstyle.sheet import write_sheet
 from visionkit.reid.camstyle.translate import translate_files
@@ -116,7 +118,8 @@ class CamStyleStage:
         self.optimizer = optimizer or dict(type="Adam", lr=2e-4, betas=(0.5, 0.999))
         self.test_batch_size = test_batch_size
         self.sheet_rows = sheet_rows
-        self._check_options()
+        with building(f"stage {name}"):
+            self._check_options()
 
     def run(self, context: Context) -> None:
         """Train what is not trained, translate what is not translated, and show some of it."""
@@ -173,9 +176,7 @@ class CamStyleStage:
 
     def _check_options(self) -> None:
         counts = dict(batch_size=self.batch_size, test_batch_size=self.test_batch_size, sheet_rows=self.sheet_rows)
-        if self.iters_per_epoch is not None:
-            counts["iters_per_epoch"] = self.iters_per_epoch
-        check_counts(f"stage {self.name}", 1, **counts)
+        check_counts(f"stage {self.name}", 1, **counts, **given(iters_per_epoch=self.iters_per_epoch))
         check_counts(f"stage {self.name}", 0, epochs=self.epochs, decay_epochs=self.decay_epochs)
         if self.epochs + self.decay_epochs == 0:
             raise VisionKitError(
@@ -183,8 +184,18 @@ class CamStyleStage:
             )
         if self.direction not in (None, "AtoB", "BtoA"):
             raise VisionKitError(f"stage {self.name}: direction={self.direction!r}; expected None, 'AtoB' or 'BtoA'")
-        if any(side % 4 or side <= 0 for side in self.image_size):
+        if self.pairs is not None and not (self.pairs and all(isinstance(pair, Sequence) for pair in self.pairs)):
+            raise VisionKitError(
+                f"stage {self.name}: pairs={self.pairs!r}; expected pairs of cameras, as [(1, 2)], or None for all"
+            )
+        if "type" not in self.optimizer:
+            raise VisionKitError(
+                f"stage {self.name}: optimizer={self.optimizer} has no type; expected as dict(type='Adam', lr=2e-4)"
+            )
+        if not is_size(self.image_size) or any(side % 4 for side in self.image_size):
             raise VisionKitError(f"stage {self.name}: image_size={self.image_size}; expected two multiples of 4")
+        if not is_size(self.load_size):
+            raise VisionKitError(f"stage {self.name}: load_size={self.load_size}; expected (height, width) in pixels")
         if any(load < side for load, side in zip(self.load_size, self.image_size)):
             raise VisionKitError(
                 f"stage {self.name}: load_size={self.load_size} is smaller than image_size={self.image_size}; "
@@ -194,6 +205,20 @@ class CamStyleStage:
         check_keys(self.model, ["type", *inspect.signature(CycleGAN).parameters], where)
         for part, network in (("generator", ResnetGenerator), ("discriminator", PatchDiscriminator)):
             check_keys(self.model.get(part) or {}, inspect.signature(network).parameters, f"{where}.{part}")
+        self._try_model()
+
+    def _try_model(self) -> None:
+        """Build what is trained, and translate once, which takes no memory on this device."""
+        with torch.device("meta"):
+            model = CycleGAN(**{option: value for option, value in self.model.items() if option != "type"})
+            images = torch.zeros(1, 3, *self.image_size)
+        CycleGANOptimizers(dict(optimizer=self.optimizer))(model)
+        try:
+            model.generator_losses(dict(a=images, b=images))
+        except Exception as error:
+            raise VisionKitError(
+                f"stage {self.name}: image_size={self.image_size} is too small for its networks; expected a larger one"
+            ) from error
 
     def _train(self, transfer: Transfer, context: Context) -> None:
         """Leaves ``generators.pth``; the epochs' checkpoints, ten times as large, go once it is there."""
