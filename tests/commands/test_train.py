@@ -308,6 +308,38 @@ def test_a_typo_is_answered_with_the_nearest_names(site, capsys, options, expect
     assert not Path("run").exists()  # told before anything runs
 
 
+NOT_THERE = [
+    f"backbone.{key}={value}" for key, value in dict(depth=18, type="visionkit.ResNet", weights="gone.pth").items()
+]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["stages.source.lr=nan"], "stage source: lr=nan; expected a number above 0"),
+        (["stages.target.weight_decay=x"], "stage target: weight_decay='x'; expected a number of at least 0"),
+        (["stages.target.weight_decay=nan"], "stage target: weight_decay=nan"),
+        (["stages.source.milestones=[a,b]"], "stage source: milestones='a'"),
+        (["stages.target.kmeans.max_iter=0"], "KMeansLabels: max_iter=0"),
+        (["stages.target.kmeans.num_clusters=2"], "stage target, kmeans: num_clusters"),
+        (
+            [f"stages.target.clusterer.{each}" for each in ("type=visionkit.KMeansLabels", "num_clusters=500")],
+            "num_clusters=500, but the target has 12 training images",
+        ),
+        (["stages.target.model.ema_limit=2"], "ema_limit=2"),
+        (["stages.target.model.losses.id=x"], "losses: id='x'"),
+        (["stages.target.augmentation.pad=2.5"], "padding=2.5"),
+        (["image_size=[8,8]"], "the feature map is 1 high"),
+        (NOT_THERE, "gone.pth: no such checkpoint"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_before_any_stage_works(site, capsys, options, expected):
+    if options is NOT_THERE:
+        site.write_text(site.read_text() + "backbone = dict()\n")
+    assert expected in refusal(capsys, "--cfg-options", *options)
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [
@@ -325,7 +357,7 @@ def test_a_wrong_value_is_one_line(site, capsys, options, expected):
 
 
 def test_a_stage_that_a_wrong_setting_stopped_is_tried_again(site, capsys):
-    assert "optim" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.weight_decay=fast")
+    assert "lower the learning rate" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.lr=1e30")
     assert train("--stage", "source") == 0
     assert "other settings" in refusal(capsys, "--stage", "source", "--cfg-options", "stages.source.lr=0.1")
 

@@ -8,6 +8,7 @@ CORE-ReID: arXiv 2508.03064; V2: arXiv 2508.04036.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
 from visionkit.datasets.images import read_image
 from visionkit.datasets.transforms import test_transforms, train_transforms
-from visionkit.engine.config import build, check_counts, check_keys, plain
+from visionkit.engine.config import build, check_counts, check_keys, check_numbers, check_positive, given, plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
@@ -28,7 +30,7 @@ from visionkit.errors import VisionKitError
 from visionkit.registry import CLUSTERERS, METRICS, MODELS, STAGES
 from visionkit.reid.mean_teacher import ema_limit
 from visionkit.reid.metric import ReIDMetric
-from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID
+from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID, build_backbone
 from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
 from visionkit.reid.pseudo_labels import VIEWS
 from visionkit.reid.published import checkpoint_filter_fn
@@ -76,12 +78,10 @@ class ReIDStage(RunnerStage):
     ) -> None:
         super().__init__(name, report=report, init_from=init_from, init_checkpoint=init_checkpoint)
         counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities)
-        if val_interval is not None:
-            counts.update(val_interval=val_interval)
-        check_counts(f"stage {name}", 1, **counts)
+        check_counts(f"stage {name}", 1, **counts, **given(val_interval=val_interval))
         check_counts(f"stage {name}", 2, instances=instances)
-        if not isinstance(lr, (int, float)) or lr <= 0:
-            raise VisionKitError(f"stage {name}: lr={lr!r}; expected a number above 0, as 3.5e-4")
+        check_positive(f"stage {name}", lr=lr)
+        check_numbers(f"stage {name}", weight_decay=weight_decay)
         self.epochs = epochs
         self.iters_per_epoch = iters_per_epoch
         self.identities = identities
@@ -105,16 +105,24 @@ class ReIDStage(RunnerStage):
             check_keys(getattr(self, option), inspect.signature(taker).parameters, f"stage {self.name}, {option}")
         METRICS.build(self.evaluator())
         self.check_cache(cfg)
-        model = self.model_cfg(cfg, num_classes=1)
-        try:
-            with torch.device("meta"):  # takes no memory
-                MODELS.build(model)
-        except Exception:  # some read numbers off tensors as they are built
-            MODELS.build(model)
+        self.try_model(cfg)
         reported = [self.report_on] if self.report else []
         for which in dict.fromkeys([self.validated_on(), *reported]):
             if which is not None:
                 build_dataset(self.eval_loader(cfg, which)["dataset"])
+
+    def try_model(self, cfg: Config) -> None:
+        """Build the model and show it images; raises what comes of wrong settings and of sizes that are too small."""
+        model = self.model_cfg(cfg, num_classes=1)
+        try:
+            self._predict(model, cfg, "meta")  # takes no memory
+        except Exception:  # some read numbers off tensors, and some are for a GPU alone
+            self._predict(model, cfg, _own_device())
+
+    @staticmethod
+    def _predict(model: dict[str, Any], cfg: Config, device: str) -> None:
+        with torch.device(device):
+            MODELS.build(model)(image=torch.zeros(2, 3, *cfg["image_size"]), mode="predict")
 
     def check_cache(self, cfg: Config) -> None:
         """Raises VisionKitError where images are cached at another size than they are used at, smaller or in vain."""
@@ -284,6 +292,8 @@ class SourcePretraining(ReIDStage):
         self.include_test = include_test
         self.warmup_epochs = warmup_epochs
         self.milestones = tuple(milestones)
+        for milestone in self.milestones:
+            check_counts(f"stage {name}", 1, milestones=milestone)
 
     def check(self, cfg: Config, earlier: Sequence[str]) -> None:
         """See :class:`ReIDStage`. Raises VisionKitError also where there are no styled images to come."""
@@ -292,6 +302,8 @@ class SourcePretraining(ReIDStage):
             raise VisionKitError(
                 f"stage {self.name}: styled={self.styled!r} is neither an earlier stage nor a folder of styled images"
             )
+        if plain(cfg["backbone"]).get("weights") not in (None, "imagenet"):  # a file
+            build_backbone(cfg["backbone"])
         for which in filter(None, (self.data, self.unlabelled)):
             build_dataset(self.train_data(cfg, which))
 
@@ -396,12 +408,14 @@ class TargetFinetuning(ReIDStage):
             )
         if "num_classes" in self.model:
             raise VisionKitError(f"stage {self.name}, model: num_classes is num_clusters of the stage; set that")
+        if "num_clusters" in self.kmeans:
+            raise VisionKitError(f"stage {self.name}, kmeans: num_clusters is the stage's own; set that")
         super().check(cfg, earlier)
-        build(CLUSTERERS, self.clusterer or self._kmeans(VIEWS[0]), f"stage {self.name}, clusterer")
-        images = len(build_dataset(self.train_data(cfg, "target")))
-        if self.clusterer is None and images < self.num_clusters:
+        clusterer = build(CLUSTERERS, self.clusterer or self._kmeans(VIEWS[0]), f"stage {self.name}, clusterer")
+        images, wanted = len(build_dataset(self.train_data(cfg, "target"))), getattr(clusterer, "num_clusters", 1)
+        if images < wanted:
             raise VisionKitError(
-                f"stage {self.name}: num_clusters={self.num_clusters}, but the target has {images} training images; "
+                f"stage {self.name}: num_clusters={wanted}, but the target has {images} training images; "
                 "give about as many clusters as you expect identities"
             )
 
@@ -453,6 +467,12 @@ class TargetFinetuning(ReIDStage):
         init_size = 1500 if view == "global_view" else 900
         settings = dict(num_clusters=self.num_clusters, init_size=init_size) | self.kmeans
         return dict(type="visionkit.KMeansLabels", **settings)
+
+
+def _own_device() -> str:
+    """Where this process will train: not all of torchrun's may take memory of the first GPU."""
+    device = get_device()
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
 def _untrained(backbone: dict[str, Any]) -> dict[str, Any]:
