@@ -505,12 +505,48 @@ def test_a_stopped_training_ends_in_the_same_weights(trained, tree, tmp_path):
         (dict(ema=1.5), "ema=1.5"),
         (dict(warmup_iters=8), "warmup_iters"),
         (dict(model=dict(MODEL, lpips_weight=0.1)), "whole_view"),
+        (dict(lr=dict(decoder=0)), "stage nvist, lr: decoder=0; expected a number above 0"),
+        (dict(lr=dict(encoder=float("nan"))), "stage nvist, lr: encoder=nan"),
+        (dict(batch_size=0), "batch_size=0; expected a whole number of at least 1"),
+        (dict(views=1), "views=1; expected a whole number of at least 2"),
+        (dict(epochs="x"), "epochs='x'"),
+        (dict(clip=-1), "clip=-1; expected a number above 0"),
+        (dict(ema="x"), "ema='x'"),
+        (dict(metric=dict(lpips="x")), "lpips='x'"),
+        (dict(model=dict(MODEL, depth_weight=float("nan"))), "depth_weight=nan; expected a number of at least 0"),
+        (dict(model=dict(MODEL, distortion_weight="x")), "distortion_weight='x'"),
+        (dict(model=dict(MODEL, box=0)), "box=0; expected a number above 0"),
+        (dict(model=dict(MODEL, extra_rays=0)), "extra_rays=0; expected a whole number of at least 1"),
+        (dict(model=dict(MODEL, chunk=0)), "chunk=0"),
+        (dict(model=dict(MODEL, encoder_depth=-1)), "encoder: depth=-1"),
+        (dict(model=dict(MODEL, decoder_depth=0)), "decoder: depth=0"),
+        (dict(model=dict(MODEL, viewdir_pe=-1)), "renderer: viewdir_pe=-1"),
+        (dict(model=dict(MODEL, frustum_depths=-1)), "frustum_depths=-1"),
+        (dict(model=dict(MODEL, mae_checkpoint="gone.pth")), "gone.pth: no such checkpoint"),
     ],
 )
-def test_wrong_settings_are_one_line(tree, tmp_path, changes, words):
+def test_wrong_settings_are_one_line_before_any_stage_works(tree, tmp_path, changes, words):
     with pytest.raises(VisionKitError, match=words) as error:
         run_pipeline(config(tree, init_from=None, **changes), tmp_path, only=None)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(lr=-1), "stage mae: lr=-1; expected a number above 0"),
+        (dict(model=dict(depth=0)), "encoder: depth=0"),
+        (dict(model=dict(decoder_depth=0)), "decoder_depth=0"),
+        (dict(model=dict(mask_ratio="x")), "stage mae: cannot be built from its settings"),
+        (dict(model=dict(patch_size=7)), "expected multiples of encoder_patch_size=7"),
+    ],
+)
+def test_wrong_settings_of_the_autoencoder_are_one_line(tree, tmp_path, changes, words):
+    cfg = config(tree)
+    cfg["stages"]["mae"].update(changes)
+    with pytest.raises(VisionKitError, match=words):
+        run_pipeline(cfg, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_part_has_its_rate_and_schedule(tree, tmp_path):

@@ -12,6 +12,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from visionkit.backbones.attention import AttentionCore
+from visionkit.engine.config import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.nvs.encoder import sincos_table_2d, unpatchify
 
@@ -121,6 +122,9 @@ class Decoder(nn.Module):
         true_positions: bool = False,
     ) -> None:
         super().__init__()
+        sizes = dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, output_dim=output_dim)
+        check_counts("decoder", 1, **sizes, resolution=resolution, patch_size=patch_size)
+        check_counts("decoder", 0, pe_freq=pe_freq)
         _check(representation, conditioning, encoder_dim, embed_dim, num_heads, resolution, patch_size)
         self.side = resolution // patch_size
         self.patch_size, self.pe_freq = patch_size, pe_freq

@@ -12,6 +12,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from visionkit.engine.config import check_counts
 from visionkit.errors import VisionKitError
 
 _layer_norm = partial(nn.LayerNorm, eps=1e-6)
@@ -86,6 +87,7 @@ class ViTEncoder(nn.Module):
         self, img_size: tuple[int, int], patch_size: int = 5, embed_dim: int = 768, depth: int = 12, num_heads: int = 12
     ) -> None:
         super().__init__()
+        check_counts("encoder", 1, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
         self.img_size, self.patch_size, self.embed_dim = tuple(img_size), patch_size, embed_dim
         if img_size[0] % patch_size or img_size[1] % patch_size:
             raise VisionKitError(f"img_size={tuple(img_size)}: expected multiples of encoder_patch_size={patch_size}")
@@ -149,6 +151,8 @@ class MaskedAutoencoder(ViTEncoder):
         mask_ratio: float = 0.75,
     ) -> None:
         super().__init__(img_size, patch_size, embed_dim, depth, num_heads)
+        sizes = dict(decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth)
+        check_counts("encoder", 1, **sizes, decoder_num_heads=decoder_num_heads)
         if not 0 < mask_ratio < 1:
             raise VisionKitError(f"mask_ratio={mask_ratio}: expected a share between 0 and 1")
         self.mask_ratio = mask_ratio

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from visionkit.engine.config import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.ops.march import ColourNetwork, render_cp, render_triplanes, render_vector_matrix
 from visionkit.ops.render import (
@@ -38,6 +39,8 @@ class FieldRenderer(nn.Module):
         background: str = "black",
     ) -> None:
         super().__init__()
+        check_counts("renderer", 1, sigma_dim=sigma_dim, rgb_dim=rgb_dim, rgb_feature_dim=rgb_feature_dim)
+        check_counts("renderer", 0, viewdir_pe=viewdir_pe)
         if background not in BACKGROUNDS:
             raise VisionKitError(f"background={background!r}: expected one of {', '.join(BACKGROUNDS)}")
         self.representation, self.sigma_dim, self.viewdir_pe = representation, sigma_dim, viewdir_pe

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import set_attention
+from visionkit.engine.config import check_counts, check_numbers, check_positive
 from visionkit.errors import VisionKitError
 from visionkit.nvs.attention import set_self_attention
 from visionkit.nvs.cameras import pixel_rays
@@ -108,6 +109,12 @@ class NViST(BaseModel):
                 f"decoder_output_dim={decoder_output_dim}: expected sigma_dim + rgb_dim = {sigma_dim + rgb_dim}"
             )
         check_jitter(jitter)
+        check_counts("model", 1, num_samples=num_samples, chunk=chunk)
+        check_counts("model", 0 if whole_view else 1, extra_rays=extra_rays)
+        check_counts("model", 0, frustum_depths=frustum_depths)
+        check_positive("model", box=box)
+        weights = dict(lpips_weight=lpips_weight, distortion_weight=distortion_weight, depth_weight=depth_weight)
+        check_numbers("model", **weights)
         self.img_size = tuple(img_size)
         self.encoder = ViTEncoder(img_size, encoder_patch_size, encoder_embed_dim, encoder_depth, encoder_num_heads)
         if encoder_attention != "softmax":

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch.utils.data import default_collate
 
-from visionkit.engine.config import check_keys, plain
+from visionkit.engine.config import check_counts, check_keys, check_positive, given, plain
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
 from visionkit.engine.stage import RunnerStage
@@ -24,7 +27,7 @@ from visionkit.errors import VisionKitError
 from visionkit.nvs.encoder import MaskedAutoencoder
 from visionkit.nvs.model import NViST
 from visionkit.nvs.pictures import view_sheet, write_sheet
-from visionkit.registry import HOOKS, STAGES
+from visionkit.registry import HOOKS, METRICS, MODELS, STAGES
 
 LAST_LR = 1e-6
 PARTS = ("encoder", "decoder", "renderer")
@@ -70,9 +73,13 @@ class ScenesStage(RunnerStage):
         init_from: str | None = None,
     ) -> None:
         super().__init__(name, report=report, init_from=init_from)
-        if ema is not None and not 0 < ema < 1:
+        check_counts(f"stage {name}", 1, epochs=epochs, iters_per_epoch=iters_per_epoch, batch_size=batch_size)
+        check_counts(f"stage {name}", 2, views=views)
+        check_counts(f"stage {name}", 0, warmup_iters=warmup_iters)
+        check_positive(f"stage {name}", clip=clip, **given(ema=ema))
+        if ema is not None and ema >= 1:
             raise VisionKitError(f"stage {name}: ema={ema}; expected a decay between 0 and 1, as 0.995, or None")
-        if not 0 <= warmup_iters < epochs * iters_per_epoch:
+        if warmup_iters >= epochs * iters_per_epoch:
             raise VisionKitError(
                 f"stage {name}: warmup_iters={warmup_iters}; expected less than the "
                 f"{epochs * iters_per_epoch} steps of the training"
@@ -83,6 +90,19 @@ class ScenesStage(RunnerStage):
         self.batch_size, self.views = batch_size, views
         self.warmup_iters, self.clip, self.ema = warmup_iters, clip, ema
         self.test_data = dict(test or {})  # `test` is the method that scores a checkpoint
+
+    def check(self, cfg: Config, earlier: Sequence[str]) -> None:
+        """See [RunnerStage]. Raises VisionKitError also for a model or a metric that cannot be built."""
+        super().check(cfg, earlier)
+        if self.report:
+            METRICS.build(self.evaluator())
+        with torch.device("meta"), warnings.catch_warnings():  # takes no memory
+            warnings.simplefilter("ignore")  # that weights which are read go nowhere
+            MODELS.build(self.model_cfg(cfg))
+
+    def model_cfg(self, cfg: Config) -> dict[str, Any]:
+        """The model's config."""
+        return dict(self.model, type=self.model_type, img_size=tuple(cfg["image_size"]))
 
     def model_options(self) -> list[str]:
         """Names of what ``model`` may hold."""
@@ -95,7 +115,7 @@ class ScenesStage(RunnerStage):
     def runner_cfg(self, context: Context) -> dict[str, Any]:
         """The Runner's config."""
         cfg = dict(
-            model=dict(self.model, type=self.model_type, img_size=tuple(context.cfg["image_size"])),
+            model=self.model_cfg(context.cfg),
             train_dataloader=dict(
                 scenes=dict(
                     batch_size=self.batch_size,
@@ -159,6 +179,7 @@ class MAEStage(ScenesStage):
         **options: Any,
     ) -> None:
         super().__init__(name, batch_size=batch_size, views=views, warmup_iters=warmup_iters, **options)
+        check_positive(f"stage {name}", lr=lr)
         self.lr = lr
         if self.report:
             raise VisionKitError(f"stage {name}: report={self.report!r}; this stage predicts no views, leave it out")
@@ -195,6 +216,7 @@ class NViSTStage(ScenesStage):
         super().__init__(name, **options)
         self.lr = dict(dict(encoder=4e-5, decoder=2e-4, renderer=2e-4), **(lr or {}))
         check_keys(self.lr, PARTS, f"stage {name}, lr")
+        check_positive(f"stage {name}, lr", **self.lr)
         self.metric = dict(metric or {})
 
     def model_options(self) -> list[str]:
