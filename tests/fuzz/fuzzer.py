@@ -9,6 +9,7 @@ import json
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import traceback
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fuzz.mutations import damage, damage_member, damage_text, damage_values
+from fuzz.mutations import damage, damage_member, damage_setting, damage_text, damage_values
+from visionkit.engine.config import load_config, plain
 from visionkit.errors import VisionKitError
 
 SECONDS = 30
@@ -128,41 +130,85 @@ class Images:
         assert read_image(str(path)).mode == "RGB"
 
 
+LOSSES = dict(id=1.0, triplet=1.0)
+SETTINGS = dict(
+    camstyle=dict(optimizer=dict(type="Adam", lr=2e-4, betas=[0.5, 0.999]), test_batch_size=4, sheet_rows=2),
+    source=dict(
+        lr=1e-3,
+        weight_decay=5e-4,
+        augmentation=dict(pad=2, local_grayscale=0.4, grayscale=0.05, erasing=0.5),
+        model=dict(losses=LOSSES, label_smoothing=0.1, bn_group_size=2, bmfn=True),
+        metric=dict(topk=[1, 5], rerank=dict(k1=3, k2=2, lambda_value=0.3)),
+    ),
+    target=dict(
+        lr=1e-3,
+        kmeans=dict(batch_size=9, init_size=9, max_iter=3, max_no_improvement=3, reassignment_ratio=0.01, n_init=1),
+        model=dict(losses=dict(LOSSES, fusion=0.5), ema_limit=0.9, ema_buffers="copy", label_smoothing=0.1),
+    ),
+)
+
+
 class Configs:
-    """Configs with damage in their text or their values: each stage is built as in a run, and not trained."""
+    """Configs with damage in their text, their values or their settings: each stage is built and trained for a step."""
 
     def __init__(self, folder):
         from reid import tiny  # noqa: F401  the backbone
         from reid_trees import write_duke, write_market
 
+        from visionkit.engine.checkpoints import save_checkpoint
         from visionkit.engine.loops import NamedLoadersTrainLoop
+        from visionkit.registry import MODELS
 
         self.folder = folder
         write_market(folder / "market", cams=2)
         write_duke(folder / "duke")
         text = (Path(__file__).parents[1] / "survival" / "config.py").read_text()
         self.text = text.replace("{{$SURVIVAL_DATA:.}}", str(folder)).replace("epochs=4", "epochs=1")
-        NamedLoadersTrainLoop.run = self.stop
+        NamedLoadersTrainLoop.run = lambda loop: self.step(loop)
         (folder / "done" / "images").mkdir(parents=True)
+        image = min((folder / "market" / "bounding_box_train").glob("*_c1*.jpg"))
+        shutil.copy(image, folder / "done" / "images" / f"{image.stem}_fake_1to2.jpg")
+        save_checkpoint(dict(state_dict=MODELS.build(ARCHITECTURE).state_dict()), folder / "done" / "epoch_1.pth")
         self.done = dict.fromkeys(("camstyle", "source"), folder / "done")
+        self.steps = 0
+        self.read(self.write(folder / "sound.py", self.settings()))  # which loads what is loaded once
+        assert self.steps == 4, "each stage takes a step, and the first one in a whole run too"
 
-    def stop(self, *_):
-        raise VisionKitError("everything was built")
+    def step(self, loop):
+        """In place of a training."""
+        loop.runner.call_hook("before_train")
+        loop._begin_epoch()
+        loop.runner.model.train()
+        loop.run_iter(0, next(iter(loop.dataloaders.batches_from(0))))
+        self.steps += 1
+        raise VisionKitError("a step was done")
+
+    def values(self):
+        path = self.folder / "values.py"
+        path.write_text(self.text)
+        return plain(load_config(path))
+
+    def settings(self):
+        """With more settings than the text has."""
+        values = self.values()
+        for name, settings in plain(SETTINGS).items():
+            values["stages"][name].update(settings)
+        return values
+
+    def write(self, path, values):
+        path.write_text("nan = float('nan')\n" + "".join(f"{key} = {value!r}\n" for key, value in values.items()))
+        return path
 
     def make(self, number, random):
-        from visionkit.engine.config import load_config, plain
-
         path = self.folder / f"config{number}.py"
         if number % 3 == 0:
             path.write_text(damage_text(self.text, random))
             return path
-        path.write_text(self.text)
-        values = damage_values(plain(load_config(path)), random)
-        path.write_text("nan = float('nan')\n" + "".join(f"{key} = {value!r}\n" for key, value in values.items()))
-        return path
+        if number % 3 == 1:
+            return self.write(path, damage_values(self.values(), random))
+        return self.write(path, damage_setting(self.settings(), random))
 
     def read(self, path):
-        from visionkit.engine.config import load_config
         from visionkit.engine.pipeline import Context, build_stage, run_pipeline
 
         cfg = load_config(path)
@@ -170,7 +216,7 @@ class Configs:
         try:
             run_pipeline(cfg, self.folder / path.stem)  # as far as the first training
         except VisionKitError as error:
-            if "everything was built" not in str(error):
+            if "a step was done" not in str(error):
                 raise
         for name, stage in cfg["stages"].items():
             context = Context(cfg, self.folder / path.stem / name, 1, "none", self.done)

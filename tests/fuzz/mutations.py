@@ -89,6 +89,20 @@ def damage_text(text, random):
 VALUES = [None, -1, 0, 1.5, float("nan"), "", "x", "visionkit.X", [], {}, dict(type="x"), [1], ["x", None], True]
 
 
+def damage_setting(config, random):
+    """One of the numbers and words, however deep they stand, replaced by another kind of value."""
+    places, open_ = [], [config]
+    for here in open_:
+        for place in here if isinstance(here, dict) else range(len(here)):
+            if isinstance(here[place], (dict, list)):
+                open_.append(here[place])
+            else:
+                places.append((here, place))
+    here, place = random.choice(places)
+    here[place] = random.choice(VALUES)
+    return config
+
+
 def damage_values(config, random):
     """A value somewhere in nested dictionaries and lists replaced by another kind, lost, or under a wrong name."""
     here = config
