@@ -79,6 +79,20 @@ def test_options_are_tried_without_a_gpu(rerank, monkeypatch):
     METRICS.build(dict(type="visionkit.ReIDMetric", rerank=rerank))
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(topk=[0]), "ReIDMetric: topk=0; expected a whole number of at least 1"),
+        (dict(topk=[1, 1.5]), "topk=1.5"),
+        (dict(rerank=dict(k1=2.5)), "rerank: k1=2.5; expected a whole number of at least 1"),
+        (dict(rerank=dict(k2=float("nan"))), "rerank: k2=nan"),
+    ],
+)
+def test_ranks_and_neighbours_are_whole_numbers(options, message):
+    with pytest.raises(VisionKitError, match=message):
+        METRICS.build(dict(type="visionkit.ReIDMetric", **options))
+
+
 def test_nothing_to_evaluate():
     with pytest.raises(VisionKitError, match="no image"):
         METRICS.build(dict(type="visionkit.ReIDMetric")).evaluate(0)

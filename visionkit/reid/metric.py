@@ -10,7 +10,7 @@ from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
-from visionkit.engine.config import check_keys
+from visionkit.engine.config import check_counts, check_keys
 from visionkit.errors import VisionKitError
 from visionkit.registry import METRICS
 from visionkit.reid.ranking import RankingResult, evaluate, mean_result
@@ -50,6 +50,8 @@ class ReIDMetric(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device="cpu", prefix=prefix)
+        for rank in topk:
+            check_counts("ReIDMetric", 1, topk=rank)
         self.options = dict(metric=metric, ap=ap, topk=tuple(topk))
         self.rerank = {True: {}, False: None}[rerank] if isinstance(rerank, bool) else rerank
         self.per_camera, self.use_cameras = per_camera, use_cameras

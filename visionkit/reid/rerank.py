@@ -14,6 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from visionkit.engine.config import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.reid.distances import BlockDistances, Features, block_rows, check_features, check_pair, rows
 from visionkit.reid.knn import Neighbours, paired_distances, self_neighbours
@@ -158,8 +159,7 @@ def memberships(
     """
     if weights not in WEIGHTS:
         raise VisionKitError(f"rerank: weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    if k1 < 1 or k2 < 1:
-        raise VisionKitError(f"rerank: k1 and k2 must be at least 1, got {k1} and {k2}")
+    check_counts("rerank", 1, k1=k1, k2=k2)
     depth = max(k1 + (not count_self), round(k1 / 2) + 1, k2)
     farthest = farthest or weights == "exp"
     neighbours = self_neighbours(features, depth, farthest=farthest, refine=False, **search)
