@@ -217,7 +217,8 @@ class CamStyleStage:
             model.generator_losses(dict(a=images, b=images))
         except Exception as error:
             raise VisionKitError(
-                f"stage {self.name}: image_size={self.image_size} is too small for its networks; expected a larger one"
+                f"stage {self.name}: images of image_size={self.image_size} do not pass through its networks; expected "
+                "larger ones, and networks of 3 channels"
             ) from error
 
     def _train(self, transfer: Transfer, context: Context) -> None:
