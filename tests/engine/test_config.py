@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 
@@ -27,6 +28,8 @@ def test_settings_that_are_no_such_numbers_are_named():
     check_numbers("here", a=0, b=2.5)
     check_numbers("here", 0, 1, a=1)
     check_positive("here", a=1e-9)
+    check_counts("here", 1, a=np.int64(2))
+    check_numbers("here", a=np.float32(0.5), b=np.int64(2))
     for wrong in (-1, 0.5, "x", None, True, float("nan")):
         with pytest.raises(VisionKitError, match=f"here: a={wrong!r}; expected a whole number of at least 0"):
             check_counts("here", 0, a=wrong)

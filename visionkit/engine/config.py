@@ -8,6 +8,7 @@ import math
 import pprint
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,7 +165,7 @@ def check_keys(keys: Iterable[str], known: Iterable[str] | None, where: str) -> 
 def check_counts(where: str, least: int, **counts: Any) -> None:
     """Refuse settings that are no whole numbers of at least ``least``."""
     for option, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise VisionKitError(f"{where}: {option}={value!r}; expected a whole number of at least {least}")
 
 
@@ -189,7 +190,7 @@ def given(**settings: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parameters(cls: Any) -> list[str] | None:
