@@ -108,6 +108,16 @@ def test_transforms_with_a_lens_per_frame_and_an_angle(tmp_path):
     assert len(scene) == 6
 
 
+@pytest.mark.parametrize("own, pixels", [("camera_angle_x", 30), ("camera_angle_y", 40)])
+def test_a_lens_of_a_frame_replaces_the_one_given_once_whatever_its_form(tmp_path, own, pixels):
+    folder = write_transforms(tmp_path / "a")  # with fl_x and fl_y once
+    content = json.loads((folder / "transforms.json").read_text())
+    content["frames"][1][own] = 2 * np.arctan(pixels / 120)
+    (folder / "transforms.json").write_text(json.dumps(content))
+    scene = read_capture(folder)
+    assert scene.camera(0).focal == pytest.approx((36, 36)) and scene.camera(1).focal == pytest.approx((60, 60))
+
+
 def test_wrong_frames_of_transforms_are_named(tmp_path):
     folder = write_transforms(tmp_path / "a")
     content = json.loads((folder / "transforms.json").read_text())
@@ -287,8 +297,6 @@ def test_a_lens_turns_with_its_photo():
 def test_odd_numbers_of_transforms_are_named(tmp_path, trees, change, words):
     folder = shutil.copytree(trees(write_transforms), tmp_path / "a")
     content = json.loads((folder / "transforms.json").read_text())
-    if "camera_angle_x" in change:
-        del content["fl_x"]
     content["frames"][2].update(change)
     (folder / "transforms.json").write_text(json.dumps(content))
     scene = read_capture(folder)

@@ -14,6 +14,7 @@ from visionkit.nvs.captures.scene import Scene, same_shape, turned
 
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3")
 _UNSUPPORTED = ("k4", "k5", "k6")  # their meaning differs from one writer to the next
+_FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
 _NO_PINHOLE = ("FISHEYE", "EQUIRECT", "OMNI", "SPHER", "360", "180", "ORTHO")
 # OpenGL's camera looks along -z with y up; ours along +z with y down.
 _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -22,9 +23,9 @@ _FLIP = np.diag([1.0, -1.0, -1.0, 1.0])
 def read_transforms(path: str | os.PathLike) -> Scene:
     """Reads a capture with its cameras in a ``transforms.json``.
 
-    Lenses may be given once or per frame, as ``fl_x`` or ``camera_angle_x``. Frames whose photograph is missing or
-    whose entry is wrong are left out and listed in ``skipped``; points that cannot be read are done without, and so are
-    the lens terms k4 to k6.
+    Lenses may be given once or per frame, as ``fl_x`` or ``camera_angle_x``; a frame with a focal length of its own
+    takes none of those given once. Frames whose photograph is missing or whose entry is wrong are left out and listed
+    in ``skipped``; points that cannot be read are done without, and so are the lens terms k4 to k6.
 
     Args:
         path: the file, or the folder that holds it.
@@ -41,7 +42,7 @@ def read_transforms(path: str | os.PathLike) -> Scene:
     for number, frame in enumerate(shared["frames"]):
         name = str(frame.get("file_path", f"frame {number}")) if isinstance(frame, dict) else f"frame {number}"
         try:
-            frame = {**shared, **frame}
+            frame = _with_shared(shared, frame)
             file = _find_photo(path.parent, name)
             terms = {key for key in _UNSUPPORTED if _number(frame, key, 0)}
             rows[name] = (file, *turned(*_read_frame(frame, file), quarter_turns(file)))
@@ -84,6 +85,12 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise VisionKitError(f"{path}: expected a JSON object with frames")
     return content
+
+
+def _with_shared(shared: dict, frame: dict) -> dict:
+    """A frame with what is given once for all; not their focal length, in whatever form, where it tells its own."""
+    own_focal = any(key in frame for key in _FOCAL)
+    return {**{key: value for key, value in shared.items() if not (own_focal and key in _FOCAL)}, **frame}
 
 
 def _find_photo(folder: Path, name: str) -> Path:
