@@ -1,7 +1,7 @@
 """Write procedural scenes, seen by a hand-held camera, in the tree of MVImgNet.
 
 A stand-in for the real set: `python datasets/synthesize_views.py --out data/synthetic_views --scenes 1000`. Every scene
-has images, COLMAP's files, exact depth and points. See synthetic_views.md beside this file.
+has images, COLMAP's files, depth and points. See synthetic_views.md beside this file, also for how exact they are.
 """
 
 import argparse

@@ -108,7 +108,10 @@ def _displaced(points: Tensor, height: float, frequency: float, share: float) ->
 
 
 def march(distance: Callable[[Tensor], Tensor], reach: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """An intersection by sphere tracing of a signed distance, inside a ball of radius ``reach``."""
+    """An intersection by sphere tracing of a signed distance, inside a ball of radius ``reach``.
+
+    Rays end where the distance falls below MARCH_CLOSE, so hits are that much early; see synthetic_views.md.
+    """
 
     def intersect(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         length = direction.norm(dim=1)
