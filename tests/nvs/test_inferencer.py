@@ -18,7 +18,7 @@ from visionkit.nvs.cameras import Camera
 from visionkit.nvs.captures import read_capture
 from visionkit.nvs.inferencer import NVSInferencer, crop, square_pixels
 from visionkit.nvs.model import NViST
-from visionkit.nvs.trajectories import poses
+from visionkit.nvs.trajectories import FILE_KEYS, poses
 
 TINY = dict(
     img_size=(20, 10),
@@ -268,6 +268,13 @@ def test_wrong_options_end_in_one_line(weights, photo, change, words, capsys, tm
     assert not list(tmp_path.glob("*.mp4"))
 
 
+def test_the_help_tells_the_limits_of_a_trajectory_file(capsys):
+    with pytest.raises(SystemExit):
+        main(["render", "--help"])
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert all(f"{key}, {low:g} to {high:g} " in told for key, (low, high) in FILE_KEYS.items())
+
+
 @pytest.mark.parametrize("out", ["file/x.mp4", "file/deep/x.mp4", "/proc/none/x.mp4", "x.mp4", "views"])
 def test_an_out_that_cannot_be_written_is_told_before_the_work(photo, out, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -340,7 +347,7 @@ def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, c
     monkeypatch.setattr(fit, "Settings", lambda: small)
     capture = write_colmap(tmp_path / "balls", arc(9), xyz=points_on_balls())
     out = tmp_path / "fit.mp4"
-    for wrong in (["--frames", "0"], ["--fov", "50"], ["--weights", "w.pth"], ["--device", "tpu"]):
+    for wrong in (["--frames", "0"], ["--degrees", "9"], ["--fov", "50"], ["--weights", "w.pth"], ["--device", "tpu"]):
         assert main(["render", str(capture), "-o", str(out), "--fit", *wrong]) == 2
         assert wrong[0].removeprefix("--") in capsys.readouterr().err
     (tmp_path / "fit_held_out.png").mkdir()

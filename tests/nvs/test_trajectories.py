@@ -71,6 +71,9 @@ def test_wrong_names_and_numbers(tmp_path):
         curve("swing", 0)
     with pytest.raises(VisionKitError, match="--degrees"):
         curve("swing", 4, 400)
+    for name in ("dolly", "path.json"):
+        with pytest.raises(VisionKitError, match=f"--degrees: .* not for {name}; leave it out"):
+            curve(name, 4, 10)
 
 
 def test_a_way_along_cameras_stays_near_them():

@@ -3,6 +3,10 @@
 visionkit render photo.jpg -o views.mp4
 visionkit render photo.jpg --trajectory spiral --size 320
 visionkit render capture/ --fit
+
+A .json file for --trajectory lists 2 or more key frames, as [{"azimuth": -20}, {"azimuth": 20, "distance": 0.9}]:
+azimuth, -720 to 720 degrees to the right of the input view; elevation, -89 to 89 degrees above it; distance, 0.05 to 20
+times the input camera's. What is left out is 0, 0 and 1.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="swing, orbit, spiral, dolly or a .json file (default: swing; a capture's own cameras)",
     )
     parser.add_argument("--frames", type=int, help=f"frames of the video (default: {FRAMES})")
-    parser.add_argument("--degrees", type=float, help="reach of the trajectory")
+    parser.add_argument("--degrees", type=float, help="reach of swing, orbit or spiral (default: 25, 40, 15)")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="long side of the views")
     parser.add_argument("--fov", type=float, metavar="DEGREES", help="field of view across the long side")
     parser.add_argument("--distance", type=float, help="of the camera from what it looks at, in scene sizes")
@@ -81,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
     if options.fit:
         if not is_capture(source):
             raise VisionKitError(f"{source}: --fit needs a capture with cameras; `visionkit prepare_capture` makes one")
+        if not options.trajectory:
+            refuse(options, ("degrees",), "is for swing, orbit and spiral; give --trajectory too")
         refuse(options, ("fov", "distance"), "is for a photo; a capture tells its own, leave it out with --fit")
         if not options.start:
             refuse(options, ("weights",), "--fit uses none; give --start to begin at their prediction")

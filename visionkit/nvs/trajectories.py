@@ -32,15 +32,17 @@ def curve(name: str, frames: int, degrees: float | None = None) -> np.ndarray:
     Args:
         name: see above.
         frames: F.
-        degrees: reach.
+        degrees: reach, of the first three.
 
     Raises:
-        VisionKitError: an unknown name, or a file with something wrong in it.
+        VisionKitError: an unknown name, a file with something wrong in it, or a reach for a path that has none.
     """
     if frames < 1:
         raise VisionKitError(f"--frames: expected at least 1, got {frames}")
     if degrees is not None and not 0 < degrees <= 180:
         raise VisionKitError(f"--degrees: expected more than 0 and at most 180, got {degrees:g}")
+    if degrees is not None and (name == "dolly" or str(name).endswith(".json")):
+        raise VisionKitError(f"--degrees: is for swing, orbit and spiral, not for {name}; leave it out")
     turn = 2 * np.pi * np.arange(frames) / frames
     still, far = np.zeros(frames), np.ones(frames)
     if name == "swing":
