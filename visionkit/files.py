@@ -1,10 +1,14 @@
 """Files that are whole or not there."""
 
+import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from visionkit.errors import VisionKitError
 
 
 @contextmanager
@@ -32,6 +36,30 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike, option: str) -> None:
+    """Looks before the work whether the folder of ``path`` can be made and written to; leaves nothing behind.
+
+    Args:
+        path: a file or folder to be written.
+        option: which named it.
+
+    Raises:
+        VisionKitError: it cannot.
+    """
+    folder, made = Path(path).parent, []
+    try:
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"its folder cannot be written to ({error.strerror})"
+        raise VisionKitError(f"{path}: {reason}; give another {option}") from error
+    finally:
+        for each in made:  # the work ahead may still be refused
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def sha256_of(path: str | os.PathLike) -> str:

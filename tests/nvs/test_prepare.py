@@ -137,6 +137,9 @@ def test_wrong_inputs(tmp_path, monkeypatch):
         prepare_capture(folder, tmp_path / "out")
     with pytest.raises(VisionKitError, match="exists already"):
         prepare_capture(folder, folder)
+    for place in ("/proc/q", folder / "0.png" / "q"):
+        with pytest.raises(VisionKitError, match=f"^{place}: its folder cannot be written to .*; give another OUT$"):
+            prepare_capture(folder, place)
     with pytest.raises(VisionKitError, match="--frames"):
         prepare_capture(folder, tmp_path / "out", frames=1)
     assert not (tmp_path / "out").exists()

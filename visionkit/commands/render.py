@@ -12,14 +12,13 @@ times the input camera's. What is left out is 0, 0 and 1.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visionkit.files import check_writable
 from visionkit.progress import progress
 
 if TYPE_CHECKING:
@@ -286,18 +285,8 @@ def check_targets(targets: list[Path]) -> None:
     for target in targets:
         if target.is_dir():
             raise VisionKitError(f"{target}: is a folder, a file is to be written there; give another name with --out")
-    for folder in dict.fromkeys(target.parent for target in targets):
-        made = []
-        try:
-            made = [each for each in (folder, *folder.parents) if not each.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise VisionKitError(f"{folder}: cannot be written to ({error.strerror}); give another --out") from error
-        finally:
-            for each in made:  # the work ahead may still be refused
-                with contextlib.suppress(OSError):
-                    each.rmdir()
+    for target in {target.parent: target for target in reversed(targets)}.values():  # the first of each folder
+        check_writable(target, "--out")
 
 
 def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:

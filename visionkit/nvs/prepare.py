@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
+from visionkit.files import check_writable
 from visionkit.nvs.captures.photos import DEFAULT_FOCAL, PHOTO_SUFFIXES, focal_from_exif, photos_in, read_photo_file
 from visionkit.nvs.video import sharp_frames
 
@@ -113,6 +114,7 @@ def _check(source: Path, out: Path, frames: int, max_side: int) -> None:
         raise VisionKitError(f"{out}: is the folder you are in; give a new one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VisionKitError(f"{out}: exists already; give a new folder")
+    check_writable(out, "OUT")
     if frames < FEWEST:
         raise VisionKitError(f"--frames: expected at least {FEWEST}, got {frames}")
     if max_side < 64:
