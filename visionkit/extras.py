@@ -24,5 +24,5 @@ def require(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise VisionKitError(f'{module}: is not installed; get it by: pip install "visionkit[{extra}]"') from error
     finally:
-        if listener and threading.current_thread() is threading.main_thread():
+        if listener is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, listener)  # pycolmap puts one of its own there, which dumps its stack
