@@ -32,6 +32,7 @@ for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
 
 from visionkit.cli import run_command  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
+from visionkit.files import beside  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
 from visionkit.nvs.captures.scene import viewed_distances  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
@@ -59,6 +60,7 @@ SIZES = dict(
     ),
 )  # fmt: skip
 ARRAYS = ("images", "c2w", "focal", "near_far", "depths")
+TESTS = "test_scenes.txt"
 REPORTS = 10
 REPORT_SCENES, REPORT_RAYS = 16, 500
 
@@ -109,12 +111,20 @@ def make_scenes(options: argparse.Namespace) -> int:
             print(f"{len(done)} scenes, {seconds:.0f} s", flush=True)
             if seconds > options.seconds and len(done) > options.test_scenes:
                 break
-    options.pool.mkdir(parents=True, exist_ok=True)
-    for name, values in zip(ARRAYS, zip(*done)):
-        np.save(options.pool / f"{name}.npy", np.stack(values))
-    (options.pool / "test_scenes.txt").write_text(f"{options.test_scenes}\n")
+    write_pool(options.pool, dict(zip(ARRAYS, map(np.stack, zip(*done)))), options.test_scenes)
     print(f"{len(done)} scenes of {options.views} views in {time.perf_counter() - started:.0f} s")
     return 0
+
+
+def write_pool(folder: Path, arrays: dict[str, np.ndarray], tests: int) -> None:
+    """Writes the arrays, and last the number of test scenes, without which there is no pool: none is half another's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TESTS).unlink(missing_ok=True)
+    for name, values in arrays.items():
+        with beside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as opened:
+            np.save(opened, values)
+    with beside(folder / TESTS) as temporary:
+        temporary.write_text(f"{tests}\n")
 
 
 def _one_thread() -> None:
@@ -145,7 +155,7 @@ class Pool:
     def __init__(self, folder: Path, device: str) -> None:
         try:
             arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ARRAYS}
-            self.tests = int((folder / "test_scenes.txt").read_text())
+            self.tests = int((folder / TESTS).read_text())
         except (OSError, ValueError) as error:
             raise VisionKitError(
                 f"--pool {folder}: no pool of scenes ({error}); make one: scenes --pool {folder}"

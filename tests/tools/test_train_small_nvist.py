@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.weights import load_small
 
@@ -27,7 +28,7 @@ def pool(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "pool"
     options = ("--seconds", 1, "--scenes", 3, "--test-scenes", 1, "--views", 4, "--workers", 1)
     done = run("scenes", "--pool", folder, *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stderr == "", done.stderr
     return folder
 
 
@@ -39,6 +40,22 @@ def test_a_pool_holds_what_its_cameras_see(pool):
     assert depths.shape == (scenes, 4, 160, 90)
     distance = np.linalg.norm(arrays["c2w"][..., 3], axis=-1).mean(axis=1)  # from the middle of the unit cube
     assert (np.abs(np.log(np.median(depths, axis=(1, 2, 3)) / distance)) < np.log(2.2)).all()  # in the same scale
+
+
+class Stop:
+    def __array__(self, *_, **__):
+        raise KeyboardInterrupt
+
+
+def test_a_pool_that_was_stopped_half_way_is_none(tmp_path):
+    arrays = dict.fromkeys(train_small_nvist.ARRAYS, np.zeros(3))
+    train_small_nvist.write_pool(tmp_path, arrays, 1)
+    whole = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        train_small_nvist.write_pool(tmp_path, dict(arrays, depths=Stop()), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name for name in whole if name != "test_scenes.txt"]
+    with pytest.raises(VisionKitError, match="no pool of scenes"):
+        train_small_nvist.Pool(tmp_path, "cpu")
 
 
 def test_training_writes_a_model_and_goes_on_from_one(pool, tmp_path):
