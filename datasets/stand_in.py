@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -41,10 +42,14 @@ def in_processes(
             begin()
         yield from map(make, jobs)
         return
-    with held_back(signal.SIGINT):  # the others inherit it: Ctrl-C is for this process
-        pool = multiprocessing.get_context("spawn").Pool(workers, begin)
-    with pool:
+    with start_pool(workers, begin) as pool:
         yield from pool.imap_unordered(make, jobs, chunksize)
+
+
+def start_pool(workers: int, begin: Callable[[], None] | None) -> Pool:
+    """Processes that call ``begin`` first, and to which no Ctrl-C comes: that is for this process."""
+    with held_back(signal.SIGINT):  # they inherit it
+        return multiprocessing.get_context("spawn").Pool(workers, begin)
 
 
 @contextmanager

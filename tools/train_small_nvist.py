@@ -97,6 +97,7 @@ def main() -> int:
 
 def make_scenes(options: argparse.Namespace) -> int:
     """Fills the pool: arrays of all scenes, the test scenes first."""
+    from stand_in import start_pool
     from synthesize_views import Settings, plan
 
     started = time.perf_counter()
@@ -104,7 +105,7 @@ def make_scenes(options: argparse.Namespace) -> int:
     jobs = plan(settings)  # training scenes first; turned round, for the test scenes must not be missing
     jobs = [(*job, settings) for job in jobs[options.scenes :] + jobs[: options.scenes]]
     done, together = [], 4 * options.workers
-    with multiprocessing.get_context("spawn").Pool(options.workers, _one_thread) as pool:
+    with start_pool(options.workers, _one_thread) as pool:
         for start in range(0, len(jobs), together):
             done += pool.map(_scene, jobs[start : start + together], chunksize=1)
             seconds = time.perf_counter() - started

@@ -1,6 +1,9 @@
 """The training of the small NViST, from scenes to a file that the library reads."""
 
+import functools
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +43,18 @@ def test_a_pool_holds_what_its_cameras_see(pool):
     assert depths.shape == (scenes, 4, 160, 90)
     distance = np.linalg.norm(arrays["c2w"][..., 3], axis=-1).mean(axis=1)  # from the middle of the unit cube
     assert (np.abs(np.log(np.median(depths, axis=(1, 2, 3)) / distance)) < np.log(2.2)).all()  # in the same scale
+
+
+def test_an_interruption_ends_it_in_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPT), "scenes", "--pool", str(tmp_path / "pool"), "--workers", "2"]
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=heeding) as work:
+        assert "scenes" in work.stdout.readline()
+        os.killpg(work.pid, signal.SIGINT)
+        assert work.wait(timeout=60) == 130
+        assert work.stderr.read() == "interrupted; what was unfinished is not kept\n"
+    assert not list(tmp_path.iterdir())
 
 
 class Stop:
