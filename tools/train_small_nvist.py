@@ -5,8 +5,8 @@
   python tools/train_small_nvist.py train --pool pool --minutes 60 --init depths.safetensors --out small.safetensors
 
 The scenes are those of datasets/synthesize_views.py, read and normalised as visionkit.MVImgNet reads them; they stay in
-memory, the GPU's where there is one. Rates follow the clock, so that the run ends annealed when its time is over. The
-weights so far are written ten times on the way; ``--init`` goes on from them.
+memory, the GPU's where there is one, which also renders them. Rates follow the clock, so that the run ends annealed
+when its time is over. The weights so far are written ten times on the way; ``--init`` goes on from them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+from visionkit.apis import choose_device  # noqa: E402
 from visionkit.cli import run_command  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.files import beside  # noqa: E402
@@ -75,7 +76,8 @@ def main() -> int:
     scenes.add_argument("--scenes", type=int, default=20000, help="stop at so many")
     scenes.add_argument("--test-scenes", type=int, default=32, help="of layouts that training never shows")
     scenes.add_argument("--views", type=int, default=10)
-    scenes.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    scenes.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    scenes.add_argument("--workers", type=int, help="processes (default: one a core, on a GPU one)")
     scenes.add_argument("--seed", type=int, default=0)
     train = commands.add_parser("train", help="train on them")
     train.add_argument("--pool", type=Path, required=True)
@@ -100,12 +102,14 @@ def make_scenes(options: argparse.Namespace) -> int:
     from stand_in import start_pool
     from synthesize_views import Settings, plan
 
+    device = choose_device(options.device)
     started = time.perf_counter()
     settings = Settings(options.scenes, options.test_scenes, options.views, SIZE, options.seed)
     jobs = plan(settings)  # training scenes first; turned round, for the test scenes must not be missing
-    jobs = [(*job, settings) for job in jobs[options.scenes :] + jobs[: options.scenes]]
-    done, together = [], 4 * options.workers
-    with start_pool(options.workers, _one_thread) as pool:
+    jobs = [(*job, settings, device) for job in jobs[options.scenes :] + jobs[: options.scenes]]
+    workers = options.workers or (multiprocessing.cpu_count() if kind_of(device) == "cpu" else 1)
+    done, together = [], 4 * workers
+    with start_pool(workers, _one_thread) as pool:
         for start in range(0, len(jobs), together):
             done += pool.map(_scene, jobs[start : start + together], chunksize=1)
             seconds = time.perf_counter() - started
@@ -138,9 +142,9 @@ def _scene(job: tuple) -> tuple[np.ndarray, ...]:
 
     from visionkit.nvs.captures.colmap import read_colmap
 
-    category, number, settings = job
+    category, number, settings, device = job
     with tempfile.TemporaryDirectory() as out:
-        write_scene((Path(out), category, number, settings, "cpu"))
+        write_scene((Path(out), category, number, settings, device))
         normal = read_colmap(scene_folder(Path(out), category, number), "images").normalised()
         images, cameras = zip(*(fitted_view(normal.scene, row, SIZE) for row in range(len(normal.scene))))
         depths = np.load(scene_folder(Path(out), category, number) / "depth.npy") * normal.scale

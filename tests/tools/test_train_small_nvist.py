@@ -45,6 +45,14 @@ def test_a_pool_holds_what_its_cameras_see(pool):
     assert (np.abs(np.log(np.median(depths, axis=(1, 2, 3)) / distance)) < np.log(2.2)).all()  # in the same scale
 
 
+def test_scenes_are_rendered_on_the_device_that_is_asked_for(monkeypatch):
+    jobs = []
+    monkeypatch.setattr("synthesize_views.write_scene", lambda job: jobs.append(job) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_small_nvist._scene(("row_boxes_round_few", 0, None, "cuda:1"))
+    assert jobs[0][-1] == "cuda:1"
+
+
 def test_an_interruption_ends_it_in_one_line(tmp_path):
     command = [sys.executable, str(SCRIPT), "scenes", "--pool", str(tmp_path / "pool"), "--workers", "2"]
     heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
