@@ -32,8 +32,9 @@ for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
 
 from visionkit.apis import choose_device  # noqa: E402
 from visionkit.cli import run_command  # noqa: E402
+from visionkit.commands.render import check_targets  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
-from visionkit.files import beside  # noqa: E402
+from visionkit.files import beside, check_writable  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
 from visionkit.nvs.captures.scene import viewed_distances  # noqa: E402
 from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
@@ -91,10 +92,18 @@ def main() -> int:
     train.add_argument("--rays", type=int, default=384, help="rays of a scene in a step")
     train.add_argument("--lr", type=float, default=6e-4)
     train.add_argument("--ema", type=float, default=0.998)
-    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     train.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     return run_command(make_scenes if options.command == "scenes" else run_training, options)
+
+
+def check_numbers(options: argparse.Namespace, **least: float) -> None:
+    """Raises VisionKitError for an option that is given and below its least."""
+    for name, number in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= number:  # so that nan is refused
+            raise VisionKitError(f"--{name.replace('_', '-')} {value}: expected {number} or more")
 
 
 def make_scenes(options: argparse.Namespace) -> int:
@@ -102,6 +111,8 @@ def make_scenes(options: argparse.Namespace) -> int:
     from stand_in import start_pool
     from synthesize_views import Settings, plan
 
+    check_numbers(options, scenes=1, test_scenes=1, views=3, workers=1, seed=0)
+    check_writable(options.pool / TESTS, "--pool")
     device = choose_device(options.device)
     started = time.perf_counter()
     settings = Settings(options.scenes, options.test_scenes, options.views, SIZE, options.seed)
@@ -198,6 +209,9 @@ class Pool:
 
 def run_training(options: argparse.Namespace) -> int:
     """Trains for so many minutes and writes the mean of the weights."""
+    check_numbers(options, minutes=0.001, batch=1, views=1, rays=1, lr=0)
+    check_targets([options.out])
+    options.device = choose_device(options.device)
     torch.manual_seed(options.seed)
     pool = Pool(options.pool, options.device)
     kind = kind_of(options.device)
@@ -217,6 +231,7 @@ def run_training(options: argparse.Namespace) -> int:
         flush=True,
     )
 
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     started = told = time.perf_counter()
     step, passed = 0, 0.0
     while passed < 1:

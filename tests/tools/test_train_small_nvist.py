@@ -82,7 +82,7 @@ def test_a_pool_that_was_stopped_half_way_is_none(tmp_path):
 
 
 def test_training_writes_a_model_and_goes_on_from_one(pool, tmp_path):
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    first, second = tmp_path / "new" / "first.safetensors", tmp_path / "second.safetensors"
     few = ("--size", "cpu", "--minutes", 0.01, "--batch", 1, "--views", 2, "--rays", 8, "--device", "cpu")
     for out, more in ((first, ("--depths-alone",)), (second, ("--init", first))):
         done = run("train", "--pool", pool, "--out", out, *few, *more)
@@ -105,6 +105,36 @@ def test_without_a_pool_it_says_what_to_do(tmp_path):
     done = run("train", "--pool", tmp_path / "none", "--out", tmp_path / "x.safetensors")
     assert done.returncode == 2 and "make one: scenes --pool" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command, option, value, words",
+    [
+        ("scenes", "--scenes", "0", "--scenes 0: expected 1 or more"),
+        ("scenes", "--test-scenes", "0", "--test-scenes 0: expected 1 or more"),
+        ("scenes", "--views", "2", "--views 2: expected 3 or more"),
+        ("scenes", "--workers", "0", "--workers 0: expected 1 or more"),
+        ("scenes", "--device", "nowhere", "device='nowhere': is not here"),
+        ("scenes", "--pool", "/proc/none/pool", "give another --pool"),
+        ("train", "--batch", "0", "--batch 0: expected 1 or more"),
+        ("train", "--rays", "0", "--rays 0: expected 1 or more"),
+        ("train", "--minutes", "0", "--minutes 0.0: expected 0.001 or more"),
+        ("train", "--lr", "nan", "--lr nan: expected 0 or more"),
+        ("train", "--device", "nowhere", "device='nowhere': is not here"),
+        ("train", "--out", "/proc/none/s.safetensors", "give another --out"),
+        ("train", "--out", ".", "is a folder"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line_before_the_work(
+    monkeypatch, capsys, tmp_path, command, option, value, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stand_in.start_pool", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(train_small_nvist, "Pool", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), command, "--pool", "pool", option, value])
+    assert train_small_nvist.main() == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_mirrored_scene_is_the_same_scene_in_a_mirror():
