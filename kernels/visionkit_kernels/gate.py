@@ -229,11 +229,15 @@ CASES = {
     "mala-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True),
     "mala-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True),
     "mala-fp16-96": lambda: linear_launches(torch.float16, 96, "elu", "mala", True),
+    "mala-bf16-96": lambda: linear_launches(torch.bfloat16, 96, "elu", "mala", True),
     "mala-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True),
+    "mala-fp32-96": lambda: linear_launches(torch.float32, 96, "elu", "mala", True),
+    "mala-fp32-128": lambda: linear_launches(torch.float32, 128, "elu", "mala", True),
     "mala-gated-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True, gated=True),
     "mala-gated-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True, gated=True),
     "mala-gated-fp16-96": lambda: linear_launches(torch.float16, 96, "elu", "mala", True, gated=True),
     "mala-gated-fp32-64": lambda: linear_launches(torch.float32, 64, "elu", "mala", True, gated=True),
+    "mala-gated-fp32-128": lambda: linear_launches(torch.float32, 128, "elu", "mala", True, gated=True),
     "linear-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "sum", False),
     "linear-fp32-64": lambda: linear_launches(torch.float32, 64, "relu", "sum", False),
     "sigmoid-bf16-64": lambda: sigmoid_launches(torch.bfloat16, 64),
@@ -248,6 +252,10 @@ CASES = {
     "march-fp32": lambda: march_launches(torch.float32, "vector_matrix"),
     "march-planes-bf16": lambda: march_launches(torch.bfloat16, "triplanes"),
     "norm-fp16-32": lambda: linear_launches(torch.float16, 32, "relu2", "rms", False),
+    "norm-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "relu2", "rms", False),
+    "norm-fp32-128": lambda: linear_launches(torch.float32, 128, "relu2", "rms", False),
+    "linear-fp32-128": lambda: linear_launches(torch.float32, 128, "elu", "sum", False),
+    "linear-fp32-128-to-64": lambda: linear_launches(torch.float32, 128, "elu", "sum", False, dim_v=64),
     "norm-one-value": lambda: linear_launches(torch.bfloat16, 16, "elu", "rms", False, dim_v=1),
 }
 
@@ -255,13 +263,19 @@ CASES = {
 # Bytes of stack that a thread may use: none, but where a head's state nearly fills the registers.
 ALLOWED_STACK = {
     "mala-bf16-64": 512,  # 320 on sm_80, none on sm_90, where the tiles were chosen
-    "mala-bf16-128": 256,
+    "mala-bf16-96": 256,
+    "mala-bf16-128": 256,  # 88 on sm_90, none on sm_80, where the state's gradient has a pass of its own
     "mala-fp16-96": 64,
     "mala-fp32-64": 768,  # 704 on sm_80, 128 on sm_90
+    "mala-fp32-96": 512,
+    "mala-fp32-128": 512,  # 280 on sm_80, 288 on sm_90
     "mala-gated-bf16-64": 512,  # 312 on sm_80, none on sm_90
     "mala-gated-bf16-128": 256,
     "mala-gated-fp16-96": 64,
     "mala-gated-fp32-64": 512,  # 496 on sm_80; 128 on sm_90
+    "mala-gated-fp32-128": 512,  # 360 on sm_80, 336 on sm_90
+    "norm-fp32-128": 512,  # 344 on both
+    "linear-fp32-128": 512,
     "linear-bf16-64": 64,  # 40 on sm_90 by Triton 3.9, none by 3.5 to 3.8
     "linear-fp32-64": 256,
     "sigmoid-bf16-64": 64,
@@ -275,17 +289,13 @@ ALLOWED_STACK = {
     "march-fp32": 12288,
     "march-planes-bf16": 6144,
 }
-# the host code refuses them elsewhere
-HOPPER_ONLY = ("mala-bf16-128", "mala-fp16-96", "mala-gated-bf16-128", "mala-gated-fp16-96")
 
 
 def run(names: list[str], architectures: list[int]) -> Iterator[dict]:
     """Compiles the cases, one row a kernel and architecture, in the tiles that were found for it."""
     for name in names:
         for architecture in architectures:
-            if name in HOPPER_ONLY and architecture < 90:
-                continue
-            with tiles.forced(tiles.read().get(f"sm_{architecture}", {})):
+            with tiles.compiling_for(architecture), tiles.forced(tiles.read().get(f"sm_{architecture}", {})):
                 launches = CASES[name]()
             for launch in launches:
                 yield dict(case=name, stack_allowed=ALLOWED_STACK.get(name, 0), **compile_launch(launch, architecture))

@@ -18,7 +18,8 @@ MALA's row may also take a local branch l and a gate o along: y = (row + l) o.
 
 Forward: one pass over k and v reduces the state, by runs of tokens whose sums are added up afterwards, so that a single
 head fills the device and the result repeats bit for bit; one pass over q applies it. Backward: one pass over q gives dq
-and the gradients of the state, one over k and v gives dk and dv. No N x N and no feature ever reaches memory.
+and the gradients of the state, one over k and v gives dk and dv. No N x N and no feature ever reaches memory. Where a
+wide head leaves no room for dS beside S, the pass over q writes da, and one more, forward's over q and da, sums dS.
 
 Bytes moved then, in maps of N x dim_v: forward 6 (k, v; q, l, o, y) instead of 10, the attention's 4 and 3 each of an
 addition and of a product. Backward 11 (q, dy, l, o, dq, dl, do; k, v, dk, dv) instead of 13, the attention's 7 and 6 of
@@ -53,7 +54,7 @@ from visionkit_kernels._common import (
     turn,
     turn_back,
 )
-from visionkit_kernels.tiles import chosen
+from visionkit_kernels.tiles import capability, chosen
 
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
 LARGEST_HEAD = 128
@@ -181,14 +182,19 @@ def apply_state(
 
 @triton.jit
 def backward_queries(
-    q, table, state, key_mean, value_mean, local, gate, grad, dq, dlocal, dgate, dstate, dkey_mean, dvalue_mean,
+    q, table, state, key_mean, value_mean, local, gate, grad, dq, dlocal, dgate, dstate, dkey_mean, dvalue_mean, rest,
     qb, qh, qn, qd, lb, lh, ln, ld, tb, th, tn, td, gb, gh, gn, gd, rb, rh, rn, rd, wb, wh, wn, wd,
     heads, tokens, dim, dim_v, tiles, splits, part, scale, eps,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
-    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, GATED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TURN_Z: tl.constexpr, OUTPUT: tl.constexpr, GATED: tl.constexpr, KEEP: tl.constexpr, SUM_S: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dlocal and dgate of one run of queries of one head, and that run's part of the gradients of the state."""
+    """dq, dlocal and dgate of one run of queries of one head, and that run's part of the gradients of the state.
+
+    KEEP: S stays with the program; where there is no room for it, it is read again for every tile. SUM_S: so does the
+    gradient of S; where there is no room for it, ``rest`` (B x heads, Nq, dim_v) takes the gradient of a, from which
+    [reduce_state] makes it.
+    """
     tl.static_assert(OUTPUT == "mala" or not GATED)
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
@@ -201,7 +207,8 @@ def backward_queries(
         dlocal += head // heads * wb + head % heads * wh
         dgate += head // heads * wb + head % heads * wh
     rows, columns, columns_v = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, DV)
-    s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
+    if KEEP:
+        s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
     u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
     ds = tl.zeros([D, DV], ACC)
@@ -213,6 +220,8 @@ def backward_queries(
             q, table, first, rows, columns, qn, qd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
         g = load_tile(grad + first * gn, rows, columns_v, gn, gd, left, dim_v).to(ACC)
+        if not KEEP:
+            s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
         if OUTPUT != "none":
             a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         if OUTPUT == "sum" or OUTPUT == "mala":
@@ -241,8 +250,13 @@ def backward_queries(
         else:
             da = g * scale
         da = da.to(DOT)
+        if not SUM_S:
+            store_tile(rest + (head * tokens + first) * dim_v, da, rows, columns_v, dim_v, 1, left, dim_v)
+        if not KEEP:  # again: kept until here it would take a program's registers
+            s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
         dx = dot(da, tl.trans(s), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
-        ds = dot(tl.trans(turned), da, ds, DOT, ACC, PRECISION)
+        if SUM_S:
+            ds = dot(tl.trans(turned), da, ds, DOT, ACC, PRECISION)
         if OUTPUT == "sum" or OUTPUT == "mala":
             dz *= scale
             dm += column_sums((turned if TURN_Z else plain) * dz[:, None], ROWS, D)
@@ -251,7 +265,8 @@ def backward_queries(
             dx = turn_back(dx, angles, ROWS, D)
         store_tile(dq + first * rn, dx * feature_slope(raw, plain, MAP), rows, columns, rn, rd, left, dim)
     own = split * part
-    store_tile(dstate + own + head * dim * dim_v, ds, columns, columns_v, dim_v, 1, dim, dim_v)
+    if SUM_S:
+        store_tile(dstate + own + head * dim * dim_v, ds, columns, columns_v, dim_v, 1, dim, dim_v)
     tl.store(dkey_mean + own + head * dim + columns, tl.sum(dm, 0), mask=columns < dim)
     tl.store(dvalue_mean + own + head * dim_v + columns_v, tl.sum(du, 0), mask=columns_v < dim_v)
 
@@ -261,9 +276,9 @@ def backward_keys(
     k, v, table, dstate, dkey_mean, dvalue_mean, dk, dv,
     kb, kh, kn, kd, vb, vh, vn, vd, rb, rh, rn, rd, wb, wh, wn, wd, heads, tokens, dim, dim_v, tiles, splits,
     ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, MAP: tl.constexpr, ROTARY: tl.constexpr,
-    TURN_Z: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TURN_Z: tl.constexpr, KEEP: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of one run of tokens of one head."""
+    """dk and dv of one run of tokens of one head; KEEP as in [backward_queries]."""
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
     k += head // heads * kb + head % heads * kh
@@ -271,8 +286,9 @@ def backward_keys(
     dk += head // heads * rb + head % heads * rh
     dv += head // heads * wb + head % heads * wh
     rows, columns, columns_v = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, DV)
-    ds = load_tile(dstate + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v)
-    ds = (ds / tokens).to(DOT)
+    over = tl.full([1, 1], 1, ACC) / tokens  # a division for every number of every tile would take long
+    if KEEP:
+        ds = (load_tile(dstate + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v) / tokens).to(DOT)
     dm = tl.load(dkey_mean + head * dim + columns, mask=columns < dim, other=0.0) / tokens
     du = tl.load(dvalue_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0) / tokens
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
@@ -281,8 +297,12 @@ def backward_keys(
             k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
         value = load_tile(v + first * vn, rows, columns_v, vn, vd, left, dim_v)
+        if not KEEP:
+            ds = (load_tile(dstate + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v) * over).to(DOT)
         dvalue = dot(turned, ds, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION) + du[None, :]
         store_tile(dv + first * wn, dvalue, rows, columns_v, wn, wd, left, dim_v)
+        if not KEEP:
+            ds = (load_tile(dstate + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v) * over).to(DOT)
         dx = dot(value, tl.trans(ds), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         dx = _back(dx, dm[None, :], angles, ROWS, D, ROTARY, TURN_Z)
         store_tile(dk + first * rn, dx * feature_slope(raw, plain, MAP), rows, columns, rn, rd, left, dim)
@@ -292,7 +312,8 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
     """Rows of a tile and warps of a program, by the size of the state that a program holds; PROGRAMS, see [cut].
 
     Chosen for bfloat16 heads of 64 on compute capability 9.0, where a multiprocessor has room for all its PROGRAMS at
-    once and nothing spills; so that all others fit at all, in float32 into 99 KB of shared memory.
+    once and nothing spills; so that all others fit at all, heads of at most 64 in float32 into 99 KB of shared memory,
+    wider ones into 163 KB.
 
     Args:
         kernel: ``"reduce"``, ``"apply"``, ``"backward queries"`` or ``"backward keys"``.
@@ -301,12 +322,18 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
         device: where it will run.
     """
     sizes = dict(D=padded(dim), DV=padded(dim_v), ROWS=64 if kernel == "apply" else 32)
-    wide = padded(dim) * padded(dim_v) > USUAL_HEAD**2
+    wide = max(dim, dim_v) > USUAL_HEAD
     if kernel == "backward queries" and (dtype == torch.float32 or (wide and dtype == torch.float16)):
         sizes["ROWS"] = 16  # more than 99 KB of shared memory otherwise, and registers that spill
+    if wide and dtype not in HALF:
+        sizes["ROWS"] = 16
+    if kernel.startswith("backward"):
+        sizes["KEEP"] = not wide or dtype in HALF
+    if kernel == "backward queries":
+        sizes["SUM_S"] = not wide or (dtype in HALF and capability(device) >= 90)
     sizes["PROGRAMS"] = 2 if kernel == "backward queries" else 4
     if wide:
-        sizes.update(num_warps=8, num_stages=2)
+        sizes.update(num_warps=8, num_stages=2 if dtype in HALF else 1)
     elif kernel == "apply":
         sizes.update(num_warps=4, num_stages=2, maxnreg=128 if dtype in HALF else None)
     elif kernel == "reduce":
@@ -335,9 +362,27 @@ def _parts(like: Tensor, splits: int, heads: int, dim: int, dim_v: int) -> Tenso
     return like.new_empty(splits, _state_size(heads, dim, dim_v), dtype=sum_type(like.dtype))
 
 
+def _operand(dtype: torch.dtype) -> torch.dtype:
+    """The type in which a product takes its operands, as a map in memory keeps them: see [dot_types]."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _strides(x: Tensor | None) -> tuple:
     """Of a (B, heads, N, dim) that may be left out: a kernel that never reads it takes none."""
     return (None,) * 4 if x is None else x.stride()
+
+
+def _launch_reduce(k: Tensor, v: Tensor, table: Tensor | None, output: str, switches: dict) -> Tensor:
+    """The state of all heads, see [_split_state]."""
+    (batch, heads, tokens, dim), dim_v = k.shape, v.shape[-1]
+    sizes = config("reduce", dim, dim_v, k.dtype, k.device)
+    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, k.device, sizes.pop("PROGRAMS"))
+    parts = _parts(k, splits, batch * heads, dim, dim_v)
+    reduce_state[(batch * heads * splits,)](
+        k, v, table, *_split_state(parts, batch * heads, dim, dim_v), *k.stride(), *v.stride(),
+        heads, tokens, dim, dim_v, tiles, splits, parts.shape[1], OUTPUT=output, **sizes, **switches,
+    )  # fmt: skip
+    return parts.sum(0) if splits > 1 else parts[0]
 
 
 def launch_forward(
@@ -345,18 +390,11 @@ def launch_forward(
     feature_map: str, output: str, turn_z: bool, scale: float, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out (B, heads, Nq, dim_v) and the state of all heads, see [_split_state]."""
-    (batch, heads, queries, dim), (keys, dim_v) = q.shape, v.shape[-2:]
+    (batch, heads, queries, dim), dim_v = q.shape, v.shape[-1]
     switches = _switches(feature_map, table is not None, turn_z, q.dtype)
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
-        sizes = config("reduce", dim, dim_v, q.dtype, q.device)
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
-        parts = _parts(q, splits, batch * heads, dim, dim_v)
-        reduce_state[(batch * heads * splits,)](
-            k, v, table, *_split_state(parts, batch * heads, dim, dim_v), *k.stride(), *v.stride(),
-            heads, keys, dim, dim_v, tiles, splits, parts.shape[1], OUTPUT=output, **sizes, **switches,
-        )  # fmt: skip
-        state = parts.sum(0) if splits > 1 else parts[0]
+        state = _launch_reduce(k, v, table, output, switches)
         sizes = config("apply", dim, dim_v, q.dtype, q.device)
         if gate is not None and q.dtype in HALF:
             sizes.update(GATED)
@@ -395,14 +433,18 @@ def launch_backward(
             sizes.update(GATED)
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         parts = _parts(q, splits, batch * heads, dim, dim_v)
+        rest = None if sizes["SUM_S"] else q.new_empty(batch, heads, queries, dim_v, dtype=_operand(q.dtype))
         backward_queries[(batch * heads * splits,)](
             q, table, *_split_state(state, batch * heads, dim, dim_v), local, gate, grad, dq, dlocal, dgate,
-            *_split_state(parts, batch * heads, dim, dim_v), *q.stride(), *_strides(local), *_strides(gate),
+            *_split_state(parts, batch * heads, dim, dim_v), rest, *q.stride(), *_strides(local), *_strides(gate),
             *grad.stride(), *dq.stride(), *_strides(dgate),
             heads, queries, dim, dim_v, tiles, splits, parts.shape[1], scale, eps,
             OUTPUT=output, GATED=gate is not None, **switches, **sizes,
         )  # fmt: skip
         dstate = _split_state(parts.sum(0) if splits > 1 else parts[0], batch * heads, dim, dim_v)
+        if rest is not None:  # dS = sum_i R phi(q_i)^T da_i
+            mean, *_ = _split_state(_launch_reduce(q, rest, table, "none", switches), batch * heads, dim, dim_v)
+            torch.mul(mean, queries, out=dstate[0])
         sizes = config("backward keys", dim, dim_v, q.dtype, q.device)
         tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         backward_keys[(batch * heads * splits,)](
@@ -440,10 +482,6 @@ def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN001, ANN002
 linear_forward.register_autograd(_backward, setup_context=_setup)
 
 
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None."""
     if reason := shapes_differ(q, k, v):
@@ -453,8 +491,6 @@ def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     widest = max(q.shape[-1], v.shape[-1])
     if widest > LARGEST_HEAD or q.shape[-1] % 2:
         return f"heads must have an even number of channels, at most {LARGEST_HEAD}"
-    if widest > USUAL_HEAD and not (q.dtype in HALF and _is_hopper(q.device)):
-        return f"above {USUAL_HEAD} channels a head must be in half precision and the device of compute capability 9.0"
     if widest > USUAL_HEAD and little_shared_memory(q.device):
         return f"heads of more than {USUAL_HEAD} channels need more shared memory than the device has"
     return "a tensor is empty" if 0 in (*q.shape, *k.shape, *v.shape) else None

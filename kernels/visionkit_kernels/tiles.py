@@ -16,6 +16,7 @@ FILE = Path(__file__).with_name("tiles.json")
 
 _forced: dict[str, dict] | None = None
 _asked: dict[str, dict] | None = None
+_compiled_for = 90
 
 
 def chosen(kernel: str, default: dict, dtype: torch.dtype, device: torch.device) -> dict:
@@ -46,6 +47,14 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
+def capability(device: torch.device) -> int:
+    """90 for 9.0; without a device that for which kernels are compiled, see [compiling_for]."""
+    if device.type != "cuda":
+        return _compiled_for
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @functools.cache
 def read() -> dict[str, dict[str, dict]]:
     """The file's content; nothing where there is none."""
@@ -61,6 +70,17 @@ def forced(finds: dict[str, dict]) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+@contextlib.contextmanager
+def compiling_for(architecture: int) -> Iterator[None]:
+    """Inside, kernels on tensors without a device are made as for this one; outside, as for 90."""
+    global _compiled_for
+    before, _compiled_for = _compiled_for, architecture
+    try:
+        yield
+    finally:
+        _compiled_for = before
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use
 QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "linear-bf16-64", "norm-fp16-32", "sigmoid-bf16-64"]
-QUICK += ["sigmoid-bf16-128", "gaussian-bf16-64", "nala-bf16-32"]
+QUICK += ["sigmoid-bf16-128", "gaussian-bf16-64", "nala-bf16-32", "mala-gated-bf16-128", "mala-gated-fp32-128"]
 # every kernel that a case launches, of all cases and of some
 KERNELS = """
 import sys
