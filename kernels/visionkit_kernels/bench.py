@@ -33,7 +33,7 @@ Run = Callable[..., Tensor]
 DEVICE = "cuda"
 # batch, heads, and the image in tokens; the targets speak of the first and the fourth
 SHAPES = [(64, 1, (56, 56)), (64, 2, (28, 28)), (1, 1, (250, 268)), (8, 16, (128, 128))]
-SHAPES += [(8, 16, (64, 64)), (1, 16, (256, 512))]
+SHAPES += [(8, 16, (64, 64)), (1, 16, (256, 512)), (8, 16, (32, 32))]
 MAIN = SHAPES[0], SHAPES[3]
 
 
@@ -58,9 +58,11 @@ class Case(NamedTuple):
     reference_waits: bool = False
 
 
-def heads(batch: int, count: int, tokens: int, dim: int, tensors: int = 3) -> Callable:
+def heads(
+    batch: int, count: int, tokens: int, dim: int, tensors: int = 3, dtype: torch.dtype = torch.bfloat16
+) -> Callable:
     """Makes q, k, v, or more such, as a model has them: views of (B, N, heads, dim)."""
-    new = lambda: torch.randn(batch, tokens, count, dim, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)
+    new = lambda: torch.randn(batch, tokens, count, dim, device=DEVICE, dtype=dtype).transpose(1, 2)
     return lambda: [new().requires_grad_() for _ in range(tensors)]
 
 
@@ -70,19 +72,24 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def attention_case(op: str, shape: tuple, run: Run, compiled: bool = False) -> Case:
-    """An attention of heads of 64 channels in bfloat16, beside softmax attention."""
+def attention_case(
+    op: str, shape: tuple, run: Run, compiled: bool = False, dim: int = 64, dtype: torch.dtype = torch.bfloat16
+) -> Case:
+    """An attention, beside softmax attention: by FlashAttention-2, but for float32, which that does not take."""
     batch, count, (height, width) = shape
-    size = batch, count, height * width, 64
-    moved = 2 * 4 * math.prod(size)
-    return Case(op, " x ".join(map(str, size)), heads(*size), run, flash, moved, compiled=compiled)
+    size, half = (batch, count, height * width, dim), dtype == torch.bfloat16
+    job = " x ".join(map(str, size)) + ("" if half else ", fp32")
+    softmax = flash if half else F.scaled_dot_product_attention
+    return Case(
+        op, job, heads(*size, dtype=dtype), run, softmax, 4 * dtype.itemsize * math.prod(size), compiled=compiled
+    )
 
 
-def rotary_of(shape: tuple) -> tuple[Tensor, ...]:
+def rotary_of(shape: tuple, dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
     """Tables as a model keeps them."""
     from visionkit.ops import rotary_pairs, rotary_table_2d
 
-    table = rotary_table_2d(*shape[-1], 64, device=DEVICE, dtype=torch.bfloat16)
+    table = rotary_table_2d(*shape[-1], dim, device=DEVICE, dtype=dtype)
     return *table, rotary_pairs(*table)
 
 
@@ -104,8 +111,21 @@ def linear_cases() -> Iterator[Case]:
     """Linear attention."""
     from visionkit.ops.attention import attend
 
-    for shape in (SHAPES[0], *SHAPES[2:4], SHAPES[5]):
+    for shape in (SHAPES[0], *SHAPES[2:]):
         yield attention_case("linear", shape, lambda *x: attend("linear", *x), shape in MAIN)
+
+
+def wide_cases() -> Iterator[Case]:
+    """MALA and linear attention, a head of 128 channels."""
+    from visionkit.ops import mala_attention
+    from visionkit.ops.attention import attend
+
+    for dtype in (torch.bfloat16, torch.float32):
+        sizes = dict(dim=128, dtype=dtype)
+        table = rotary_of(SHAPES[0], **sizes)
+        run = lambda *x, table=table: mala_attention(*x, rotary=table)
+        yield attention_case("mala", SHAPES[0], run, compiled=True, **sizes)
+        yield attention_case("linear", SHAPES[0], lambda *x: attend("linear", *x), **sizes)
 
 
 def nala_cases() -> Iterator[Case]:
@@ -222,7 +242,7 @@ def model_cases() -> Iterator[Case]:
 
 ROTATED = ("mala", "linear", "nala", "sigmoid", "gaussian")
 CASES = dict(
-    march=march_cases, models=model_cases, mala=mala_cases, linear=linear_cases, nala=nala_cases,
+    march=march_cases, models=model_cases, mala=mala_cases, linear=linear_cases, wide=wide_cases, nala=nala_cases,
     sigmoid=sigmoid_cases, gaussian=gaussian_cases,
 )  # fmt: skip
 

@@ -28,6 +28,7 @@ KNOBS = {
     "march backward": dict(RAYS=(16, 32, 64), num_warps=(4, 8)),
 }
 CASES = dict(mala=bench.mala_cases, linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
+CASES["wide"] = bench.wide_cases  # last, for what time is left
 WORTH = 0.97  # a find must take at most this share of the default's time, or noise would choose
 SECONDS = 240
 TOLERANCE = 2e-2  # of the largest value: sums are taken in another order

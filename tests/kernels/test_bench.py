@@ -34,6 +34,13 @@ def test_every_operation_has_a_shape_that_torch_compile_runs_and_attentions_run_
     assert op not in bench.ROTATED or all(case.sdpa or "gate" in case.job for case in cases)
 
 
+@pytest.mark.parametrize("op", ["mala", "linear"])
+def test_the_lengths_that_targets_speak_of(op):
+    assert {1024, 4096, 16384, 67000, 131072} <= {
+        int(case.job.split(" x ")[2].split(",")[0]) for case in bench.CASES[op]()
+    }
+
+
 def small_case(op, monkeypatch):
     """The operation's first case that is compiled, at a size for the interpreter."""
     monkeypatch.setattr(bench, "SHAPES", SMALL)
