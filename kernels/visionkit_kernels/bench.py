@@ -160,19 +160,20 @@ def sigmoid_cases() -> Iterator[Case]:
 
 
 def gaussian_cases() -> Iterator[Case]:
-    """SOFT's three stages at 224 pixels, and its first at 1024 with as many landmarks."""
+    """SOFT's three stages at 224 pixels, its first at 1024 with as many landmarks, and at 512 with all of its own."""
     from visionkit.ops import gaussian_attention
 
-    for batch, count, tokens in ((64, 2, 3136), (64, 4, 784), (64, 10, 196), (4, 2, 65536)):
-        new = lambda batch=batch, count=count, tokens=tokens: [
+    stages = ((64, 2, 3136, 49), (64, 4, 784, 49), (64, 10, 196, 49), (4, 2, 65536, 49), (4, 2, 16384, 256))
+    for batch, count, tokens, marks in stages:
+        new = lambda batch=batch, count=count, tokens=tokens, marks=marks: [
             torch.randn(batch, count, n, 32, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
-            for n in (49, tokens, tokens)
+            for n in (marks, tokens, tokens)
         ]
-        for inverse in ("newton", "solve") if tokens == 3136 else ("newton",):
+        for inverse in {3136: ("newton", "solve"), 16384: ("solve",)}.get(tokens, ("newton",)):
             run = lambda landmarks, q, v, inverse=inverse: gaussian_attention(
                 q, None, v, landmarks=landmarks, inverse=inverse
             )
-            job = f"{batch} x {count} x {tokens} x 32, 49 landmarks, {inverse}"
+            job = f"{batch} x {count} x {tokens} x 32, {marks} landmarks, {inverse}"
             soft = lambda landmarks, q, v: flash(q, q, v)  # SOFT's keys are its queries
             yield Case("gaussian", job, new, run, soft, compiled=(tokens, inverse) == (3136, "newton"))
 

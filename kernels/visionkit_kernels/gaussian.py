@@ -1,7 +1,7 @@
 # ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
 """Products with the Gaussian kernel of SOFT, whose m x N matrix is never stored, and Newton's steps for its inverse.
 
-With P = exp(-|l_i - s q_n|^2 / 2), landmarks l (m, at most a tile) and tokens q scaled by s, the two products are
+With P = exp(-|l_i - s q_n|^2 / 2), landmarks l (m, a tile at a time) and tokens q scaled by s, the two products are
 
     project   W = P v      (m x dim_v), by runs of tokens whose sums are added up afterwards
     apply     y = P^T C    (N x dim_v)
@@ -34,7 +34,7 @@ from visionkit_kernels._common import (
 )
 
 LARGEST_HEAD = 64
-MOST_LANDMARKS = 64
+TILE = 64  # landmarks
 
 
 @triton.jit
@@ -272,12 +272,12 @@ def refuses(*tensors: Tensor) -> str | None:
     """Why the kernels do not take (landmarks, q, v), or the two matrices of Newton's steps; None where they do."""
     if any(x.numel() == 0 for x in tensors):
         return "a tensor is empty"
-    widest = max(x.shape[-1] for x in tensors)
-    if tensors[0].shape[-2] > MOST_LANDMARKS or widest > LARGEST_HEAD:
-        return f"at most {MOST_LANDMARKS} landmarks and {LARGEST_HEAD} channels a head"
-    full = tensors[-1].dtype == torch.float32
+    widest, count = max(x.shape[-1] for x in tensors), tensors[0].shape[-2]
+    if widest > LARGEST_HEAD:
+        return f"at most {LARGEST_HEAD} channels a head, and rows of a matrix"
+    full = tensors[-1].dtype == torch.float32 or count > TILE
     if len(tensors) == 3 and full and widest > 32 and little_shared_memory(tensors[-1].device):
-        return "float32 heads of more than 32 channels need more shared memory than the device has"
+        return "heads of more than 32 channels need more shared memory in float32 than the device has"
     if len(tensors) == 2 and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "gradients run through every step"
     return shapes_differ(*tensors) if len(tensors) == 3 else None
@@ -287,7 +287,8 @@ def gaussian_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> T
     """W = P v with P = exp(-|l_i - scale q_n|^2 / 2), which is never stored.
 
     Args:
-        landmarks: (B, heads, m, dim), at most 64 of them and of 64 channels.
+        landmarks: (B, heads, m, dim), of at most 64 channels. Above 64 landmarks each tile of them is a pass over q and
+            v, in float32, for their gradients are sums that cancel.
         q: (B, heads, N, dim), raw. Any strides.
         v: (B, heads, N, dim_v).
         scale: what q is multiplied by.
@@ -295,13 +296,21 @@ def gaussian_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> T
     Returns:
         (B, heads, m, dim_v), in float32 (float64 for float64).
     """
-    return project_forward(landmarks.to(sum_type(v.dtype)), q.to(v.dtype), v, scale)
+    landmarks, q, parts = landmarks.to(sum_type(v.dtype)), q.to(v.dtype), -(-landmarks.shape[-2] // TILE)
+    if parts == 1:
+        return project_forward(landmarks, q, v, scale)
+    q, v = q.to(landmarks.dtype), v.to(landmarks.dtype)
+    return torch.cat([project_forward(part, q, v, scale) for part in landmarks.chunk(parts, -2)], -2)
 
 
 def gaussian_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> Tensor:
     """P^T core, P as in [gaussian_project]: (B, heads, m, dim_v) -> (B, heads, N, dim_v), in the type of q."""
-    wide = sum_type(q.dtype)
-    return apply_forward(landmarks.to(wide), q, core.to(wide), scale)
+    wide, parts = sum_type(q.dtype), -(-landmarks.shape[-2] // TILE)
+    landmarks, core = landmarks.to(wide), core.to(wide)
+    if parts == 1:
+        return apply_forward(landmarks, q, core, scale)
+    pieces = zip(landmarks.chunk(parts, -2), core.chunk(parts, -2))
+    return sum(apply_forward(some, q.to(wide), their, scale) for some, their in pieces).to(q.dtype)
 
 
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:

@@ -32,6 +32,14 @@ def test_gaussian(dtype, order, inverse, symmetric):
     assert_same(attention("triton", **options), attention("torch", **options), tensors, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_more_landmarks_than_a_tile(dtype):
+    """150 make three parts of 50."""
+    tensors = inputs((1, 1, 150, 12), (1, 1, 70, 12), (1, 1, 70, 20), dtype=dtype, order="tokens")
+    run = lambda form: attention(form, inverse="solve")
+    assert_same(run("triton"), run("torch"), tensors, tolerance=1e-9 if dtype == torch.float64 else TOLERANCE[dtype])
+
+
 def test_own_landmarks_batches_and_heads():
     _, q, v = inputs((1, 1, 1, 1), (2, 2, 9, 8), (2, 2, 9, 8), dtype=torch.float64, order="tokens")
     run = lambda form: lambda q, v: attention(form)(None, q, v)
