@@ -93,7 +93,7 @@ def by_rows(
             mask = mask if window is None else mask & (gap <= window)
         parts.append(weigh(q[..., start:stop, :], k[..., low:high, :], mask) @ v[..., low:high, :])
     y = torch.cat(parts, dim=-2).to(dtype)
-    return y if seeing == q.shape[-2] else F.pad(y, (0, 0, 0, q.shape[-2] - seeing))
+    return y if window is None or seeing == q.shape[-2] else F.pad(y, (0, 0, 0, q.shape[-2] - seeing))
 
 
 def in_blocks(function: Callable, q: Tensor, k: Tensor, v: Tensor, block: int, /, **options: object) -> Tensor:
