@@ -361,7 +361,7 @@ class TargetFinetuning(ReIDStage):
 
     Args:
         num_clusters: Clusters of each view: a guess of the number of identities. On the stand-in half as many cost
-            1 mAP and twice as many 15 (docs/results/core_reid_synthetic.md).
+            1 mAP and twice as many 11 (docs/results/core_reid_synthetic.md).
         kmeans: Further settings of :class:`~visionkit.reid.clustering.KMeansLabels`.
         clusterer: Another generator of pseudo-labels, as ``dict(type="visionkit.JaccardDBSCANLabels", eps=0.6)``;
             ``num_clusters`` is then the largest number of clusters that there may be: of more the largest stay, and
