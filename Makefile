@@ -27,8 +27,9 @@ demo: $(INSTALLED)
 	$(BIN)/visionkit train configs/core_reid_demo.py --work-dir $(DEMO) --cfg-options source.root=$(DEMO)/data target.root=$(DEMO)/data
 	$(BIN)/visionkit render docs/images/photo.jpg -o $(DEMO)/views.mp4 --frames 12
 
+# a thread for each of the two processes: with two each they wait for one another on two cores
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +41,7 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable ".[dev]"
-	.venv-oldest/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
