@@ -309,8 +309,8 @@ def gaussian_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> 
     landmarks, core = landmarks.to(wide), core.to(wide)
     if parts == 1:
         return apply_forward(landmarks, q, core, scale)
-    pieces = zip(landmarks.chunk(parts, -2), core.chunk(parts, -2))
-    return sum(apply_forward(some, q.to(wide), their, scale) for some, their in pieces).to(q.dtype)
+    pieces, full = zip(landmarks.chunk(parts, -2), core.chunk(parts, -2)), q.to(wide)
+    return sum(apply_forward(some, full, their, scale) for some, their in pieces).to(q.dtype)
 
 
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:

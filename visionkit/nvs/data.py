@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from visionkit.engine.config import check_counts
+from visionkit.engine.config import check_counts, given
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.nvs.cameras import Camera, relative_to, rolled
@@ -195,7 +195,7 @@ class MVImgNet(SceneViews):
     ) -> None:
         if split not in ("train", "test"):
             raise VisionKitError(f"split={split!r}: expected 'train' or 'test'")
-        check_counts("MVImgNet", 1, test_every=test_every, max_scenes=1 if max_scenes is None else max_scenes)
+        check_counts("MVImgNet", 1, test_every=test_every, **given(max_scenes=max_scenes))
         folders = _split_folders(Path(root), test_every)
         _check_split(Path(root), folders, split, test_every)
         read = lambda which: _cached(Path(root), which, folders[which], images)
