@@ -44,7 +44,7 @@ def _found(device: torch.device) -> dict[str, dict]:
 @functools.cache
 def architecture(device: torch.device) -> str:
     """``sm_90`` for a device of compute capability 9.0."""
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return f"sm_{capability(device)}"
 
 
 def capability(device: torch.device) -> int:

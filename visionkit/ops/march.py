@@ -103,7 +103,7 @@ def render_vector_matrix(
     """
     check_jitter(jitter)
     plain = keep_weights or jitter != "ray"
-    if kernel := None if plain else _kernel(planes, network, ray_gradients, origins, directions, near, far):
+    if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):
             channels = _single(planes[:, :, :sigma_dim]), _single(vectors[:, :, :sigma_dim])
             field = density_volume(*channels)[:, 0]
@@ -146,7 +146,7 @@ def render_triplanes(
     check_jitter(jitter)
     weight, bias = density
     plain = keep_weights or jitter != "ray"
-    if kernel := None if plain else _kernel(planes, network, ray_gradients, origins, directions, near, far):
+    if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
             channels, shares = _single(planes[:, :, :sigma_dim]), _single(weight).view(3, sigma_dim)
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
@@ -195,8 +195,10 @@ def render_cp(
     return render_rays_in_chunks(field, origins, directions, edges, aabb, **dict(dict(chunk=4096), **options))
 
 
-def _kernel(planes: Tensor, network: ColourNetwork, ray_gradients: bool, *rays: Tensor):  # noqa: ANN202
-    """The kernel, which refuses rays that ask for a gradient."""
+def _kernel(planes: Tensor, network: ColourNetwork, plain: bool, ray_gradients: bool, *rays: Tensor):  # noqa: ANN202
+    """The kernel, which refuses rays that ask for a gradient; none where the plain form alone serves."""
+    if plain:
+        return None
     rays = [torch.as_tensor(x) if ray_gradients else torch.as_tensor(x).detach() for x in rays]
     return dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
 
