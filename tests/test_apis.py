@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,13 @@ def test_a_stop_keeps_what_was_extracted(folder, checkpoint, capsys, monkeypatch
     monkeypatch.setattr(ReIDInferencer, "batches", batches)
     assert main(command) == 0
     assert "2 images added, 0 changed, 0 removed, 2 kept" in capsys.readouterr().out
+
+
+def test_an_index_outside_of_the_main_thread(folder, checkpoint):
+    """Signals cannot be listened to there."""
+    with ThreadPoolExecutor(1) as pool:
+        status = pool.submit(main, ["index", str(folder / "gallery"), "--weights", str(checkpoint)])
+    assert status.result() == 0 and len(GalleryIndex.load(folder / "gallery.index")) == 4
 
 
 def test_a_crash_loses_one_part_at_most(folder, checkpoint, capsys, monkeypatch):

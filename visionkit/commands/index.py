@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -152,6 +153,9 @@ def parts(
 def stop_asked() -> Iterator[list[int]]:
     """Inside, a first SIGINT or SIGTERM is put in the list and cuts nothing in two; a second one ends the program."""
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may listen
+        return
 
     def ask(number: int, frame: object) -> None:
         asked.append(number)
