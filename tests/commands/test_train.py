@@ -300,6 +300,9 @@ def test_fewer_images_than_clusters(site, capsys):
         (["--cfg-options", "source.root=nowhere"], "or make its stand-in: python datasets/synthesize_reid.py"),
         (["--cfg-options", "stages.source.warmup_epochs=-3"], "warmup_epochs=-3"),
         (["--cfg-options", "stages.source.style_camera=nonsense"], "style_camera='nonsense'"),
+        (["--cfg-options", "stages.source.data=sauce"], "source: data='sauce'; expected 'source' or 'target'"),
+        (["--cfg-options", "stages.source.unlabelled=traget"], "stage source: unlabelled='traget'"),
+        (["--cfg-options", "stages.target.report_on=traget"], "stage target: report_on='traget'"),
         (["--cfg-options", "stages.source.styled=camstlye"], "styled='camstlye' is neither"),
     ],
 )

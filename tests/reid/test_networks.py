@@ -244,9 +244,9 @@ def test_built_from_configs_with_any_backbone():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(preset="relased"), "preset: 'relased' is unknown; expected one of 'default', 'released'"),
-        (dict(losses=dict(tripelt=1)), "losses: 'tripelt' is unknown"),
-        (dict(ema_buffers="mine"), "ema_buffers: 'mine'"),
+        (dict(preset="relased"), "model: preset='relased'; expected 'default' or 'released'"),
+        (dict(losses=dict(tripelt=1)), "losses: unknown key 'tripelt'; did you mean 'triplet'"),
+        (dict(ema_buffers="mine"), "ema_buffers='mine'"),
         (dict(backbone=torch.nn.Conv2d(3, 4, 1)), "Conv2d does not tell num_features"),
         (dict(ema_limit=2), "ema_limit=2; expected a number from 0 to 1"),
         (dict(ema_limit="x"), "ema_limit='x'"),
@@ -278,7 +278,7 @@ def test_wrong_batches():
     model = core()
     with pytest.raises(VisionKitError, match="no loader is called 'bottom'"):
         model(global_view=batch(), top=batch())
-    with pytest.raises(VisionKitError, match="mode: 'tensor' is unknown"):
+    with pytest.raises(VisionKitError, match="mode='tensor'; expected 'loss' or 'predict'"):
         model(mode="tensor")
     with pytest.raises(VisionKitError, match="label 3 is outside the classifier's 2 classes"):
         SourceReID(TINY, 2)(source=batch())

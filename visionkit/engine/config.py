@@ -184,6 +184,13 @@ def check_positive(where: str, **numbers: Any) -> None:
             raise VisionKitError(f"{where}: {option}={value!r}; expected a number above 0")
 
 
+def check_choice(where: str, choices: Iterable[Any], **options: Any) -> None:
+    """Refuse settings that are none of ``choices``."""
+    for option, value in options.items():
+        if value not in choices:
+            raise VisionKitError(f"{where}: {option}={value!r}; expected {' or '.join(map(repr, choices))}")
+
+
 def given(**settings: Any) -> dict[str, Any]:
     """The settings that are not None."""
     return {option: value for option, value in settings.items() if value is not None}

@@ -16,7 +16,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
 from visionkit.engine.checkpoints import load_checkpoint, newest_whole_checkpoint, state_dict_of, write_text
-from visionkit.engine.config import RunConfig, building, check_types
+from visionkit.engine.config import RunConfig, building, check_choice, check_types
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner, first_difference
 from visionkit.errors import VisionKitError
@@ -46,8 +46,7 @@ class RunnerStage:
         init_from: str | None = None,
         init_checkpoint: str = "last",
     ) -> None:
-        if init_checkpoint not in ("last", "best"):
-            raise VisionKitError(f"stage {name}: init_checkpoint={init_checkpoint!r}; expected 'last' or 'best'")
+        check_choice(f"stage {name}", ("last", "best"), init_checkpoint=init_checkpoint)
         self.name = name
         self.runner = runner
         self.report = report

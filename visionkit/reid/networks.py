@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from visionkit.engine.config import check_counts, check_numbers, given
+from visionkit.engine.config import check_choice, check_counts, check_keys, check_numbers, given
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 from visionkit.reid.fusion import PARTS, EnsembleFusion, frozen_bias_norm, halves, pool
@@ -300,8 +300,8 @@ class CoreReID(ReIDModel):
         bn_group_size: int | None = None,
     ) -> None:
         super().__init__(bmfn, label_smoothing)
-        choose("preset", preset, PRESETS)
-        choose("ema_buffers", ema_buffers, BUFFER_POLICIES)
+        check_choice("model", PRESETS, preset=preset)
+        check_choice("model", BUFFER_POLICIES, ema_buffers=ema_buffers)
         check_numbers("model", 0, 1, ema_limit=ema_limit)
         settings = PRESETS[preset]
         self.losses = with_defaults(losses, settings["losses"])
@@ -333,10 +333,10 @@ class CoreReID(ReIDModel):
         """``loss``: of one batch of items per view. ``predict``: descriptors of ``image`` by the teacher alone."""
         if is_prediction(mode):
             return self.extract(image)
-        given = dict(zip(PARTS, (("global_view", global_view), ("top", top), ("bottom", bottom))))
+        views = dict(zip(PARTS, (("global_view", global_view), ("top", top), ("bottom", bottom))))
         losses: dict[str, Tensor] = {}
         for part in self.parts:
-            losses.update(self._view_losses(part, require(*given[part])))
+            losses.update(self._view_losses(part, require(*views[part])))
         return losses
 
     def train(self, mode: bool = True) -> "CoreReID":
@@ -474,21 +474,14 @@ def last_map(output: Tensor | Sequence[Tensor]) -> Tensor:
 
 def with_defaults(losses: Mapping[str, float] | None, defaults: Mapping[str, float]) -> dict[str, float]:
     """Loss weights over their defaults. Raises VisionKitError for a loss or a weight that cannot be."""
-    for name in losses or {}:
-        choose("losses", name, defaults)
+    check_keys(losses or {}, defaults, "losses")
     check_numbers("losses", **(losses or {}))
     return {**defaults, **(losses or {})}
 
 
-def choose(option: str, value: object, choices: Sequence | Mapping) -> None:
-    """Raises VisionKitError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise VisionKitError(f"{option}: {value!r} is unknown; expected one of {', '.join(map(repr, choices))}")
-
-
 def is_prediction(mode: str) -> bool:
     """Whether to predict; otherwise to train. Raises VisionKitError for any other mode."""
-    choose("mode", mode, ("loss", "predict"))
+    check_choice("model", ("loss", "predict"), mode=mode)
     return mode == "predict"
 
 

@@ -21,7 +21,16 @@ from mmengine.dist import is_main_process
 
 from visionkit.datasets.images import read_image
 from visionkit.datasets.transforms import test_transforms, train_transforms
-from visionkit.engine.config import build, check_counts, check_keys, check_numbers, check_positive, given, plain
+from visionkit.engine.config import (
+    build,
+    check_choice,
+    check_counts,
+    check_keys,
+    check_numbers,
+    check_positive,
+    given,
+    plain,
+)
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
@@ -34,6 +43,8 @@ from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID, build_backb
 from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
 from visionkit.reid.pseudo_labels import VIEWS
 from visionkit.reid.published import checkpoint_filter_fn
+
+DOMAINS = ("source", "target")  # the data sets of a config
 
 
 class ReIDStage(RunnerStage):
@@ -82,6 +93,7 @@ class ReIDStage(RunnerStage):
         check_counts(f"stage {name}", 2, instances=instances)
         check_positive(f"stage {name}", lr=lr)
         check_numbers(f"stage {name}", weight_decay=weight_decay)
+        check_choice(f"stage {name}", DOMAINS, report_on=report_on)
         self.epochs = epochs
         self.iters_per_epoch = iters_per_epoch
         self.identities = identities
@@ -126,7 +138,7 @@ class ReIDStage(RunnerStage):
 
     def check_cache(self, cfg: Config) -> None:
         """Raises VisionKitError where images are cached at another size than they are used at, smaller or in vain."""
-        for which in ("source", "target"):
+        for which in DOMAINS:
             size = plain(cfg.get(which) or {}).get("cache_size")
             if size is not None and list(size) != list(cfg["image_size"]):
                 raise VisionKitError(
@@ -243,8 +255,6 @@ def draw_pictures(runner: VisionKitRunner, folder: Path, title: str) -> None:
 
 def domain(cfg: Config, which: str) -> dict[str, Any]:
     """The ``source`` or ``target`` data set of a config."""
-    if which not in ("source", "target"):
-        raise VisionKitError(f"data={which!r}: expected 'source' or 'target'")
     if which not in cfg:
         raise VisionKitError(f"config: has no {which}; expected {which} = dict(type='visionkit.Market1501', root=...)")
     return plain(cfg[which])
@@ -283,8 +293,8 @@ class SourcePretraining(ReIDStage):
     ) -> None:
         super().__init__(name, epochs=epochs, iters_per_epoch=iters_per_epoch, **dict(dict(val_interval=5), **options))
         check_counts(f"stage {name}", 0, warmup_epochs=warmup_epochs)
-        if style_camera not in ("origin", "style"):
-            raise VisionKitError(f"stage {name}: style_camera={style_camera!r}; expected 'origin' or 'style'")
+        check_choice(f"stage {name}", ("origin", "style"), style_camera=style_camera)
+        check_choice(f"stage {name}", DOMAINS, data=data, **given(unlabelled=unlabelled))
         self.data = data
         self.unlabelled = unlabelled
         self.styled = styled

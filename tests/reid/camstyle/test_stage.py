@@ -191,7 +191,7 @@ def test_test_images_join_by_option(market, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(direction="both"), "direction='both'; expected None, 'AtoB' or 'BtoA'"),
+        (dict(direction="both"), "direction='both'; expected None or 'AtoB' or 'BtoA'"),
         (dict(epochs=-1), "epochs=-1; expected a whole number of at least 0"),
         (dict(epochs=0, decay_epochs=0), "at least one epoch"),
         (dict(batch_size=0), "batch_size=0; expected a whole number of at least 1"),

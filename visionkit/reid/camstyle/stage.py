@@ -23,7 +23,7 @@ from visionkit.engine.checkpoints import (
     save_checkpoint,
     write_text,
 )
-from visionkit.engine.config import building, check_counts, check_keys, given
+from visionkit.engine.config import building, check_choice, check_counts, check_keys, given
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import train
 from visionkit.errors import VisionKitError
@@ -182,8 +182,7 @@ class CamStyleStage:
             raise VisionKitError(
                 f"stage {self.name}: epochs=0 and decay_epochs=0; expected at least one epoch together"
             )
-        if self.direction not in (None, "AtoB", "BtoA"):
-            raise VisionKitError(f"stage {self.name}: direction={self.direction!r}; expected None, 'AtoB' or 'BtoA'")
+        check_choice(f"stage {self.name}", (None, "AtoB", "BtoA"), direction=self.direction)
         if self.pairs is not None and not (self.pairs and all(isinstance(pair, Sequence) for pair in self.pairs)):
             raise VisionKitError(
                 f"stage {self.name}: pairs={self.pairs!r}; expected pairs of cameras, as [(1, 2)], or None for all"
