@@ -171,7 +171,7 @@ def test_a_folder_that_stays_empty_goes(tmp_path):
 def test_a_part_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
     index = made(tmp_path, sizes=(6,))
     index.add(points(2), names(2, 6))
-    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
+    monkeypatch.setattr("visionkit.reid.gallery.save_file", full_disk)
     with pytest.raises(VisionKitError, match="index: cannot be written .*No space left") as caught:
         index.save(tmp_path / "index")
     assert "\n" not in str(caught.value)

@@ -6,8 +6,12 @@ visionkit convert mavit_tiny MAViT_T.pth mavit_tiny.safetensors
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from visionkit.errors import VisionKitError
+from visionkit.files import beside
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,15 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check every weight against the architecture, then write."""
-    import importlib
-
     import timm
 
     import visionkit.backbones  # noqa: F401  (registers the models)
     from visionkit.backbones.published import sizes_of, unwrap
     from visionkit.engine.checkpoints import load_checkpoint
     from visionkit.engine.stage import load_weights
-    from visionkit.errors import VisionKitError
 
     ours = sorted(name for family in ("mavit", "nalaformer", "soft") for name in timm.list_models(f"{family}_*"))
     if options.model not in ours:
@@ -70,7 +71,6 @@ def write(weights: dict[str, Tensor], output: Path) -> None:
     from safetensors.torch import save
 
     from visionkit.engine.checkpoints import cannot_write
-    from visionkit.files import beside
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from visionkit.errors import VisionKitError
 from visionkit.progress import progress
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Extract what the index does not hold yet, a part at a time, and drop what is no longer there."""
     from visionkit.apis import files_below
-    from visionkit.errors import VisionKitError
     from visionkit.reid.gallery import stamp_of, writing
 
     folder = os.path.abspath(options.folder)
@@ -57,7 +57,6 @@ def run(options: argparse.Namespace) -> int:
 def open_index(place: Path, options: argparse.Namespace) -> tuple[GalleryIndex, ReIDInferencer]:
     """The index that lies there, or an empty one, and the model that makes its features."""
     from visionkit.apis import ReIDInferencer
-    from visionkit.errors import VisionKitError
     from visionkit.reid.gallery import GalleryIndex, holds_index
 
     index = GalleryIndex.load(place) if holds_index(place) else None
@@ -83,8 +82,6 @@ def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, 
     Returns:
         Exit status.
     """
-    from visionkit.errors import VisionKitError
-
     plan = compare(index.stamps, folder, files)
     index.drop(plan.changed | plan.missing)
     wanted = [file for file in files if file in plan.new or file in plan.changed]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visionkit.errors import VisionKitError
 from visionkit.files import check_writable
 from visionkit.progress import progress
 
@@ -68,21 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Choose by what INPUT is."""
-    from visionkit.errors import VisionKitError
     from visionkit.nvs.captures import is_capture
     from visionkit.nvs.trajectories import curve
 
     source = Path(options.input)
     if not source.exists():
         raise VisionKitError(f"{source}: no such file or folder; give a photo, a folder of photos or a capture")
-    if is_capture(source) and not options.fit and not options.trajectory:
+    capture = is_capture(source)
+    if capture and not options.fit and not options.trajectory:
         refuse(options, ("frames", "degrees", "fov", "distance"), "is for a path; give --trajectory too")
     if options.frames is None:
         options.frames = FRAMES
-    # a typo shows before the work begins
-    curve(options.trajectory or "swing", options.frames, options.degrees)
+    curve(options.trajectory or "swing", options.frames, options.degrees)  # a typo shows before the work
     if options.fit:
-        if not is_capture(source):
+        if not capture:
             raise VisionKitError(f"{source}: --fit needs a capture with cameras; `visionkit prepare_capture` makes one")
         if not options.trajectory:
             refuse(options, ("degrees",), "is for swing, orbit and spiral; give --trajectory too")
@@ -93,15 +93,11 @@ def run(options: argparse.Namespace) -> int:
             refuse(options, ("resolution",), "--start has one of its own; leave it out")
         return fit(source, options)
     refuse(options, ("start", "steps", "resolution", "seed"), "is for --fit; give both")
-    if not is_capture(source):
-        return render_photos(source, options)
-    return render_capture(source, options)
+    return render_capture(source, options) if capture else render_photos(source, options)
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raises VisionKitError if one of the options is given."""
-    from visionkit.errors import VisionKitError
-
     for name in names:
         if getattr(options, name) is not None and getattr(options, name) is not False:
             raise VisionKitError(f"--{name}: {why}")
@@ -109,7 +105,6 @@ def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
 
 def render_photos(source: Path, options: argparse.Namespace) -> int:
     """One video for each photo; in a folder, one that cannot be used is told and passed over."""
-    from visionkit.errors import VisionKitError
     from visionkit.nvs.captures import photos_in
     from visionkit.nvs.inferencer import NVSInferencer
 
@@ -280,8 +275,6 @@ def _tell_scores(what: str, scores: list) -> None:
 
 def check_targets(targets: list[Path]) -> None:
     """Raises VisionKitError if one of the files cannot be written; leaves nothing behind."""
-    from visionkit.errors import VisionKitError
-
     for target in targets:
         if target.is_dir():
             raise VisionKitError(f"{target}: is a folder, a file is to be written there; give another name with --out")
@@ -291,8 +284,6 @@ def check_targets(targets: list[Path]) -> None:
 
 def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     """The video of each input, after a look at whether it and its contact sheet can be written."""
-    from visionkit.errors import VisionKitError
-
     files = _videos(inputs, out, several)
     sheets = [sheet_of(file) for file in files]
     if replaced := {sheet.resolve() for sheet in sheets} & {path.resolve() for path in inputs}:
@@ -304,8 +295,6 @@ def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
 
 
 def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
-    from visionkit.errors import VisionKitError
-
     if several:
         folder = Path(out or "views")
         if folder.suffix.lower() == ".mp4" or folder.is_file():

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+from visionkit.errors import VisionKitError
 
 QUERIES, COLUMNS = 20, 50  # on a sheet, which must not grow beyond what its format can hold
 
@@ -27,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print distance and path of each answer; a line with the query's name comes first where there are several."""
     from visionkit.apis import ReIDInferencer, as_list
-    from visionkit.errors import VisionKitError
     from visionkit.reid.gallery import GalleryIndex
     from visionkit.reid.pictures import picture_format
 
@@ -55,8 +57,6 @@ def run(options: argparse.Namespace) -> int:
 
 def draw(queries: list[str], answers: list, file: str) -> None:
     """A sheet of the answers; what finds no place on it is told."""
-    from pathlib import Path
-
     from visionkit.reid.pictures import Ranked, RankedList, draw_ranked_lists
 
     lists = [

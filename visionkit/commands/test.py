@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from visionkit.commands.cfg_options import add_cfg_options
+from visionkit.errors import VisionKitError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,6 @@ def run(options: argparse.Namespace) -> int:
     """Build the stage's model, read the weights, print the scores."""
     from visionkit.engine.config import check_keys, load_config
     from visionkit.engine.pipeline import Context, build_stage, check_config, show_table
-    from visionkit.errors import VisionKitError
 
     cfg = load_config(options.config, options.cfg_options)
     seed = cfg.get("seed", 1)

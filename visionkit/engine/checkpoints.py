@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from visionkit.errors import VisionKitError
 from visionkit.files import beside, sha256_of
@@ -193,9 +195,6 @@ def _check_sizes(path: Path) -> None:
 
 
 def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path, device=str(map_location))
     except (SafetensorError, OSError, ValueError) as error:

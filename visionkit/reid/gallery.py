@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
@@ -317,8 +319,6 @@ def stamp_of(image: object) -> tuple[int, int]:
 @contextmanager
 def _naming_write_errors(folder: Path | None) -> Iterator[None]:
     """An error while writing becomes one line that names the index."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -333,8 +333,6 @@ def _part_files(folder: Path) -> list[Path]:
 
 
 def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
-    from safetensors.numpy import save_file
-
     names = np.frombuffer("\0".join(part.paths).encode("utf-8", "surrogateescape"), np.uint8)
     tensors = dict(features=np.ascontiguousarray(part.features), paths=names, stamps=np.ascontiguousarray(part.stamps))
     digest = hashlib.sha256()
@@ -346,8 +344,6 @@ def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
 
 def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
     """A part with its features mapped from the file, and the model and weights that it names."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(file, "numpy") as tensors:  # checks the header against the file's size
             meta = tensors.metadata() or {}

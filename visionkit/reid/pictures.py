@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
+from visionkit.datasets.images import read_image, resize
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.reid.distances import BlockDistances, Features
@@ -88,10 +90,6 @@ def draw_ranked_lists(lists: Sequence[RankedList], path: str | Path, title: str 
     Raises:
         VisionKitError: nothing to draw, or an image that cannot be read.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
-    from visionkit.datasets.images import read_image
-
     if not lists:
         raise VisionKitError(f"{path}: no ranked list to draw; give at least one query")
     columns = 1 + max(len(each.gallery) for each in lists)
@@ -186,8 +184,6 @@ def _scatter(axes, points: np.ndarray, labels: np.ndarray, name: str) -> None:  
 
 
 def _draw_cell(sheet, draw, corner, cell, path, colour, caption, font) -> None:  # noqa: ANN001 - PIL's
-    from visionkit.datasets.images import read_image, resize
-
     x, y = corner
     draw.rectangle((x, y, x + cell[0] + 2 * FRAME - 1, y + cell[1] + 2 * FRAME - 1), fill=colour)
     if os.path.exists(path):
