@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -118,10 +118,10 @@ def variant(options: argparse.Namespace, seed: int, name: str, changes: dict) ->
     return timed(lambda: run_pipeline(cfg, folder, seed), folder, seed)
 
 
-def timed(work: object, folder: Path, seed: int) -> list[dict]:
+def timed(work: Callable[[], list[dict]], folder: Path, seed: int) -> list[dict]:
     """Rows of a run with its seed; the seconds of the run that really did the work are kept beside it."""
     start = time.perf_counter()
-    rows = work()  # type: ignore[operator]
+    rows = work()
     clock = folder / "seconds.json"
     if not clock.is_file():
         write_text(clock, json.dumps(round(time.perf_counter() - start)))
@@ -194,12 +194,10 @@ def machine() -> str:
     """Processor and cores, or the GPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    names = (
-        [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        if Path("/proc/cpuinfo").exists()
-        else [platform.processor()]
-    )
-    return f"{names[0]}, {torch.get_num_threads()} threads"
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]  # none on ARM
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 PAGE = """# CORE-ReID on synthetic people

@@ -16,6 +16,15 @@ def test_a_machine_without_git(monkeypatch):
     assert results_core_reid.commit() == "unknown"
 
 
+def test_a_processor_without_a_name(monkeypatch, tmp_path):
+    """As Linux tells of ARM's. It failed when the first seed was trained."""
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU architecture: 8\n")
+    monkeypatch.setattr(results_core_reid, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("platform.processor", lambda: "aarch64")
+    assert results_core_reid.machine().startswith("aarch64, ")
+
+
 def test_the_page_itself_is_no_change(monkeypatch, tmp_path):
     """It is written again after every model."""
     monkeypatch.chdir(tmp_path)
