@@ -89,11 +89,10 @@ def _colour(
 
 def _unlike(rng: np.random.Generator, first: Colour, wardrobe: Wardrobe) -> Colour:
     """A second colour that can be told from the first, so that patterns are visible."""
-    best = max(
+    return max(
         (_colour(rng, wardrobe.saturation, wardrobe.accent_value, wardrobe.grey) for _ in range(4)),
         key=lambda colour: sum(abs(a - b) for a, b in zip(colour, first)),
     )
-    return best
 
 
 def sample_person(rng: np.random.Generator, wardrobe: Wardrobe) -> Person:

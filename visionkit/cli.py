@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command.
 
     Returns:
-        Exit status: 0, or 2 after a wrong input, which is told in one line on stderr, or 143 after SIGTERM.
+        Exit status: 0; 2 after a wrong input, which is told in one line on stderr; 130 after Ctrl-C, 143 after SIGTERM;
+        1 where whoever read the output has gone, or where ``doctor`` misses something.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not

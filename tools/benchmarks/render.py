@@ -24,9 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> list[dict]:
     """One row."""
-    arguments = (options.seed,)
-    ours = measure(fast, *arguments, threads=options.threads)
-    reference = measure(plain, *arguments, threads=options.threads)
+    ours = measure(fast, options.seed, threads=options.threads)
+    reference = measure(plain, options.seed, threads=options.threads)
     error = max(float(((ours.result - reference.result) ** 2).mean()), 1e-12)
     return [
         dict(

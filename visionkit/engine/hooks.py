@@ -147,11 +147,7 @@ class ProgressHook(Hook):
             note = f"loss {float(outputs['loss']):.3f}" if outputs and "loss" in outputs else ""
             self.bar.update(self.task, completed=runner.iter + 1, note=note)
 
-    def after_train(self, runner: Any) -> None:
-        """Put the bar away."""
-        self.close()
-
     def close(self) -> None:
-        """Stop drawing; also called when training ends in an error."""
+        """Stop drawing: called when training ends, in an error or not."""
         if self.bar:
             self.bar.stop()

@@ -66,7 +66,6 @@ class KReciprocal:
         together = _concatenate(query, gallery)
         search = dict(backend=backend, device=device, distributed=distributed, farthest=True)
         membership, neighbours = memberships(together, k1, k2, weights, count_self, **search)
-        self.shape = (len(query), len(gallery))
         self.lambda_value = lambda_value
         self._query = membership[: len(query)]
         self._gallery = membership[len(query) :].T.tocsr()
