@@ -21,7 +21,8 @@ def test_a_processor_without_a_name(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU architecture: 8\n")
     monkeypatch.setattr(results_core_reid, "Path", lambda _: tmp_path / "cpuinfo")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("platform.processor", lambda: "aarch64")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert results_core_reid.machine().startswith("aarch64, ")
 
 

@@ -204,11 +204,12 @@ def about_run() -> dict:
     """Date, commit, machine and versions, for results that are kept."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, cwd=ROOT).stdout if shutil.which("git") else ""
-    processor = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
+    named = (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line)
+    processor = next(named, platform.processor() or platform.machine())
     return dict(
         date=datetime.date.today().isoformat(),
         commit=commit.strip(),
-        machine=f"{processor or platform.processor()}, {os.cpu_count()} cores",
+        machine=f"{processor}, {os.cpu_count()} cores",
         python=platform.python_version(),
         torch=torch.__version__,
     )
