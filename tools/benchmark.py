@@ -1,7 +1,8 @@
 """Measure this machine: ``python tools/benchmark.py reid [--json OUT]``.
 
-Each subcommand is a file in ``tools/benchmarks/`` with ``add_arguments(parser)`` and ``run(options)``, which returns
-rows of ``job``, ``seconds``, ``peak_bytes``, ``reference_seconds`` and whatever else the job has to tell.
+Each subcommand is a file in ``tools/benchmarks/`` with ``add_arguments(parser)``, of which one is ``--threads``, and
+``run(options)``, which returns rows of ``job``, ``seconds``, ``peak_bytes``, ``reference_seconds`` and whatever else
+the job has to tell.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             module.add_arguments(command)
     options = parser.parse_args(arguments)
     try:
-        check_target(options.json)
+        check_common(options)
         rows = importlib.import_module(f"benchmarks.{options.command}").run(options)
     except VisionKitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,10 +56,13 @@ def summary(file: Path) -> str:
     return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0]
 
 
-def check_target(path: str | None) -> None:
-    """Raises VisionKitError where rows could not be written, before hours of measuring them."""
+def check_common(options: argparse.Namespace) -> None:
+    """Raises VisionKitError for no thread, and where rows could not be written, before hours of measuring them."""
     from visionkit.errors import VisionKitError
 
+    if options.threads < 1:
+        raise VisionKitError(f"--threads {options.threads}: expected 1 or more")
+    path = options.json
     if path and not os.access(Path(path).absolute().parent, os.W_OK):
         raise VisionKitError(f"--json {path}: its folder is not there or cannot be written; make it first")
 

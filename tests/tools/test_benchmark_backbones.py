@@ -17,9 +17,7 @@ def test_a_job_gives_medians_and_memory(monkeypatch):
     assert peak > 2**20
 
 
-@pytest.mark.parametrize(
-    "option", [["--threads", "0"], ["--batch", "0"], ["--repeats", "-1"], ["--sizes", "224", "16"]]
-)
+@pytest.mark.parametrize("option", [["--batch", "0"], ["--repeats", "-1"], ["--sizes", "224", "16"]])
 def test_numbers_that_are_too_small_are_one_line(option, monkeypatch, capsys):
     monkeypatch.syspath_prepend(TOOLS)
     import benchmark

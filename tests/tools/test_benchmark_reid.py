@@ -45,6 +45,15 @@ def test_fewer_starts_leave_no_more_than_more_of_them_by_much(reid, tmp_path, mo
     assert 0 < three < 300 and one < 1.3 * three
 
 
+@pytest.mark.parametrize("command", ["attention", "backbones", "reid", "render"])
+def test_no_thread_is_one_line(command, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(TOOLS)
+    import benchmark
+
+    assert benchmark.main([command, "--threads", "0"]) == 2
+    assert capsys.readouterr().err == "error: --threads 0: expected 1 or more\n"
+
+
 def test_table_and_file(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)
     import benchmark

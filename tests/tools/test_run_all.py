@@ -46,6 +46,14 @@ def test_parts_wait_for_others_and_are_put_together(run_all, tmp_path):
     assert found == {"fake_study": dict(about="fake", rows=[dict(given=[x]) for x in ("2", "1", "fail")])}
 
 
+def test_no_process_is_refused(run_all, tmp_path, monkeypatch, capsys):
+    """It waited for ever."""
+    monkeypatch.setattr(sys, "argv", ["run_all.py", "--processes", "0", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        run_all.main()
+    assert end.value.code == 2 and "--processes 0: expected 1 or more" in capsys.readouterr().err
+
+
 def test_every_task_can_start(run_all, tmp_path):
     tasks = run_all.tasks(tmp_path, 10, tmp_path)
     names = {task.name for task in tasks}

@@ -60,8 +60,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     """Raises VisionKitError for a count below one or an image that is too small for every model."""
     from visionkit.errors import VisionKitError
 
-    least = dict(threads=1, batch=1, repeats=1)
-    given = [(f"--{name}", getattr(options, name), number) for name, number in least.items()]
+    given = [("--batch", options.batch, 1), ("--repeats", options.repeats, 1)]
     for name, value, number in [*given, *(("--sizes", size, 32) for size in options.sizes)]:
         if value < number:
             raise VisionKitError(f"{name} {value}: expected {number} or more")

@@ -131,6 +131,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2, help="at a time (default: 2)")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     options = parser.parse_args()
+    if options.processes < 1:
+        parser.error(f"--processes {options.processes}: expected 1 or more")
     options.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the studies too, and removes the folder
     torch.set_num_threads(1)
