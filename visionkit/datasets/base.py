@@ -104,7 +104,7 @@ class ReIDDataset(Dataset):
         return [Sample(path, *self.parse(path)) for path in list_images(folder)]
 
     def parse(self, path: str) -> tuple[int, int]:
-        """Identity and 0-based camera from a name like ``0002_c1s1_000451_03.jpg``."""
+        """Identity and 0-based camera from a name like ``0002_c1s1_000451_03.jpg``; another one is an error."""
         match = re.match(r"(-?\d+)_c(\d+)", os.path.basename(path))
         if match is None:
             raise VisionKitError(f"{path}: {self.name} names start with <pid>_c<camera>; rename or remove the file")
@@ -188,7 +188,11 @@ class ReIDDataset(Dataset):
 
         Args:
             index: Row asked for.
-            labels: (N,) labels that say which rows may stand in for each other; rows labelled -1 come last.
+            labels: (N,) labels that say which rows may stand in for each other; those labelled -1 only do
+                so among themselves.
+
+        Raises:
+            VisionKitError: the file is unreadable in an evaluation, or all are in training.
         """
         for row in _stand_ins(index, labels):
             try:

@@ -7,7 +7,11 @@ from visionkit.errors import VisionKitError
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each line that is not blank, stripped, with ``<file>, line <n>`` for messages."""
+    """Yield each line that is not blank, stripped, with ``<file>, line <n>`` for messages.
+
+    Raises:
+        VisionKitError: the file cannot be read, or not as text.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

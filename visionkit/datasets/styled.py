@@ -44,6 +44,9 @@ def styled_samples(
 
     Returns:
         Rows sorted by file name, with their original's identity.
+
+    Raises:
+        VisionKitError: no such folder or camera, no image of an original, or one that could be of two.
     """
     if camera not in ("origin", "style"):
         raise VisionKitError(f'{name}: styled camera={camera!r}: expected "origin" or "style"')

@@ -30,7 +30,11 @@ class PseudoLabelDataset(Dataset):
         self._use(np.full(len(self.dataset), -1), np.arange(len(self.dataset)))
 
     def set_labels(self, labels: np.ndarray) -> None:
-        """Take new labels, (N,) integers for the N rows of the wrapped data set; -1 leaves a row out."""
+        """Take new labels, (N,) integers for the N rows of the wrapped data set; -1 leaves a row out.
+
+        Raises:
+            VisionKitError: they are of another shape or type, below -1, or -1 all.
+        """
         labels = np.asarray(labels)
         if labels.shape != (len(self.dataset),) or not np.issubdtype(labels.dtype, np.integer):
             raise VisionKitError(

@@ -37,6 +37,12 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     Args:
         path: A ``.py`` file.
         options: ``{"stages.target.epochs": 5}``: values to put in.
+
+    Returns:
+        The config, without the stages that are None.
+
+    Raises:
+        VisionKitError: there is no such file, it fails when it is run, or an option names a part that is not there.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +77,7 @@ def _check_option(cfg: Config, key: str) -> None:
 
 
 def build(registry: Registry, cfg: dict[str, Any], where: str) -> Any:
-    """Build an object, turning a misspelt type or key into one line that offers the nearest names."""
+    """Build an object; a misspelt type or key is a VisionKitError that offers the nearest names."""
     cfg = dict(cfg)
     name = cfg.get("type")
     if name is None:
@@ -88,7 +94,7 @@ def build(registry: Registry, cfg: dict[str, Any], where: str) -> Any:
 
 @contextmanager
 def building(where: str) -> Iterator[None]:
-    """What goes wrong while a part is built is about its settings: one line, that says where they stand."""
+    """What goes wrong while a part is built is about its settings: a VisionKitError, that says where they stand."""
     try:
         yield
     except (VisionKitError, OSError):
@@ -117,7 +123,7 @@ def known_names(registry: Registry) -> list[str]:
 
 
 def check_types(cfg: Any, where: str = "config") -> None:
-    """Look in a nested config for ``type`` names that nothing has and, with our scope, keys that they do not take."""
+    """Refuse ``type`` names in a nested config that nothing has and, with our scope, keys that they do not take."""
     if isinstance(cfg, dict):
         name = cfg.get("type")
         if isinstance(name, str):

@@ -145,7 +145,7 @@ class VisionKitRunner(Runner):
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: list | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint safely into the model; called by ``resume``."""
+        """Read a checkpoint safely into the model; called by ``resume``. Raises VisionKitError if it does not fit."""
         checkpoint = load_checkpoint(filename, map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         state = state_dict_of(checkpoint, filename)

@@ -203,7 +203,7 @@ def load_weights(model: Any, state: dict[str, Any], path: Path) -> None:
 
 
 def final_checkpoint(folder: Path) -> Path:
-    """The last epoch's checkpoint of a finished stage."""
+    """The last epoch's checkpoint of a finished stage. Raises VisionKitError where none is whole."""
     path = newest_whole_checkpoint(folder)
     if path is None:
         raise VisionKitError(f"{folder}: holds no whole checkpoint; run that stage first")
@@ -211,7 +211,7 @@ def final_checkpoint(folder: Path) -> Path:
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """The checkpoint of the epoch that validation found best."""
+    """The checkpoint of the epoch that validation found best. Raises VisionKitError where nothing was validated."""
     path = folder / "best.pth"
     if not path.is_file():
         raise VisionKitError(f"{path}: that stage validates on nothing, so it has no best; use init_checkpoint='last'")

@@ -465,7 +465,7 @@ def norm_groups(image: Tensor, size: int | None) -> tuple[Tensor, ...]:
 
 
 def last_map(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """The last map (B, C, H, W) of what a backbone returns: one map or several."""
+    """The last map (B, C, H, W) of what a backbone returns: one map or several. Raises VisionKitError for no map."""
     feature_map = output if isinstance(output, Tensor) else output[-1]
     if feature_map.dim() != 4:
         raise VisionKitError(f"backbone: expected a map (B, C, H, W), got shape {tuple(feature_map.shape)}")

@@ -18,6 +18,7 @@ Row = tuple[str, int, int]  # path, pid, 0-based camid: a visionkit.datasets.Sam
 
 HEIGHT = 128  # of an image on a sheet; its width follows from the first query's shape
 FRAME, GAP, HEAD, TEXT = 4, 8, 56, 15
+SHOWN = 20  # identities of a projection
 MISSING = (215, 215, 215)
 RIGHT, WRONG, QUERY_FRAME, UNKNOWN = (30, 150, 70), (205, 50, 50), (40, 40, 40), (150, 150, 150)
 
@@ -114,15 +115,11 @@ def draw_ranked_lists(lists: Sequence[RankedList], path: str | Path, title: str 
 
 
 def draw_projection(
-    features: np.ndarray,
-    pids: Sequence[int],
-    camids: Sequence[int],
-    path: str | Path,
-    title: str = "",
-    max_pids: int = 20,
-    seed: int = 0,
+    features: np.ndarray, pids: Sequence[int], camids: Sequence[int], path: str | Path, title: str = ""
 ) -> Path:
     """Draw features on a plane (PCA, then t-SNE): once coloured by identity, once by camera.
+
+    Of many identities the :data:`SHOWN` with most images are drawn.
 
     Args:
         features: (N, D).
@@ -130,8 +127,6 @@ def draw_projection(
         camids: (N,), 0-based; the legend counts from 1, as the data sets' file names do.
         path: image file to write.
         title: above the picture.
-        max_pids: the identities with most images that are shown.
-        seed: of t-SNE.
 
     Raises:
         VisionKitError: fewer than four images to show.
@@ -141,11 +136,11 @@ def draw_projection(
 
     features, pids, camids = np.asarray(features), np.asarray(pids), np.asarray(camids)
     names, counts = np.unique(pids[pids >= 0], return_counts=True)
-    shown = np.sort(names[np.argsort(-counts, kind="stable")[:max_pids]])
+    shown = np.sort(names[np.argsort(-counts, kind="stable")[:SHOWN]])
     at = np.flatnonzero(np.isin(pids, shown))
     if len(at) < 4:
         raise VisionKitError(f"{path}: {len(at)} images are too few for a projection; give at least 4 with an identity")
-    points = project(features[at], seed)
+    points = project(features[at])
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title or f"{len(at)} images of {len(shown)} identities")
@@ -154,16 +149,16 @@ def draw_projection(
     return _save(Path(path), lambda file, kind: figure.savefig(file, format=kind, dpi=110))
 
 
-def project(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Points (N, 2) of features (N, D): PCA to at most 50 dimensions, then t-SNE."""
+def project(features: np.ndarray) -> np.ndarray:
+    """Points (N, 2) of features (N, D), always the same: PCA to at most 50 dimensions, then t-SNE."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     if np.ptp(features, axis=0).max() == 0:
         return np.zeros((len(features), 2))  # of one and the same feature t-SNE would crash
-    reduced = PCA(min(50, *features.shape), random_state=seed).fit_transform(features)
+    reduced = PCA(min(50, *features.shape), random_state=0).fit_transform(features)
     perplexity = min(30, (len(features) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
 
 
 def _scatter(axes, points: np.ndarray, labels: np.ndarray, name: str) -> None:  # noqa: ANN001 - matplotlib's

@@ -135,7 +135,17 @@ def evaluate_blocks(
     per_camera: bool = False,
     distributed: bool = False,
 ) -> RankingResult:
-    """Score distances that are made block by block: ``distances(start, stop)`` returns (stop - start, G)."""
+    """Score distances that are made block by block: ``distances(start, stop)`` returns (stop - start, G).
+
+    Args:
+        distances: called with a range of queries.
+        shape: (Q, G).
+        query_pids, query_camids, gallery_pids, gallery_camids: as the other options, see :func:`evaluate`.
+        ap, topk, chunk, per_camera, distributed: likewise.
+
+    Raises:
+        VisionKitError: as :func:`evaluate` does.
+    """
     if ap not in ("finite_sum", "trapezoid"):
         raise VisionKitError(f"ap: expected 'finite_sum' or 'trapezoid', got {ap!r}")
     protocol = _Protocol(shape, query_pids, query_camids, gallery_pids, gallery_camids)
@@ -152,7 +162,7 @@ def evaluate_blocks(
 
 
 def mean_result(results: Sequence[RankingResult]) -> RankingResult:
-    """Average the scores of several trials (VehicleID: ten random galleries)."""
+    """Average the scores of several trials (VehicleID: ten random galleries). Raises VisionKitError for none."""
     if not results:
         raise VisionKitError("no trial to average: evaluate at least one")
     return RankingResult(

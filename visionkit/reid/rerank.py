@@ -154,7 +154,7 @@ def memberships(
 ) -> tuple[sparse.csr_matrix, Neighbours]:
     """How strongly each image belongs to the k-reciprocal neighbourhood of each other; rows (N, N) sum to 1.
 
-    ``search``: backend, device and distributed of the neighbour search.
+    ``search``: backend, device and distributed of the neighbour search. Raises VisionKitError for a wrong option.
     """
     if weights not in WEIGHTS:
         raise VisionKitError(f"rerank: weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")

@@ -79,11 +79,9 @@ def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], style
         The number of styled images of each (from, to).
 
     Raises:
-        VisionKitError: The folder is missing or holds no styled image of an origin, or one has another camera than its
-            origin, or an unknown style.
+        VisionKitError: The folder holds no styled image of an origin, or one has another camera than its origin, or an
+            unknown style.
     """
-    if not folder.is_dir():
-        raise VisionKitError(f"{folder}: no such folder; images= names a folder of <stem>_fake_<A>to<B>.jpg files")
     found = [(path, parse_styled_name(path)) for path in sorted(folder.iterdir()) if is_image_name(path.name)]
     styled = [(path, says) for path, says in found if says is not None]
     known = [(path, says) for path, says in styled if says.origin in origins]
