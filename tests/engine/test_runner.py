@@ -8,6 +8,7 @@ import torch
 
 from visionkit.engine.runner import LAUNCHERS, init_distributed
 from visionkit.engine.stage import build_runner, train
+from visionkit.errors import VisionKitError
 
 from .toy import runner_cfg
 
@@ -44,6 +45,28 @@ def test_a_run_begins_without_the_model_of_the_last(tmp_path):
         assert last() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "part, name, value",
+    [
+        ("train_cfg", "max_epochs", 0),
+        ("train_cfg", "iters_per_epoch", 0),  # would not end
+        ("train_cfg", "val_interval", 0),
+        ("train_dataloader", "batch_size", 0),
+        ("train_dataloader", "num_workers", -1),
+        ("SafeCheckpointHook", "keep", 0),  # would delete what was trained
+    ],
+)
+def test_a_count_that_no_training_can_have(tmp_path, part, name, value):
+    cfg, hook = runner_cfg(epochs=1), dict(type="visionkit.SafeCheckpointHook")
+    cfg["default_hooks"] = dict(checkpoint=hook)
+    parts = dict(train_cfg=cfg["train_cfg"], train_dataloader=cfg["train_dataloader"]["view"], SafeCheckpointHook=hook)
+    parts[part][name] = value
+    with pytest.raises(
+        VisionKitError, match=f"{part}: {name}={value}; expected a whole number of at least {value + 1}"
+    ):
+        train(cfg, tmp_path, seed=3)
 
 
 def test_weights_that_a_hook_exchanged_are_written_from_the_cpu(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from visionkit.engine.checkpoints import no_longer_needed, remove_checkpoint, write_text
+from visionkit.engine.config import check_counts
 from visionkit.engine.loaders import batch_paths
 from visionkit.errors import VisionKitError
 from visionkit.registry import HOOKS
@@ -30,6 +31,7 @@ class SafeCheckpointHook(Hook):
     priority = "VERY_LOW"
 
     def __init__(self, best: str | None = None, keep: int = 2) -> None:
+        check_counts("SafeCheckpointHook", 1, keep=keep)
         self.best = best
         self.keep = keep
         self.metrics: dict[str, float] = {}

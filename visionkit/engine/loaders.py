@@ -15,6 +15,7 @@ import torch
 from mmengine.dist import get_dist_info, get_rank
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from visionkit.engine.config import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS, DATASETS
 
@@ -136,6 +137,8 @@ class _Stream:
     def __init__(
         self, seed: int, dataset: Dataset, batch_size: int, sampler: dict[str, Any] | None = None, num_workers: int = 0
     ) -> None:
+        check_counts("train_dataloader", 1, batch_size=batch_size)
+        check_counts("train_dataloader", 0, num_workers=num_workers)
         self.seed, self.dataset, self.batch_size, self.num_workers = seed, dataset, batch_size, num_workers
         self.sampler = DATA_SAMPLERS.build(dict(sampler, dataset=dataset)) if sampler else None
 

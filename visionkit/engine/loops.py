@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_distributed
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from visionkit.engine.config import check_counts
 from visionkit.engine.loaders import NamedLoaders, rng_state, seed_everything, set_rng_state
 from visionkit.engine.stopping import Interrupted, asked, finishing
 from visionkit.registry import LOOPS
@@ -35,6 +36,7 @@ class NamedLoadersTrainLoop(EpochBasedTrainLoop):
     def __init__(
         self, runner: Runner, dataloader: dict[str, Any], max_epochs: int, iters_per_epoch: int, val_interval: int = 1
     ) -> None:
+        check_counts("train_cfg", 1, max_epochs=max_epochs, iters_per_epoch=iters_per_epoch, val_interval=val_interval)
         self.dataloaders = NamedLoaders(dataloader, iters_per_epoch, seed=runner.seed)
         super().__init__(runner, self.dataloaders, max_epochs, val_interval=val_interval)
 
