@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from torch import Tensor
 
 from visionkit.cli import run_command
@@ -104,10 +106,6 @@ def run_one(file: Path, size: int, steps: int) -> str:
     detects = library == "mmdet"
     importlib.import_module(f"{library}.models")
     init_default_scope(library)
-    from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import MODELS
-    from mmengine.runner import Runner
-
     for part in ("roi_head", "rpn_head", "bbox_head"):
         use_torchvision(cfg.model.get(part, {}))
     model = revert_sync_batchnorm(MODELS.build(cfg.model))

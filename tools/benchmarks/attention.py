@@ -287,19 +287,18 @@ def plot(rows: list[dict], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in rows if "op" in row]
-    masks = list(dict.fromkeys((row["device"], row["mask"]) for row in rows))
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    shown = list(dict.fromkeys((row["device"], row["mask"]) for row in rows))
     for key, title, scale in (("cpu_seconds", "seconds", 1), ("peak_bytes", "MiB", 2**-20)):
-        figure, panels = plt.subplots(1, len(masks), figsize=(4.5 * len(masks), 5), sharey=True, squeeze=False)
-        for panel, mask in zip(panels[0], masks):
-            ops = list(dict.fromkeys(row["op"] for row in rows))
+        figure, panels = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 5), sharey=True, squeeze=False)
+        for panel, (device, mask) in zip(panels[0], shown):
+            of_panel = [row for row in rows if (row["device"], row["mask"]) == (device, mask) and row.get(key)]
             for i, op in enumerate(ops):
-                of_mask = [row for row in rows if (row["device"], row["mask"]) == mask]
-                of_op = [row for row in of_mask if row["op"] == op and row.get(key)]
-                if of_op:
+                if of_op := [row for row in of_panel if row["op"] == op]:
                     x, y = zip(*((row["tokens"], row[key] * scale) for row in of_op))
                     style = dict(color=plt.cm.tab20(i % 20), linestyle="-" if op != "softmax" else "--")
                     panel.loglog(x, y, marker=".", label=op, **style)
-            panel.set_title(", ".join(mask))
+            panel.set_title(f"{device}, {mask}")
             panel.set_xlabel("tokens")
             panel.legend(fontsize=6, ncols=2)
         panels[0][0].set_ylabel(title)
