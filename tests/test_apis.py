@@ -210,6 +210,18 @@ def test_a_stop_keeps_what_was_extracted(folder, checkpoint, capsys, monkeypatch
     assert "2 images added, 0 changed, 0 removed, 2 kept" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_stops_at_once(folder, checkpoint, capsys, monkeypatch, number, status):
+    def stopped(self, images, skip=False):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(ReIDInferencer, "batches", stopped)
+    assert main(["index", str(folder / "gallery"), "--weights", str(checkpoint)]) == status
+    assert "once more to stop at once" in capsys.readouterr().err and not (folder / "gallery.index").exists()
+
+
 def test_an_index_outside_of_the_main_thread(folder, checkpoint):
     """Signals cannot be listened to there."""
     with ThreadPoolExecutor(1) as pool:

@@ -44,6 +44,14 @@ def test_laws(rows, num_instances):
             assert len(set(others)) == len(others)
 
 
+@pytest.mark.parametrize("images, repeats", [(4, True), (5, False)])
+def test_others_repeat_unless_there_are_more_than_wanted(images, repeats):
+    """MMT asks for ``num_instances`` of them, one more than it draws."""
+    torch.manual_seed(0)
+    sampler = RandomMultipleGallerySampler(rows_of([0] * images, [0] * images), 4)
+    assert any(len(set(sampler)) < 4 for _ in range(20)) == repeats
+
+
 def test_identities_come_in_one_piece_and_in_a_new_order_each_pass():
     dataset = rows_of([pid for pid in range(30) for _ in range(6)], list(range(6)) * 30)
     sampler = RandomMultipleGallerySampler(dataset, 4)

@@ -47,6 +47,13 @@ def test_a_stand_in_is_chosen_by_label_not_by_identity(pseudo):
     assert item["path"] == pseudo.dataset.samples[4].path and item["pid"] == 0 and item["index"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*training goes on")
+def test_noise_never_stands_in_for_a_labelled_image(pseudo):
+    pseudo.set_labels(np.array([0, -1, -1, 1, 1, 1, 1, 1, 1, 1, 1, 1]))
+    open(pseudo.dataset.samples[0].path, "wb").close()
+    assert pseudo[0]["path"] == pseudo.dataset.samples[3].path and pseudo[0]["pid"] == 1
+
+
 @pytest.mark.parametrize(
     "labels", [np.zeros(3, int), np.zeros(12), np.full(12, -1), np.full(12, -2), np.zeros((12, 1), int)]
 )

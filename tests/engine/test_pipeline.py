@@ -9,7 +9,7 @@ from visionkit.engine.pipeline import Context, run_pipeline
 from visionkit.engine.stage import RunnerStage, train
 from visionkit.errors import VisionKitError
 
-from .toy import config, runner_cfg
+from .toy import ToyMetric, config, runner_cfg
 
 
 def run(folder, seed=1, **options):
@@ -37,6 +37,12 @@ def test_two_stages_hand_weights_on_and_report(tmp_path):
     history = [json.loads(line) for line in (tmp_path / "first" / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2, 3, 4] and "mAP" in history[1] and "mAP" not in history[0]
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_of_equal_scores_the_first_is_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyMetric, "compute_metrics", lambda self, results: dict(mAP=1.0))
+    train(runner_cfg(epochs=4), tmp_path, seed=1)
+    assert load_checkpoint(tmp_path / "best.pth")["meta"]["epoch"] == 2  # validated there and at 4
 
 
 def test_a_finished_stage_is_skipped_and_other_settings_are_refused(tmp_path):

@@ -33,6 +33,12 @@ def test_thousands_of_clusters_are_started_once():
     assert [KMeansLabels(k).n_init for k in (999, 1000)] == [3, 1] and KMeansLabels(2500, n_init=3).n_init == 3
 
 
+def test_a_start_from_fewer_images_than_clusters_looks_at_three_times_as_many():
+    features = blobs(clusters=30, size=10, noise=1.0)[0]
+    few, same = (KMeansLabels(20, init_size=size).fit(features, seed=0) for size in (10, 60))
+    assert (few.labels == same.labels).all()
+
+
 def test_fewer_images_than_clusters():
     with pytest.raises(VisionKitError, match="100 images cannot make num_clusters=101"):
         KMeansLabels(101).fit(blobs()[0], seed=0)
