@@ -93,6 +93,13 @@ def test_ranks_and_neighbours_are_whole_numbers(options, message):
         METRICS.build(dict(type="visionkit.ReIDMetric", **options))
 
 
+@pytest.mark.parametrize("option", ["device", "gallery", "k3"])
+def test_an_option_that_reranking_does_not_take(option):
+    with pytest.raises(VisionKitError, match=f"rerank: unknown key '{option}'") as caught:
+        METRICS.build(dict(type="visionkit.ReIDMetric", rerank={option: "cpu"}))
+    assert "distributed" not in str(caught.value)  # is not for a config to say
+
+
 def test_nothing_to_evaluate():
     with pytest.raises(VisionKitError, match="no image"):
         METRICS.build(dict(type="visionkit.ReIDMetric")).evaluate(0)
