@@ -70,9 +70,13 @@ def test_evaluation_by_blocks_equals_that_of_the_matrix():
     assert result.mAP > evaluate(qf, gf, *labels).mAP  # what it is for
 
 
-def test_copies_of_one_image():
-    distances = rerank_distances(np.ones((3, 4), np.float32), np.ones((30, 4), np.float32))
-    assert distances.isfinite().all() and distances.min() >= 0
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(8))
+def test_copies_of_one_image(seed, dtype):
+    """Of such a model's features the products' rounding is all that distances are made of, below 0 now and then."""
+    image = np.random.RandomState(seed).standard_normal((1, 16)).astype(dtype)
+    distances = rerank_distances(image.repeat(3, 0), image.repeat(10, 0))
+    assert distances.isfinite().all() and 0 <= distances.min() and distances.max() <= 1
 
 
 def test_wrong_options():

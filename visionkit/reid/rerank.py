@@ -78,7 +78,9 @@ class KReciprocal:
         if self.lambda_value == 0:
             return distances
         original = self._original(start, stop).cpu()
-        original /= torch.from_numpy(self._farthest[start:stop, None]).to(original)
+        farthest = torch.from_numpy(self._farthest[start:stop, None]).to(original)
+        # where all images are one, both are what rounding left, and either may be the larger
+        original = original.clamp_(min=0).clamp_(max=farthest).div_(farthest)
         return distances.mul_(1 - self.lambda_value).add_(original.square_(), alpha=self.lambda_value)
 
 
