@@ -32,7 +32,7 @@ def test_a_step_trains_both_sides_and_reports_every_loss():
     assert not any(value.requires_grad for value in log.values())
 
 
-@pytest.mark.parametrize("epochs, decay", [(30, 20), (2, 3), (1, 1), (3, 0)])
+@pytest.mark.parametrize("epochs, decay", [(30, 20), (2, 3), (1, 1), (3, 0), (0, 5)])
 def test_schedule_is_constant_then_falls_towards_zero(epochs, decay):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-4)
     schedulers = [PARAM_SCHEDULERS.build(dict(each, optimizer=optimizer)) for each in linear_decay(epochs, decay)]

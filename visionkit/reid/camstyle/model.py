@@ -161,8 +161,8 @@ def linear_decay(epochs: int, decay_epochs: int) -> list[dict[str, Any]]:
     if decay_epochs == 0:
         return []
     # mmengine reaches end_factor in the epoch before `end`: here the one after the last.
-    begin = epochs - 1
-    return [dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=begin, end=begin + decay_epochs + 2)]
+    first, end = decay_epochs / (decay_epochs + 1), epochs + decay_epochs + 1
+    return [dict(type="LinearLR", start_factor=first, end_factor=0.0, begin=epochs, end=end)]
 
 
 def generator_weights(model: CycleGAN) -> dict[str, Tensor]:
