@@ -66,6 +66,14 @@ def test_equals_the_loop(sets, ap, chunk):
     assert result.cmc == {k: (first <= k).mean() for k in (1, 2, 3)}
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float16, torch.bfloat16, torch.int32])
+def test_distances_of_any_kind_of_number(kind):
+    query, gallery, *labels = random_set()
+    distances = np.random.RandomState(0).randint(0, 64, (len(query), len(gallery)))  # of hashes: bits that differ
+    given = torch.from_numpy(distances).to(kind) if isinstance(kind, torch.dtype) else distances.astype(kind)
+    assert evaluate_distances(given, *labels).mAP == evaluate_distances(distances.astype(np.float64), *labels).mAP
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", lambda a, b: torch.cdist(a, b, p=1)])
 def test_metrics_match_their_formulas(metric):
     qf, gf, *labels = random_set()

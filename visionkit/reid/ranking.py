@@ -112,10 +112,14 @@ def evaluate_distances(
     gallery_camids: Labels | None,
     **options: object,
 ) -> RankingResult:
-    """Score given distances (Q, G); a matrix, an array or a memory map. Options: ap, topk, chunk, per_camera, ..."""
+    """Score given distances (Q, G); a matrix, an array or a memory map. Options: ap, topk, chunk, per_camera, ...
+
+    float64 is ranked in float64, all else, such as counts of differing bits, in float32.
+    """
 
     def block(start: int, stop: int) -> Tensor:
-        return as_tensor(distances[start:stop])
+        part = as_tensor(distances[start:stop])
+        return part if part.dtype == torch.float64 else part.float()
 
     labels = (query_pids, query_camids, gallery_pids, gallery_camids)
     return evaluate_blocks(block, tuple(distances.shape), *labels, **options)
