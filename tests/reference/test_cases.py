@@ -72,6 +72,23 @@ def test_a_field_that_a_case_of_nvist_lacks_is_not_compared(tmp_path, capsys):
     assert names == {"decoder.decoder_pos_embed", "latent", "matrix", "rgb", "weight", "distloss"}
 
 
+@pytest.mark.parametrize(("family", "layer"), [("mala", "lepe"), ("nala", "out_proj"), ("soft", "W_v")])
+def test_every_gradient_of_a_layer_is_compared(tmp_path, capsys, family, layer):
+    case = check.read_case(check.HERE / "cases" / f"{family}_attention.json")
+    case["cases"] = case["cases"][:1]
+    item, path = case["cases"][0], tmp_path / "case.json"
+    shape = item["state_dict"][f"{layer}.weight"]
+    item[f"grad_{layer}"] = dict(shape=shape, mean=0.0, std=1e-9, index=[0], value=[0.0])
+    path.write_text(json.dumps(case))
+    assert check.main([str(path)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert len(wrong) == 1 and wrong[0].endswith(f"grad_{layer}")
+    item["grad_no_layer"] = item.pop(f"grad_{layer}")
+    path.write_text(json.dumps(case))
+    assert check.main([str(path)]) == 2
+    assert "no_layer.weight" in capsys.readouterr().err
+
+
 def test_checker_exit_statuses(tmp_path, capsys):
     unknown = tmp_path / "unknown.json"
     unknown.write_text(json.dumps(dict(kind="no_such_kind")))

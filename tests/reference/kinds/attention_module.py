@@ -22,16 +22,16 @@ def run(case: dict) -> Checks:
 def mala(item: dict, tolerance: float) -> Checks:
     """MALA's layer on a map (B, C, H, W)."""
     layer = GatedAttention(item["dim"], item["heads"], AttentionChoice("mala"))
-    yield from on_map(layer, item, tolerance, {"grad_qkvo": layer.qkvo.weight})
+    yield from on_map(layer, item, tolerance)
 
 
 def nala(item: dict, tolerance: float) -> Checks:
     """NaLa's layer on a map (B, C, H, W)."""
     layer = nalaformer.GatedAttention(item["dim"], item["heads"], AttentionChoice("nala"))
-    yield from on_map(layer, item, tolerance, {"grad_qkvg": layer.qkvg.weight})
+    yield from on_map(layer, item, tolerance)
 
 
-def on_map(layer: nn.Module, item: dict, tolerance: float, weights: dict[str, Tensor]) -> Checks:
+def on_map(layer: nn.Module, item: dict, tolerance: float) -> Checks:
     """A layer of maps (B, H, W, C) with rotary positions."""
     load(layer, item)
     name, table = item["name"], rotary_table_2d(*item["hw"], item["dim"] // item["heads"])
@@ -40,7 +40,7 @@ def on_map(layer: nn.Module, item: dict, tolerance: float, weights: dict[str, Te
             yield f"{name} {key}", value, item[key], tolerance
     x = tensor(f"{name}.input", [2, item["dim"], *item["hw"]]).requires_grad_()
     y = layer(x.permute(0, 2, 3, 1), table).permute(0, 3, 1, 2)
-    yield from compared(x, y, weights, item, tolerance)
+    yield from compared(x, y, dict(layer.named_parameters()), item, tolerance)
 
 
 def soft(item: dict, tolerance: float) -> Checks:
@@ -54,18 +54,20 @@ def soft(item: dict, tolerance: float) -> Checks:
     load(layer, item, names)
     x = tensor(f"{item['name']}.input", [2, item["hw"][0] * item["hw"][1], item["dim"]]).requires_grad_()
     y = layer(x.unflatten(1, item["hw"])).flatten(1, 2)
-    yield from compared(x, y, {"grad_W_q": layer.q.weight}, item, tolerance)
+    own = dict(layer.named_parameters())
+    yield from compared(x, y, {key: own[name] for key, name in names.items()}, item, tolerance)
 
 
-def compared(x: Tensor, y: Tensor, weights: dict[str, Tensor], item: dict, tolerance: float) -> Checks:
-    """Output and gradients."""
+def compared(x: Tensor, y: Tensor, parameters: Mapping[str, Tensor], item: dict, tolerance: float) -> Checks:
+    """Output and gradients: of the input, and for every ``grad_<layer>`` of the weight of that published name."""
     name = item["name"]
     yield f"{name} output", y, item["output"], tolerance
     (y * tensor(f"{name}.cotangent", list(y.shape))).sum().backward()
     yield f"{name} grad_input", x.grad, item["grad_input"], tolerance
-    for key, weight in weights.items():
-        if key in item:
-            yield f"{name} {key}", weight.grad.reshape(item[key]["shape"]), item[key], tolerance
+    for key, digest in item.items():
+        if key.startswith("grad_") and key != "grad_input":
+            gradient = parameters[f"{key.removeprefix('grad_')}.weight"].grad
+            yield f"{name} {key}", gradient.reshape(digest["shape"]), digest, tolerance
 
 
 def load(layer: nn.Module, item: dict, names: Mapping[str, str] | None = None) -> None:
