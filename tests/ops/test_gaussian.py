@@ -68,6 +68,14 @@ def test_the_number_of_steps_is_an_option(symmetric):
     assert torch.allclose(out, expected, atol=1e-10)
 
 
+def test_a_landmark_is_exactly_like_itself():
+    q, v, landmarks = tokens(m=1, dim=32, dtype=torch.float32)
+    out = gaussian_attention(q, None, v, landmarks=landmarks.requires_grad_(), symmetric=True)
+    assert not out.any()  # where SOFT++'s steps from a lone 1 lead; from a rounded 1 they double its error
+    out.sum().backward()
+    assert not landmarks.grad.any()
+
+
 def test_landmarks_by_default_are_means_of_runs():
     q, v, _ = tokens(n=98)
     pooled = q.unflatten(2, (49, 2)).mean(3)

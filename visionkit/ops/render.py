@@ -339,7 +339,7 @@ def render_rays(
     """Renders all rays in one piece.
 
     Colours are computed only where the weight exceeds ``min_weight``. With 0 that is exact, gradients included, for a
-    density that is flat where it is zero (ReLU).
+    density that is flat where it is zero (ReLU) and intervals that are not empty.
 
     Args:
         field: the density and colour functions.
