@@ -15,11 +15,14 @@ NAN = tl.constexpr(tl.PropagateNan.ALL)
 LOG2_E = tl.constexpr(1 / math.log(2))
 HALF = (torch.bfloat16, torch.float16)
 INTERPRETED_PROGRAMS = 2  # enough to see that runs of tokens are put together again
+MULTIPROCESSORS = 132  # of the device, an H100, that tensors without data stand for: see visionkit_kernels.gate
 
 
 @functools.cache
 def programs(device: torch.device, each: int = 4) -> int:
     """How many programs fill the device, with so many on each multiprocessor."""
+    if device.type == "meta":
+        return each * MULTIPROCESSORS
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
     return each * torch.cuda.get_device_properties(device).multi_processor_count

@@ -2,8 +2,9 @@
 
 The host code runs on meta tensors and its launches are written down instead of done; each is then compiled to machine
 code. What is printed, and bounded in the tests: registers of a thread, bytes of its stack (spilled registers go there),
-bytes of shared memory of a program. Printed too is how long the longest loop is, in machine instructions: where each
-byte is used once, a kernel that needs too many of them is slower than the memory.
+bytes of shared memory of a program. Printed too are the programs of a launch on an H100, which where the work is cut to
+fill it must have room at once, and how long the longest loop is, in machine instructions: where each byte is used once,
+a kernel that needs too many of them is slower than the memory.
 """
 
 import argparse
@@ -43,6 +44,7 @@ class Launch(NamedTuple):
     kernel: object
     arguments: dict
     options: dict
+    programs: int
 
 
 class Recorder:
@@ -54,7 +56,8 @@ class Recorder:
     def __getitem__(self, grid: tuple) -> Callable:
         def launch(*values: object, **named: object) -> None:
             options = {name: named.pop(name) for name in OPTIONS if name in named}
-            self.launches.append(Launch(self.kernel, {**dict(zip(self.kernel.arg_names, values)), **named}, options))
+            arguments = {**dict(zip(self.kernel.arg_names, values)), **named}
+            self.launches.append(Launch(self.kernel, arguments, options, grid[0]))
 
         return launch
 
@@ -94,7 +97,7 @@ def compile_launch(launch: Launch, architecture: int) -> dict:
     tile = launch.arguments.get("ROWS", 0) * launch.arguments.get("D", 0)
     return dict(
         kernel=launch.kernel.__name__, architecture=architecture, registers=registers, stack=stack,
-        shared=done.metadata.shared, warps=warps, loop=loop,
+        shared=done.metadata.shared, warps=warps, programs=launch.programs, loop=loop,
         loop_per_element=round(loop * 32 * warps / tile, 1) if tile else None,
     )  # fmt: skip
 
@@ -133,18 +136,19 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
         return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _heads(dtype: torch.dtype, dim: int, count: int = 3) -> list[Tensor]:
+def _heads(dtype: torch.dtype, dim: int, count: int = 3, heads: int = 2) -> list[Tensor]:
     """q, k, v as a model has them: views of (B, N, heads, dim)."""
-    return [torch.empty(64, TOKENS, 2, dim, dtype=dtype, device="meta").transpose(1, 2) for _ in range(count)]
+    return [torch.empty(64, TOKENS, heads, dim, dtype=dtype, device="meta").transpose(1, 2) for _ in range(count)]
 
 
 def linear_launches(
-    dtype: torch.dtype, dim: int, feature_map: str, output: str, rotary: bool, gated: bool = False, dim_v: int = 0
-) -> list[Launch]:
+    dtype: torch.dtype, dim: int, feature_map: str, output: str, rotary: bool, gated: bool = False, dim_v: int = 0,
+    heads: int = 2,
+) -> list[Launch]:  # fmt: skip
     """All four kernels, through the host code."""
     from visionkit_kernels import linear
 
-    q, k, v, *gating = _heads(dtype, dim, 5)
+    q, k, v, *gating = _heads(dtype, dim, 5, heads)
     v = v[..., :dim_v] if dim_v else v
     gating = gating if gated else [None] * 2
     table = torch.empty(TOKENS, dim, dtype=dtype, device="meta") if rotary else None
@@ -227,6 +231,7 @@ def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch
 
 CASES = {
     "mala-bf16-64": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True),
+    "mala-one-head": lambda: linear_launches(torch.bfloat16, 64, "elu", "mala", True, heads=1),
     "mala-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "elu", "mala", True),
     "mala-fp16-96": lambda: linear_launches(torch.float16, 96, "elu", "mala", True),
     "mala-bf16-96": lambda: linear_launches(torch.bfloat16, 96, "elu", "mala", True),
@@ -263,16 +268,17 @@ CASES = {
 # Bytes of stack that a thread may use: none, but where a head's state nearly fills the registers.
 ALLOWED_STACK = {
     "mala-bf16-64": 512,  # 320 on sm_80, none on sm_90, where the tiles were chosen
+    "mala-one-head": 512,  # the same
     "mala-bf16-96": 256,
-    "mala-bf16-128": 256,  # 88 on sm_90, none on sm_80, where the state's gradient has a pass of its own
+    "mala-bf16-128": 256,  # 80 on sm_90, none on sm_80, where the state's gradient has a pass of its own
     "mala-fp16-96": 64,
-    "mala-fp32-64": 768,  # 704 on sm_80, 128 on sm_90
+    "mala-fp32-64": 768,  # 704 on sm_80, 144 on sm_90
     "mala-fp32-96": 512,
-    "mala-fp32-128": 512,  # 280 on sm_80, 288 on sm_90
-    "mala-gated-bf16-64": 512,  # 312 on sm_80, none on sm_90
+    "mala-fp32-128": 512,  # 280 on both
+    "mala-gated-bf16-64": 512,  # 264 on sm_80, none on sm_90
     "mala-gated-bf16-128": 256,
     "mala-gated-fp16-96": 64,
-    "mala-gated-fp32-64": 512,  # 496 on sm_80; 128 on sm_90
+    "mala-gated-fp32-64": 512,  # 496 on sm_80; 144 on sm_90
     "mala-gated-fp32-128": 512,  # 360 on sm_80, 336 on sm_90
     "norm-fp32-128": 512,  # 344 on both
     "linear-fp32-128": 512,
@@ -310,8 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.json:
         print(
-            f"{'case':19} {'kernel':21} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5} {'loop':>5} "
-            f"{'/ element':>9}"
+            f"{'case':19} {'kernel':21} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5} "
+            f"{'programs':>8} {'loop':>5} {'/ element':>9}"
         )
     for row in run(options.case, options.architecture):
         if options.json:
@@ -319,7 +325,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(
                 f"{row['case']:19} {row['kernel']:21} {row['architecture']:3} {row['registers']:9} {row['stack']:6} "
-                f"{row['shared']:7} {row['warps']:5} {row['loop']:5} {row['loop_per_element'] or '':>9}",
+                f"{row['shared']:7} {row['warps']:5} {row['programs']:8} {row['loop']:5} "
+                f"{row['loop_per_element'] or '':>9}",
                 flush=True,
             )
     return 0

@@ -59,8 +59,9 @@ from visionkit_kernels.tiles import capability, chosen
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
 LARGEST_HEAD = 128
 USUAL_HEAD = 64  # the state of a larger one only just fits, see config
-# Four warps have no registers left for the tiles of a branch and a gate.
+# Four warps have no registers left for the tiles of a branch and a gate: more warps take them, or smaller tiles.
 GATED = dict(num_warps=8, maxnreg=None, PROGRAMS=2)
+GATED_BACKWARD = dict(ROWS=16, num_warps=4, PROGRAMS=2)
 OUTPUTS = ("sum", "rms", "none", "mala")
 
 
@@ -130,9 +131,10 @@ def reduce_state(
         if OUTPUT == "mala":
             u += column_sums(value.to(ACC), ROWS, DV)
     own = split * part
-    store_tile(state + own + head * dim * dim_v, s / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
-    tl.store(key_mean + own + head * dim + columns, tl.sum(m, 0) / tokens, mask=columns < dim)
-    tl.store(value_mean + own + head * dim_v + columns_v, tl.sum(u, 0) / tokens, mask=columns_v < dim_v)
+    over = tl.full([1], 1, ACC) / tokens  # a division for every number of the state would take as long as a tile
+    store_tile(state + own + head * dim * dim_v, s * over[:, None], columns, columns_v, dim_v, 1, dim, dim_v)
+    tl.store(key_mean + own + head * dim + columns, tl.sum(m, 0) * over, mask=columns < dim)
+    tl.store(value_mean + own + head * dim_v + columns_v, tl.sum(u, 0) * over, mask=columns_v < dim_v)
 
 
 @triton.jit
@@ -337,7 +339,7 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
     elif kernel == "apply":
         sizes.update(num_warps=4, num_stages=2, maxnreg=128 if dtype in HALF else None)
     elif kernel == "reduce":
-        sizes.update(num_warps=4, num_stages=3 if dtype in HALF else 2)
+        sizes.update(num_warps=4, num_stages=3 if dtype in HALF else 2, maxnreg=128 if dtype in HALF else None)
     else:
         sizes.update(num_warps=4, num_stages=1)
     return chosen(f"linear {kernel}", sizes, dtype, device)
@@ -430,7 +432,7 @@ def launch_backward(
     with on_device(q):
         sizes = config("backward queries", dim, dim_v, q.dtype, q.device)
         if gate is not None:
-            sizes.update(GATED)
+            sizes.update(GATED_BACKWARD if q.dtype in HALF and max(dim, dim_v) <= USUAL_HEAD else GATED)
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         parts = _parts(q, splits, batch * heads, dim, dim_v)
         rest = None if sizes["SUM_S"] else q.new_empty(batch, heads, queries, dim_v, dtype=_operand(q.dtype))
