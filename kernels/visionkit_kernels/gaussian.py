@@ -154,17 +154,27 @@ def newton_kernel(a, start, out, count, steps, M: tl.constexpr, ACC: tl.constexp
     store_tile(out + place, v, spots, spots, count, 1, count, count)
 
 
-def _sizes(rows: int, count: int, dim: int, dim_v: int, dtype: torch.dtype, backward: bool = False) -> dict:
-    """Four warps, as eight take twice the instructions for a token; eight where four have no registers left."""
-    types, warps = dot_types(torch.promote_types(dtype, torch.float32)), 8 if backward and max(dim, dim_v) > 32 else 4
-    return dict(ROWS=rows, M=padded(count), D=padded(dim), DV=padded(dim_v), num_warps=warps, num_stages=1, **types)
+def _sizes(kernel: str, count: int, dim: int, dim_v: int, dtype: torch.dtype) -> dict:
+    """Four warps, as eight take twice the instructions for a token; eight where four have no registers left.
+
+    PROGRAMS, see [cut]: as many as have room on a multiprocessor of compute capability 9.0 at once, one less of wide
+    heads; those left over would take as long again.
+    """
+    wide = max(dim, dim_v) > 32
+    sizes = {
+        "project": dict(ROWS=32, num_warps=4, PROGRAMS=4 - wide),
+        "apply": dict(ROWS=64, num_warps=4, PROGRAMS=3 - wide),
+        "backward": dict(ROWS=32, num_warps=8 if wide else 4, PROGRAMS=2 - wide),
+    }[kernel]
+    types = dot_types(torch.promote_types(dtype, torch.float32))
+    return dict(**sizes, M=padded(count), D=padded(dim), DV=padded(dim_v), num_stages=1, **types)
 
 
 def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Tensor:
     """W = P v, (B, heads, m, dim_v), in the type of the landmarks."""
     (batch, heads, tokens, dim), dim_v, count = q.shape, v.shape[-1], landmarks.shape[-2]
-    landmarks, sizes = landmarks.contiguous(), _sizes(32, count, dim, dim_v, q.dtype)
-    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device)
+    landmarks, sizes = landmarks.contiguous(), _sizes("project", count, dim, dim_v, q.dtype)
+    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     parts = landmarks.new_empty(batch, heads, splits, count, dim_v)
     with on_device(q):
         project_kernel[(batch * heads * splits,)](
@@ -177,9 +187,9 @@ def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Ten
 def launch_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> Tensor:
     """P^T C, (B, heads, N, dim_v), in the type of q."""
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, core.shape[-2:]
-    landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes(64, count, dim, dim_v, q.dtype)
+    landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes("apply", count, dim, dim_v, q.dtype)
     out = tokens_first(q, batch, heads, tokens, dim_v)
-    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device)
+    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     with on_device(q):
         apply_kernel[(batch * heads * splits,)](
             landmarks, q, core, out, *q.stride(), *out.stride(),
@@ -194,8 +204,8 @@ def launch_backward(
     """dlandmarks, dq, and dv of project or dC of apply."""
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, small.shape[-2:]
     landmarks, small = landmarks.contiguous(), small.contiguous()
-    sizes = _sizes(32, count, dim, dim_v, q.dtype, backward=True)
-    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device)
+    sizes = _sizes("backward", count, dim, dim_v, q.dtype)
+    tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     dq = tokens_first(q, batch, heads, tokens, dim)
     dx = tokens_first(x, batch, heads, tokens, dim_v) if project else None
     dlandmarks = landmarks.new_empty(batch, heads, splits, count, dim)

@@ -245,13 +245,19 @@ def nala_backward_keys(
 
 
 def _sizes(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, rotary: bool) -> dict:
-    """Tiles that need few instructions an element, spill few registers and fit in the shared memory of sm_80."""
+    """Tiles that need few instructions an element, spill few registers and fit in the shared memory of sm_80.
+
+    PROGRAMS, see [cut]: as many as have room on a multiprocessor of compute capability 9.0 at once, in bfloat16; those
+    left over would take as long again.
+    """
     wide, full = max(dim, dim_v) > 32, dtype not in HALF
     sizes = {
-        "reduce": dict(ROWS=32, num_warps=4, num_stages=2),
-        "apply": dict(ROWS=64, num_warps=4, num_stages=1),
-        "backward queries": dict(ROWS=32 if wide and not full else 16, num_warps=8 if wide else 4, num_stages=1),
-        "backward keys": dict(ROWS=32 if wide and full else 64, num_warps=8, num_stages=1),
+        "reduce": dict(ROWS=32, num_warps=4, num_stages=2, PROGRAMS=2 if wide else 3),
+        "apply": dict(ROWS=64, num_warps=4, num_stages=1, PROGRAMS=2 if wide else 3),
+        "backward queries": dict(
+            ROWS=32 if wide and not full else 16, num_warps=8 if wide else 4, num_stages=1, PROGRAMS=1 if wide else 3
+        ),
+        "backward keys": dict(ROWS=32 if wide and full else 64, num_warps=8, num_stages=1, PROGRAMS=1 if wide else 2),
     }[kernel]
     types = dot_types(torch.float16 if dtype == torch.bfloat16 else dtype)  # TF32: powers are steep
     return dict(**sizes, D=padded(dim), DV=padded(dim_v), ROTARY=rotary, **types)
@@ -267,7 +273,7 @@ def launch_forward(
     out = tokens_first(v, batch, heads, queries, dim_v)
     with on_device(q):
         sizes = _sizes("reduce", *tiled)
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         new = lambda *shape: q.new_empty(batch * heads, splits, 2, *shape, dtype=sum_type(q.dtype))
         sums = new(dim, dim_v), new(dim)
         nala_reduce[(batch * heads * splits,)](
@@ -275,7 +281,7 @@ def launch_forward(
         )
         state = [x.sum(1) for x in sums]
         sizes = _sizes("apply", *tiled)
-        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         nala_apply[(batch * heads * splits,)](
             q, table, *state, out, *q.stride(), *out.stride(),
             heads, queries, dim, dim_v, tiles, splits, power, offset, eps, guard, **sizes,
@@ -293,7 +299,7 @@ def launch_backward(
     dq, dk, dv = (tokens_first(x, *x.shape) for x in (q, k, v))
     with on_device(q):
         sizes = _sizes("backward queries", *tiled)
-        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         new = lambda *shape: q.new_empty(batch * heads, splits, 2, *shape, dtype=sum_type(q.dtype))
         sums = new(dim, dim_v), new(dim)
         nala_backward_queries[(batch * heads * splits,)](
@@ -302,7 +308,7 @@ def launch_backward(
         )  # fmt: skip
         dstate = [x.sum(1) for x in sums]
         sizes = _sizes("backward keys", *tiled)
-        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device)
+        tiles, splits = cut(keys, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         nala_backward_keys[(batch * heads * splits,)](
             k, v, table, *dstate, dk, dv, *k.stride(), *v.stride(), *dk.stride(), *dv.stride(),
             heads, keys, dim, dim_v, tiles, splits, **sizes,

@@ -14,7 +14,7 @@ QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "linear-bf16-64", "
 QUICK += ["sigmoid-bf16-128", "gaussian-bf16-64", "nala-bf16-32", "mala-gated-bf16-128", "mala-gated-fp32-128"]
 QUICK += ["mala-one-head"]
 # whose work is cut so that all programs run at once: those left over would take as long again
-AT_ONCE = ["mala-bf16-64", "mala-one-head", "mala-gated-bf16-64", "linear-bf16-64"]
+AT_ONCE = ["mala-bf16-64", "mala-one-head", "mala-gated-bf16-64", "linear-bf16-64", "gaussian-bf16-64", "nala-bf16-32"]
 # every kernel that a case launches, of all cases and of some
 KERNELS = """
 import sys
