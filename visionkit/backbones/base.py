@@ -161,13 +161,11 @@ class HierarchicalBackbone(nn.Module):
             self.reset_classifier(0, "")
         return wanted
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping what they made."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Names of parameters -> layers, for layer-wise learning rates."""
         blocks = (
@@ -181,12 +179,10 @@ class HierarchicalBackbone(nn.Module):
         )
         return dict(stem=r"^stem", blocks=blocks)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay beside biases and norms."""
         return set()
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The last layer."""
         return self.head
@@ -211,7 +207,7 @@ class Stage(nn.Module):
         x = self.enter(x)
         tables = () if self.rotary is None else (self.rotary(x),)
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting():
+            if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, *tables, use_reentrant=False)
             else:
                 x = block(x, *tables)

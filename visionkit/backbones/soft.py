@@ -392,7 +392,6 @@ class SOFT(HierarchicalBackbone):
             self.has_token, self.pools = False, ("avg", "")
         return wanted
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The class token alone, as released."""
         return {"stages.3.cls_token"}
