@@ -61,7 +61,6 @@ def choose_attention(
     check_has_attention(attention, attention_options)
     if attention is not None:
         check_unused(attention, **switches)
-    if attention is not None:
         names = [attention] * 4 if isinstance(attention, str) else list(attention)
         choices = [AttentionChoice(name, attention_options or {}) for name in names]
     else:
