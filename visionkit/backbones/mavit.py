@@ -4,7 +4,6 @@ Fan et al., "Rectifying Magnitude Neglect in Linear Attention", ICCV 2025, arXiv
 published weights load under their own keys, see [checkpoint_filter_fn].
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
-from visionkit.backbones.published import complete, create, unwrap
+from visionkit.backbones.published import complete, create, renamed, unwrap
 from visionkit.ops.rotary import Rotary
 
 ARCHS = {
@@ -164,15 +163,10 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
     state = unwrap(state_dict)
     if "stem.0.conv.weight" not in state:
         # rotary tables are computed
-        state = {rename(key): reshape(key, value) for key, value in state.items() if not key.endswith("RoPE.angle")}
+        state = {
+            renamed(key, RENAMES): reshape(key, value) for key, value in state.items() if not key.endswith("RoPE.angle")
+        }
     return complete(state, model, head=("proj.", "norm.", "head."))
-
-
-def rename(key: str) -> str:
-    """A published name -> ours."""
-    for pattern, name in RENAMES:
-        key = re.sub(pattern, name, key)
-    return key
 
 
 def reshape(key: str, value: Tensor) -> Tensor:

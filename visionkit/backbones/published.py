@@ -1,6 +1,7 @@
 """Published checkpoints: reading, unwrapping, and the check that a file is of the architecture that was asked for."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,13 @@ def unwrap(checkpoint: Mapping, path: str = "the checkpoint", prefix: str = "") 
     if any(key.startswith("backbone.") for key in state):
         state = below(state, "backbone.")
     return {key.removeprefix("module.").removeprefix("body."): value for key, value in state.items()}
+
+
+def renamed(key: str, renames: Sequence[tuple[str, str | Callable[[re.Match], str]]]) -> str:
+    """A published name after the replacements (pattern, ours), one after the other."""
+    for pattern, name in renames:
+        key = re.sub(pattern, name, key)
+    return key
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

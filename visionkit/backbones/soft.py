@@ -19,7 +19,7 @@ from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, default_cfg, init_weights
 from visionkit.backbones.hybrid import check_has_attention, check_unused, drop_path_rates
 from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
-from visionkit.backbones.published import complete, create, unwrap
+from visionkit.backbones.published import complete, create, renamed, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
 from visionkit.ops.mala import without_autocast
@@ -422,23 +422,16 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
     """
     state = unwrap(state_dict)
     if "stem.0.conv.weight" not in state:
-        state = {rename(key): value for key, value in state.items()}
+        state = {renamed(key, RENAMES): value for key, value in state.items()}
     depths, own = options_of("soft_small", state).get("depths"), tuple(len(stage.blocks) for stage in model.stages)
     if depths and depths[: len(own)] != own:
         raise VisionKitError(f"SOFT: the checkpoint is the released soft_small; build the model with depths={depths}")
     return complete(state, model, head=("norm.", "head."))
 
 
-def rename(key: str) -> str:
-    """A published name -> ours."""
-    for pattern, name in RENAMES:
-        key = re.sub(pattern, name, key)
-    return key
-
-
 def options_of(variant: str, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """The depths of a checkpoint whose names show that it is the released ``small``, deeper than the paper's."""
-    names = {re.match(r"(stages\.\d\.blocks\.\d+)?", rename(key))[0] for key in unwrap(state_dict)}
+    names = {re.match(r"(stages\.\d\.blocks\.\d+)?", renamed(key, RENAMES))[0] for key in unwrap(state_dict)}
     released = RELEASED_DEPTHS.get(variant.rsplit("_", 1)[1], ())
     blocks = {f"stages.{i}.blocks.{j}" for i, depth in enumerate(released) for j in range(depth)}
     return dict(depths=released) if released and names - {""} == blocks else {}

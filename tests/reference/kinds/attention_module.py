@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from visionkit.backbones import nalaformer
 from visionkit.backbones.hybrid import AttentionChoice
 from visionkit.backbones.mavit import GatedAttention
-from visionkit.backbones.soft import SoftAttention, rename
+from visionkit.backbones.published import renamed
+from visionkit.backbones.soft import RENAMES, SoftAttention
 from visionkit.ops.gaussian import NEWTON_STEPS
 from visionkit.ops.rotary import rotary_table_2d
 
@@ -49,7 +50,8 @@ def soft(item: dict, tolerance: float) -> Checks:
     layer = SoftAttention(item["dim"], item["heads"], item["ratio"], item["conv_size"], symmetric)
     layer.newton_steps = item.get("newton_iter", NEWTON_STEPS)
     names = {
-        key: rename(f"block1.0.att.mha.{key}").removeprefix("stages.0.blocks.0.attn.") for key in item["state_dict"]
+        key: renamed(f"block1.0.att.mha.{key}", RENAMES).removeprefix("stages.0.blocks.0.attn.")
+        for key in item["state_dict"]
     }
     load(layer, item, names)
     x = tensor(f"{item['name']}.input", [2, item["hw"][0] * item["hw"][1], item["dim"]]).requires_grad_()
