@@ -14,9 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
+from visionkit.backbones.published import with_weights, without_weights
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 
@@ -68,8 +71,6 @@ class ResNet(nn.Module):
         _check_choice("depth", depth, DEPTHS)
         _check_choice("ibn", ibn, (False, "a"))
         _check_choice("last_stride", last_stride, (1, 2))
-        import torchvision
-
         self.depth, self.ibn = depth, ibn
         net = getattr(torchvision.models, f"resnet{depth}")()
         self.num_features: int = net.fc.in_features
@@ -146,10 +147,6 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, model_name: str, out_index: int = -1, pretrained: bool = False, **kwargs: object) -> None:
         super().__init__()
-        import timm
-
-        from visionkit.backbones.published import with_weights, without_weights
-
         if "checkpoint_path" in kwargs:  # old versions of timm run what such a file holds
             raise VisionKitError(
                 "TimmFeatures: checkpoint_path is not read; give pretrained=True, pretrained_cfg_overlay=dict(file=...)"
@@ -249,7 +246,5 @@ def _fetch_imagenet(depth: int, ibn: bool | str) -> dict[str, Tensor]:
             return torch.hub.load_state_dict_from_url(
                 IBN_RELEASE + IBN_FILES[depth], map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-        from torchvision.models import get_model_weights
-
-        weights = get_model_weights(f"resnet{depth}").IMAGENET1K_V1
+        weights = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1
         return weights.get_state_dict(progress=False, check_hash=True)
