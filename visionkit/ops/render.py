@@ -194,11 +194,6 @@ def _blend(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return F.embedding_bag(index.reshape(-1, count), rows, mode="sum", per_sample_weights=weight)
 
 
-def triplane_features(planes: Tensor, points: Tensor) -> Tensor:
-    """The three planes' values (EG3D): -> (B, P, 3, C)."""
-    return lookup_planes(planes, points)
-
-
 def cp_features(vectors: Tensor, points: Tensor) -> Tensor:
     """Product of the three vectors (TensoRF, equation 3): -> (B, P, 1, C)."""
     return lookup_vectors(vectors, points).prod(dim=2, keepdim=True)
@@ -256,22 +251,18 @@ def vector_matrix_field(
             this is the same function, and one lookup instead of 6 * ``sigma_dim``; and colours in a [FeatureTable].
     """
 
-    def density(points: Tensor) -> Tensor:
-        if dense:
-            return lookup_volume(volume, points).relu()
-        features = vector_matrix_features(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim], points)
-        return features.sum(dim=(2, 3)).relu()
-
-    def field_colour(points: Tensor, directions: Tensor) -> Tensor:
-        if dense:
-            return colour(table(points), directions)
-        features = vector_matrix_features(planes[:, :, sigma_dim:], vectors[:, :, sigma_dim:], points)
-        return colour(features.flatten(2), directions)
-
+    sigma = planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim]
+    rgb = planes[:, :, sigma_dim:], vectors[:, :, sigma_dim:]
     if dense:
-        table = FeatureTable(planes[:, :, sigma_dim:], vectors[:, :, sigma_dim:])
-        volume = density_volume(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim])
-    return Field(density, field_colour)
+        volume, table = density_volume(*sigma), FeatureTable(*rgb)
+        return Field(
+            lambda points: lookup_volume(volume, points).relu(),
+            lambda points, directions: colour(table(points), directions),
+        )
+    return Field(
+        lambda points: vector_matrix_features(*sigma, points).sum(dim=(2, 3)).relu(),
+        lambda points, directions: colour(vector_matrix_features(*rgb, points).flatten(2), directions),
+    )
 
 
 def triplane_field(planes: Tensor, sigma_dim: int, density_net: Callable, colour: Callable) -> Field:
@@ -285,10 +276,10 @@ def triplane_field(planes: Tensor, sigma_dim: int, density_net: Callable, colour
     """
 
     def density(points: Tensor) -> Tensor:
-        return density_net(triplane_features(planes[:, :, :sigma_dim], points).flatten(2))[..., 0].relu()
+        return density_net(lookup_planes(planes[:, :, :sigma_dim], points).flatten(2))[..., 0].relu()
 
     def field_colour(points: Tensor, directions: Tensor) -> Tensor:
-        return colour(triplane_features(planes[:, :, sigma_dim:], points).flatten(2), directions)
+        return colour(lookup_planes(planes[:, :, sigma_dim:], points).flatten(2), directions)
 
     return Field(density, field_colour)
 
@@ -361,18 +352,7 @@ def render_rays(
     points = points.reshape(batch, rays * samples, 3)
     weights = composite_weights(field.density(points).reshape(batch, rays, samples), edges)
 
-    seen = weights.detach() > min_weight
-    scene, ray, sample = seen.nonzero(as_tuple=True)
-    # The seen samples of every scene, side by side and padded to the longest list.
-    count = seen.sum(dim=(1, 2))
-    slot = torch.arange(len(scene), device=scene.device) - (count.cumsum(0) - count)[scene]
-    empty = points.new_zeros(batch, max(1, int(count.max())), 3)
-    seen_points = empty.index_put((scene, slot), points.view(batch, rays, samples, 3)[scene, ray, sample])
-    seen_directions = empty.index_put((scene, slot), directions[scene, ray].to(empty.dtype))
-    colour = field.colour(seen_points, seen_directions)[scene, slot].to(weights.dtype)
-    weighted = colour * weights[scene, ray, sample][:, None]
-    rgb = weights.new_zeros(batch * rays, 3).index_add(0, scene * rays + ray, weighted).view(batch, rays, 3)
-
+    rgb = _seen_colours(field, points.view(batch, rays, samples, 3), directions, weights, min_weight)
     opacity = weights.sum(dim=-1)
     if background is not None:
         rgb = rgb + (1 - opacity)[..., None] * background
@@ -384,6 +364,22 @@ def render_rays(
         weights if keep_weights else None,
         edges if keep_weights else None,
     )
+
+
+def _seen_colours(field: Field, points: Tensor, directions: Tensor, weights: Tensor, min_weight: float) -> Tensor:
+    """Weighted sums of colours along rays (B, R, 3), taken at those of the points (B, R, N, 3) alone that are seen."""
+    batch, rays, _ = weights.shape
+    seen = weights.detach() > min_weight
+    scene, ray, sample = seen.nonzero(as_tuple=True)
+    # The seen samples of every scene, side by side and padded to the longest list.
+    count = seen.sum(dim=(1, 2))
+    slot = torch.arange(len(scene), device=scene.device) - (count.cumsum(0) - count)[scene]
+    empty = points.new_zeros(batch, max(1, int(count.max())), 3)
+    seen_points = empty.index_put((scene, slot), points[scene, ray, sample])
+    seen_directions = empty.index_put((scene, slot), directions[scene, ray].to(empty.dtype))
+    colour = field.colour(seen_points, seen_directions)[scene, slot].to(weights.dtype)
+    weighted = colour * weights[scene, ray, sample][:, None]
+    return weights.new_zeros(batch * rays, 3).index_add(0, scene * rays + ray, weighted).view(batch, rays, 3)
 
 
 def render_rays_in_chunks(
