@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from visionkit.errors import VisionKitError
-from visionkit.nvs import model as nvist
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.decoder import Decoder, fourier_features
 from visionkit.nvs.encoder import MaskedAutoencoder, ViTEncoder, patchify, sincos_table_2d, unpatchify
@@ -79,8 +78,7 @@ def test_predict_renders_every_view():
 def test_intervals_are_made_chunk_by_chunk_and_are_the_same(representation, jitter, monkeypatch):
     torch.manual_seed(0)
     model, made = NViST(**TINY, representation=representation).eval(), []
-    for module in (march, nvist):
-        monkeypatch.setattr(module, "ray_edges", lambda *args: made.append(ray_edges(*args)) or made[-1])
+    monkeypatch.setattr(march, "ray_edges", lambda *args: made.append(ray_edges(*args)) or made[-1])
     batch, results = scenes(), []
     for model.chunk in (1000, 150):
         torch.manual_seed(1)

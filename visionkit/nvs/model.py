@@ -18,7 +18,8 @@ from visionkit.nvs.field import FieldRenderer
 from visionkit.nvs.frustum import Frustum, FrustumHead, depth_error, one_pixel_in_four
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.published import checkpoint_filter_fn, load_mae
-from visionkit.ops.render import Field, Rendering, check_jitter, ray_edges, render_rays_in_chunks
+from visionkit.ops.march import edges_along
+from visionkit.ops.render import Field, Rendering, check_jitter, render_rays_in_chunks
 from visionkit.registry import MODELS
 
 
@@ -205,7 +206,7 @@ class NViST(BaseModel):
         options = dict(chunk=self.chunk, min_weight=min_weight)
         seed = torch.randint(2**31, (), device=origins.device) if jitter is not None else None
         if grids.frustum is not None:
-            edges = lambda rays: ray_edges(near, far, self.num_samples, origins, jitter, seed, rays)
+            edges = edges_along(origins, near, far, self.num_samples, seed, jitter)
             options.update(background=self.renderer.background)
             return render_rays_in_chunks(self.field(grids), origins, directions, edges, self.aabb, **options)
         rays = origins, directions, near, far, self.aabb

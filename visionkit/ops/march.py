@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.ops import dispatch
+from visionkit.ops.attention._masks import wide
 from visionkit.ops.mala import without_autocast
 from visionkit.ops.render import (
     Rendering,
@@ -105,8 +106,7 @@ def render_vector_matrix(
     plain = keep_weights or jitter != "ray"
     if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):
-            channels = _single(planes[:, :, :sigma_dim]), _single(vectors[:, :, :sigma_dim])
-            field = density_volume(*channels)[:, 0]
+            field = density_volume(*wide(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim]))[:, 0]
         colours = _products_type(planes[:, :, sigma_dim:]), _products_type(vectors[:, :, sigma_dim:])
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
         return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
@@ -148,7 +148,7 @@ def render_triplanes(
     plain = keep_weights or jitter != "ray"
     if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
-            channels, shares = _single(planes[:, :, :sigma_dim]), _single(weight).view(3, sigma_dim)
+            channels, shares = wide(planes[:, :, :sigma_dim], weight.view(3, sigma_dim))
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
         colours = _products_type(planes[:, :, sigma_dim:])
@@ -179,6 +179,7 @@ def render_cp(
     num_samples: int,
     seed: Tensor | None = None,
     jitter: str = "ray",
+    chunk: int = 4096,
     **options: object,
 ) -> Rendering:
     """Renders rays through CP fields of B scenes (TensoRF, arXiv 2203.09517, equation 3); no kernel does.
@@ -186,13 +187,13 @@ def render_cp(
     Args:
         vectors: (3, B, C, R, 1), the first ``sigma_dim`` channels density, the others colour.
         network: of C - sigma_dim features.
-        options: ``background``, ``min_weight``, ``chunk``, ``ray_gradients`` and ``keep_weights``.
+        options: ``background``, ``min_weight``, ``ray_gradients`` and ``keep_weights``.
         origins and the others: see [render_vector_matrix].
     """
     check_jitter(jitter)
     field = cp_field(vectors, sigma_dim, network.rgb)
     edges = edges_along(origins, near, far, num_samples, seed, jitter)
-    return render_rays_in_chunks(field, origins, directions, edges, aabb, **dict(dict(chunk=4096), **options))
+    return render_rays_in_chunks(field, origins, directions, edges, aabb, chunk=chunk, **options)
 
 
 def _kernel(planes: Tensor, network: ColourNetwork, plain: bool, ray_gradients: bool, *rays: Tensor):  # noqa: ANN202
@@ -201,11 +202,6 @@ def _kernel(planes: Tensor, network: ColourNetwork, plain: bool, ray_gradients: 
         return None
     rays = [torch.as_tensor(x) if ray_gradients else torch.as_tensor(x).detach() for x in rays]
     return dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
-
-
-def _single(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _products_type(x: Tensor) -> Tensor:
