@@ -99,6 +99,22 @@ def test_radial_lens_and_off_centre_axis_are_undone(tmp_path):
     assert np.abs(small - draw_axes(scene.camera(0, (40, 30)))[0] * 255).mean() < 4
 
 
+def test_a_lens_that_leaves_the_focal_length_alone_is_undone_too(tmp_path):
+    (camera,) = arc(1, (120, 90), (108.0, 108.0))
+    k1, k2 = 0.1, -0.59  # which bend the corners inwards, but not the middles of the long sides
+    scene = read_capture(write_colmap(tmp_path / "a", [camera]))
+    scene = dataclasses.replace(scene, distortion=np.array([[k1, k2, *[0.0] * 6]]))
+    assert scene.camera(0).focal == pytest.approx(camera.focal, abs=0.1)
+    place = np.stack(np.indices((120, 90))[::-1], axis=-1) + 0.5  # x and y of the pixels
+    middle = np.array([45, 60])
+    Image.fromarray(np.dstack([2 * place, np.zeros((120, 90))]).astype(np.uint8)).save(scene.paths[0])
+    ray = (place - middle) / scene.camera(0).focal
+    squared = (ray**2).sum(-1, keepdims=True)
+    seen = ray * (1 + k1 * squared + k2 * squared**2) * 108 + middle
+    assert np.abs(seen - place).max() > 4
+    assert np.abs(scene.image(0)[..., :2] / 2 - seen).max() < 1
+
+
 def test_sizes_keep_the_shape_whichever_way_the_photograph_stands(tmp_path):
     scene = read_capture(write_colmap(tmp_path / "a"))
     assert scene.target_size(0, 20) == (20, 15) and scene.image(0, (20, 15)).shape == (20, 15, 3)

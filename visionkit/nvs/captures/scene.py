@@ -3,10 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
+from PIL import Image
 
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera
+from visionkit.nvs.captures.photos import read_turned_photo
 
 NEAR_QUANTILE, FAR_QUANTILE = 0.001, 0.999
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
@@ -91,11 +94,6 @@ class Scene:
         Raises:
             VisionKitError: the file cannot be read, or has another shape than its camera.
         """
-        import cv2
-        from PIL import Image
-
-        from visionkit.nvs.captures.photos import read_turned_photo
-
         height, width = (int(side) for side in self.sizes[row])
         picture = read_turned_photo(self.paths[row])
         if not same_shape(picture.size[::-1], (height, width)):
@@ -108,17 +106,8 @@ class Scene:
         if min(picture.height // size[0], picture.width // size[1]) >= 2:
             picture = picture.resize((2 * size[1], 2 * size[0]), Image.Resampling.BOX)
         K = self.K[row].copy()
-        scale = np.array([picture.width / width, picture.height / height])
-        K[:2] *= scale[:, None]
-        whole = (picture.height, picture.width)
-        ideal = _ideal_intrinsics(K, self.distortion[row], whole)
-        if not np.allclose(K, ideal, atol=0.25):
-            maps = cv2.initUndistortRectifyMap(
-                _to_cv(K), self.distortion[row], None, _to_cv(ideal), whole[::-1], cv2.CV_32FC1
-            )
-            picture = Image.fromarray(
-                cv2.remap(np.asarray(picture), *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            )
+        K[:2] *= np.array([[picture.width / width], [picture.height / height]])
+        picture = _undistorted(picture, K, self.distortion[row])
         if picture.size != size[::-1]:
             picture = picture.resize(size[::-1], Image.Resampling.LANCZOS)
         return np.asarray(picture)
@@ -264,8 +253,6 @@ def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def _ideal_intrinsics(K: np.ndarray, distortion: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Intrinsics of the largest image without distortion and off-centre axis that the photograph fills."""
-    import cv2
-
     height, width = size
     centred = np.array([width / 2, height / 2])
     if not distortion.any() and np.abs(K[:2, 2] - centred).max() < 0.25:
@@ -274,6 +261,15 @@ def _ideal_intrinsics(K: np.ndarray, distortion: np.ndarray, size: tuple[int, in
         ideal, _ = cv2.getOptimalNewCameraMatrix(_to_cv(K), distortion, (width, height), 0, centerPrincipalPoint=True)
     ideal[:2, 2], ideal[0, 1] = centred, 0
     return ideal
+
+
+def _undistorted(picture: Image.Image, K: np.ndarray, distortion: np.ndarray) -> Image.Image:
+    """A photograph as a camera of [_ideal_intrinsics] sees it."""
+    ideal = _ideal_intrinsics(K, distortion, (picture.height, picture.width))
+    if not distortion.any() and np.allclose(K, ideal, atol=0.25):
+        return picture
+    maps = cv2.initUndistortRectifyMap(_to_cv(K), distortion, None, _to_cv(ideal), picture.size, cv2.CV_32FC1)
+    return Image.fromarray(cv2.remap(np.asarray(picture), *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
 
 
 def _to_cv(K: np.ndarray) -> np.ndarray:
