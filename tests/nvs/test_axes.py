@@ -29,7 +29,14 @@ def test_x_is_right_y_is_down_z_is_forward():
 def test_balls_appear_where_they_project_to(eye):
     camera = Camera(look_at(eye, (0, 0, 0), up=(0.1, -1, 0)), (36.0, 40.0), SIZE)
     image, _ = draw_axes(camera)
-    for place, channel in BALLS.values():
-        local = (np.array(place) - camera.centre) @ camera.c2w[:, :3]
-        pixel = local[:2] / local[2] * camera.focal + [15, 20]
+    places, channels = zip(*BALLS.values())
+    pixels, seen = camera.project(np.array(places))
+    assert seen.all()
+    for pixel, channel in zip(pixels, channels):
         assert middle_of(image, channel) == pytest.approx(pixel, abs=0.6)
+
+
+def test_what_lies_behind_beside_or_outside_is_not_seen():
+    camera = Camera(np.eye(3, 4), (40.0, 40.0), SIZE)
+    points = np.array([[0, 0, 2.0], [0, 0, -2], [1, 0, 0], [0.74, 0, 2], [0.76, 0, 2], [0, -0.99, 2], [0, -1.01, 2]])
+    assert camera.project(points)[1].tolist() == [True, False, False, True, False, True, False]

@@ -42,6 +42,18 @@ class Camera:
         """The same lens elsewhere."""
         return dataclasses.replace(self, c2w=np.asarray(c2w, dtype=np.float64)[:3])
 
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where points (M, 3) are seen, in pixels from the left and from the top.
+
+        Returns:
+            (M, 2), and (M,) booleans: whether a point lies before the camera and within the image.
+        """
+        local = (points - self.centre) @ self.c2w[:, :3]
+        sides = np.array(self.size[::-1])
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a point beside the camera
+            pixels = local[:, :2] / local[:, 2:] * self.focal + sides / 2
+        return pixels, (local[:, 2] > 0) & ((pixels >= 0) & (pixels < sides)).all(axis=1)
+
     def rays(self) -> tuple[Tensor, Tensor]:
         """Origins and unit directions of all pixels, row by row: (H * W, 3) float32 each."""
         c2w = torch.from_numpy(self.c2w)[None, None].float()

@@ -162,14 +162,10 @@ def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Ra
     """From photographs (H, W, 3) to the points that they were matched to, with colours and distances."""
     parts = []
     for number, (row, picture) in enumerate(zip(rows, images)):
-        size = picture.shape[:2]
-        camera = scene.camera(row, size)
-        towards = scene.points[scene.visible[row]] - camera.centre
-        local = towards @ camera.c2w[:, :3]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            place = local[:, :2] / local[:, 2:] * camera.focal / (np.array(size[::-1]) / 2)  # [-1, 1] across the image
-        inside = (np.abs(place) < 1).all(axis=1) & (local[:, 2] > 0)
-        towards, place = towards[inside], torch.tensor(place[inside]).float()
+        camera, points = scene.camera(row, picture.shape[:2]), scene.points[scene.visible[row]]
+        pixels, seen = camera.project(points)
+        place = torch.tensor(pixels[seen] * 2 / camera.size[::-1] - 1).float()  # [-1, 1] across the image
+        towards = points[seen] - camera.centre
         image = torch.from_numpy(picture.copy()).float().movedim(-1, 0) / 255
         rgb = F.grid_sample(image[None], place[None, None], padding_mode="border", align_corners=False)[0, :, 0].T
         distance = np.linalg.norm(towards, axis=1)

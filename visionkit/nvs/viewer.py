@@ -100,12 +100,8 @@ def point_colours(scene: Scene, images: list[np.ndarray]) -> np.ndarray:
     """
     colours = np.full((len(scene.points), 3), GREY, np.uint8)
     for row, image in enumerate(images):
-        camera = scene.camera(row, image.shape[:2])
-        seen = scene.visible[row]
-        local = (scene.points[seen] - camera.c2w[:, 3]) @ camera.c2w[:, :3]
-        seen, local = seen[local[:, 2] > 0], local[local[:, 2] > 0]
-        x = local[:, 0] / local[:, 2] * camera.focal[0] + image.shape[1] / 2
-        y = local[:, 1] / local[:, 2] * camera.focal[1] + image.shape[0] / 2
-        inside = (x >= 0) & (x < image.shape[1]) & (y >= 0) & (y < image.shape[0])
-        colours[seen[inside]] = image[y[inside].astype(int), x[inside].astype(int)]
+        matched = scene.visible[row]
+        pixels, seen = scene.camera(row, image.shape[:2]).project(scene.points[matched])
+        x, y = pixels[seen].astype(int).T
+        colours[matched[seen]] = image[y, x]
     return colours
