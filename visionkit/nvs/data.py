@@ -24,6 +24,7 @@ from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.nvs.cameras import Camera, relative_to, rolled
 from visionkit.nvs.captures.colmap import read_colmap
+from visionkit.nvs.captures.photos import middle_of
 from visionkit.nvs.captures.scene import CENTRES, ROWS, Scene
 from visionkit.progress import progress
 from visionkit.registry import DATASETS
@@ -150,13 +151,9 @@ def fitted_view(scene: Scene, row: int, img_size: tuple[int, int]) -> tuple[np.n
     camera = camera.resized(image.shape[:2])
     if (camera.size[1] - camera.size[0]) * (img_size[1] - img_size[0]) < 0:  # one is portrait, the other landscape
         camera, image = rolled(camera), np.rot90(image)
-    height, width = image.shape[:2]
-    crop_height = min(height, round(width * img_size[0] / img_size[1]))
-    crop_width = min(width, round(height * img_size[1] / img_size[0]))
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    image = image[top : top + crop_height, left : left + crop_width]
+    image = middle_of(image, img_size)
     camera = dataclasses.replace(camera, size=image.shape[:2]).resized(img_size)
-    picture = Image.fromarray(np.ascontiguousarray(image)).resize(img_size[::-1], Image.Resampling.LANCZOS)
+    picture = Image.fromarray(image).resize(img_size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(picture), camera
 
 

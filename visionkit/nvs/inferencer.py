@@ -12,6 +12,7 @@ from visionkit.apis import choose_device
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, focal_from_field_of_view, relative_to
 from visionkit.nvs.captures import Scene, read_photo
+from visionkit.nvs.captures.photos import middle_of
 from visionkit.nvs.model import Grids, NViST
 from visionkit.nvs.trajectories import curve, poses
 from visionkit.nvs.weights import USUAL_SCALE, load_shipped, load_small, load_trained
@@ -179,11 +180,8 @@ def crop(image: np.ndarray, focal: float, size: Sequence[int]) -> tuple[np.ndarr
         focal: in pixels of ``image``.
         size: (height, width).
     """
-    height, width = image.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    high, wide = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
-    top, left = (height - high) // 2, (width - wide) // 2
-    part = Image.fromarray(image[top : top + high, left : left + wide])
+    scale = min(image.shape[0] / size[0], image.shape[1] / size[1])
+    part = Image.fromarray(middle_of(image, size))
     return np.asarray(part.resize((size[1], size[0]), Image.Resampling.LANCZOS)), focal / scale
 
 

@@ -1,6 +1,7 @@
 """Single photographs: upright pixels and a believable focal length."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,6 +179,15 @@ def photos_in(folder: str | os.PathLike) -> list[Path]:
     if not found:
         raise VisionKitError(f"{folder}: holds no photos ({', '.join(PHOTO_SUFFIXES)}); check the folder")
     return found
+
+
+def middle_of(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The largest part in the middle of an image (H, W, 3) that has the shape of ``size``, (height, width)."""
+    height, width = image.shape[:2]
+    high = min(height, round(width * size[0] / size[1]))
+    wide = min(width, round(height * size[1] / size[0]))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return image[top : top + high, left : left + wide]
 
 
 def _prepare_for(path: str | os.PathLike) -> None:
