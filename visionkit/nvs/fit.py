@@ -48,7 +48,8 @@ class Settings(NamedTuple):
     channels: of density and of colour. width: of the colour network. growth: shares of the steps at which the grids
     double. grid_rate, net_rate, exposure_rate: learning rates at the start, of grids, colour network and exposures.
     last_rate: what is left of them at the end. depth_weight: of the points' distances; a fifth of it at the end.
-    density_smooth, colour_smooth: of the grids' roughness. distortion_weight: of the distortion loss.
+    density_smooth, colour_smooth: of the grids' roughness. distortion_weight: of the distortion loss. seed: of all
+    that is drawn.
     """
 
     long_side: int = 160
