@@ -84,7 +84,9 @@ class ResNet(nn.Module):
         if weights == "imagenet":
             self._load_imagenet()
         elif weights is not None:
-            self.load_weights(_read_weights(weights), str(weights))
+            from visionkit.engine.checkpoints import read_weights
+
+            self.load_weights(read_weights(weights), str(weights))
 
     @property
     def name(self) -> str:
@@ -176,12 +178,6 @@ class TimmFeatures(nn.Module):
         """Images (N, 3, H, W) -> a map (N, num_features, h, w)."""
         feature_map = self.body(image)[-1]
         return feature_map.permute(0, 3, 1, 2) if self.channels_last else feature_map
-
-
-def _read_weights(path: str | Path) -> dict[str, Tensor]:
-    from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
-
-    return state_dict_of(load_checkpoint(path), path)
 
 
 def _check_choice(option: str, value: object, choices: tuple) -> None:

@@ -217,6 +217,11 @@ def state_dict_of(checkpoint: Mapping, path: str | Path) -> Mapping[str, torch.T
     return state
 
 
+def read_weights(path: str | Path) -> Mapping[str, torch.Tensor]:
+    """The weights of a file; errors are those of :func:`load_checkpoint` and :func:`state_dict_of`."""
+    return state_dict_of(load_checkpoint(path), path)
+
+
 def checksum_file(path: Path) -> Path:
     """Where a file's checksum lies."""
     return path.with_name(path.name + ".sha256")

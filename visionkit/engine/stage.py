@@ -15,7 +15,13 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
-from visionkit.engine.checkpoints import load_checkpoint, newest_whole_checkpoint, state_dict_of, write_text
+from visionkit.engine.checkpoints import (
+    load_checkpoint,
+    newest_whole_checkpoint,
+    read_weights,
+    state_dict_of,
+    write_text,
+)
 from visionkit.engine.config import RunConfig, building, check_choice, check_types
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner, first_difference
@@ -187,7 +193,7 @@ def build_runner(
 
 def give_weights(model: Any, path: Path) -> None:
     """Start a model from a checkpoint: through its ``load_source`` where it has one, else key by key."""
-    state = state_dict_of(load_checkpoint(path), path)
+    state = read_weights(path)
     if hasattr(model, "load_source"):
         model.load_source(state)
     else:

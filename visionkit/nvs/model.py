@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import set_attention
+from visionkit.engine.checkpoints import read_weights
 from visionkit.engine.config import check_counts, check_numbers, check_positive
 from visionkit.errors import VisionKitError
 from visionkit.nvs.attention import set_self_attention
@@ -17,7 +18,7 @@ from visionkit.nvs.encoder import MaskedAutoencoder, ViTEncoder
 from visionkit.nvs.field import FieldRenderer
 from visionkit.nvs.frustum import Frustum, FrustumHead, depth_error, one_pixel_in_four
 from visionkit.nvs.losses import PerceptualLoss
-from visionkit.nvs.published import checkpoint_filter_fn, load_mae
+from visionkit.nvs.published import load_mae
 from visionkit.ops.march import edges_along
 from visionkit.ops.render import Field, Rendering, check_jitter, render_rays_in_chunks
 from visionkit.registry import MODELS
@@ -151,7 +152,7 @@ class NViST(BaseModel):
             raise VisionKitError("lpips_weight needs whole_view=True: LPIPS compares complete images; set it to 0")
         self.lpips = PerceptualLoss(scaling=lpips_scaling) if lpips_weight else None
         if mae_checkpoint:
-            self.load_source(_read_weights(mae_checkpoint))
+            self.load_source(read_weights(mae_checkpoint))
 
     def load_source(self, state_dict: dict[str, Tensor]) -> None:
         """Starts from MAE weights: the encoder, and of the decoder's blocks what MAE's have by the same name."""
@@ -308,7 +309,7 @@ class MAEFineTuning(BaseModel):
         self.encoder = MaskedAutoencoder(img_size, **options)
         self.bf16 = bf16
         if mae_checkpoint:
-            load_mae(self.encoder, _read_weights(mae_checkpoint))
+            load_mae(self.encoder, read_weights(mae_checkpoint))
 
     def forward(
         self, scenes: dict[str, Tensor] | None = None, mode: str = "loss", **batch: Tensor
@@ -319,12 +320,3 @@ class MAEFineTuning(BaseModel):
             if mode == "loss":
                 return dict(loss=self.encoder.reconstruct(image.flatten(0, 1))[0])
             return torch.stack([self.encoder.reconstruct(views)[0] for views in image])
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
-
-    return state_dict_of(load_checkpoint(path), path)
-
-
-__all__ = ["Grids", "MAEFineTuning", "NViST", "checkpoint_filter_fn"]

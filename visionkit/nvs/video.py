@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
+import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -24,8 +26,6 @@ def sharp_frames(path: str | os.PathLike, count: int) -> Iterator[tuple[int, np.
     Raises:
         VisionKitError: no frame can be decoded.
     """
-    import cv2
-
     sharpness = []
     for frame in _frames(path):
         grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
@@ -46,8 +46,6 @@ def sharp_frames(path: str | os.PathLike, count: int) -> Iterator[tuple[int, np.
 
 def _frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
     """All frames, BGR, upright."""
-    import cv2
-
     video = cv2.VideoCapture(os.fspath(path))
     try:
         while True:
@@ -105,8 +103,6 @@ class VideoWriter:
 
 def depth_picture(depth: np.ndarray, near: float, far: float) -> np.ndarray:
     """Distances (H, W) as colours (H, W, 3) uint8: warm is near, dark is far; even steps in 1 / distance."""
-    import matplotlib
-
     share = (1 / np.clip(depth, near, far) - 1 / far) / (1 / near - 1 / far)
     return (matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
 from visionkit.engine.config import building, check_keys
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
@@ -35,8 +38,6 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
         options: what it was built from.
         scale: ``near_far`` (two numbers), ``distance``, and ``centre`` (see [visionkit.nvs.data.SceneViews]).
     """
-    from safetensors.torch import save_file
-
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     metadata = dict(model=json.dumps({key: value for key, value in options.items() if key != "type"}))
     with beside(path) as temporary:
@@ -87,8 +88,6 @@ def load_small(path: str | os.PathLike) -> tuple[NViST, dict[str, Any]]:
     Raises:
         VisionKitError: the file is missing, damaged, or not one of these.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise VisionKitError(f"{path}: no such file; expected weights written by visionkit")
@@ -114,8 +113,6 @@ def load_trained(path: str | os.PathLike) -> tuple[NViST, dict[str, Any], dict[s
     Raises:
         VisionKitError: the file is missing, damaged, or of another model.
     """
-    from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
-
     checkpoint = load_checkpoint(path)
     meta = checkpoint.get("meta") or {}
     try:
