@@ -304,17 +304,21 @@ def test_a_portrait_photo_is_turned_for_a_landscape_model(tree):
     assert np.allclose(camera.c2w[:, 0], scene.c2w[0, :, 1]) and np.allclose(camera.c2w[:, 1], -scene.c2w[0, :, 0])
 
 
+def write_srn(folder):
+    """An object of ShapeNet-SRN in three views."""
+    for part in ("rgb", "pose"):
+        (folder / part).mkdir(parents=True)
+    (folder / "intrinsics.txt").write_text("131.25 64. 64. 0.\n0. 0. 0.\n1.\n128 128\n")
+    for view in range(3):
+        Image.new("RGB", (128, 128), (255, 255, 40 * view)).save(folder / "rgb" / f"{view:06d}.png")
+        c2w = np.eye(4)
+        c2w[2, 3] = -1.3 - view
+        (folder / "pose" / f"{view:06d}.txt").write_text(" ".join(map(str, c2w.flatten())))
+
+
 def test_shapenet_srn_is_read_and_its_white_car_left_out(tmp_path, monkeypatch):
     for name in ("aa", "bb", "876d92ce6a0e4bf399588eee976baae"):
-        folder = tmp_path / "cars_test" / name
-        for part in ("rgb", "pose"):
-            (folder / part).mkdir(parents=True)
-        (folder / "intrinsics.txt").write_text("131.25 64. 64. 0.\n0. 0. 0.\n1.\n128 128\n")
-        for view in range(3):
-            Image.new("RGB", (128, 128), (255, 255, 40 * view)).save(folder / "rgb" / f"{view:06d}.png")
-            c2w = np.eye(4)
-            c2w[2, 3] = -1.3 - view
-            (folder / "pose" / f"{view:06d}.txt").write_text(" ".join(map(str, c2w.flatten())))
+        write_srn(tmp_path / "cars_test" / name)
     (tmp_path / "cars_test" / "bb" / "pose" / "000001.txt").write_text("1 2 3")
     messages = []
     monkeypatch.setattr("visionkit.nvs.data.print_log", lambda text, *_: messages.append(text))
@@ -329,6 +333,17 @@ def test_shapenet_srn_is_read_and_its_white_car_left_out(tmp_path, monkeypatch):
     assert item["image"][0, 2, 0, 0] == pytest.approx(40 / 255, abs=0.01)
     with pytest.raises(VisionKitError, match="chairs_test"):
         ShapeNetSRN(str(tmp_path), "chairs", "test")
+
+
+@pytest.mark.parametrize("deeper", ["", "cars_test", "cars_2.0_test"])
+def test_shapenet_srn_is_found_by_its_kind_and_split_alone(tmp_path, deeper):
+    """The test objects were trained on where their own folder was given as the root."""
+    write_srn(tmp_path / deeper / "cars_test" / "aa")
+    for root in {tmp_path, tmp_path / deeper, tmp_path / deeper / "cars_test"}:
+        assert len(ShapeNetSRN(str(root), "cars", "test")) == 1
+        for other in (("cars", "train"), ("chairs", "test")):
+            with pytest.raises(VisionKitError, match=f"holds no {'_'.join(other)}"):
+                ShapeNetSRN(str(root), *other)
 
 
 def test_psnr_and_ssim_equal_their_formulas():

@@ -361,7 +361,8 @@ class ShapeNetSRN(SceneViews):
     Backgrounds are white. Poses are taken as they are: x right, y down, z forward, around the object's centre.
 
     Args:
-        root: holds ``<kind>_train``, ``<kind>_val`` and ``<kind>_test``; one more folder in between is fine.
+        root: holds ``<kind>_train``, ``<kind>_val`` and ``<kind>_test``, or is the one asked for; one more folder
+            in between is fine.
         kind: ``cars`` or ``chairs``.
         split: ``train``, ``val`` or ``test``.
         img_size: see [SceneViews].
@@ -412,13 +413,9 @@ class ShapeNetSRN(SceneViews):
 
 
 def _srn_folder(root: Path, name: str) -> Path:
-    for folder in (root / name, root):
-        inner = [folder / name, folder] if folder.name == name else [folder]
-        for place in inner:
-            if place.is_dir() and any((path / "pose").is_dir() for path in place.iterdir() if path.is_dir()):
-                return place
-    for place in sorted(root.glob(f"*/{name}")):
-        if place.is_dir():
+    """The folder of that name that holds objects: in ``root``, ``root`` itself, or one folder deeper."""
+    for place in (root / name, *([root] if root.resolve().name == name else []), *sorted(root.glob(f"*/{name}"))):
+        if any(place.glob("*/pose")):
             return place
     raise VisionKitError(f"{root}: holds no {name}; expected ShapeNet-SRN's tree, see datasets/shapenet_srn.md")
 
