@@ -208,9 +208,8 @@ def _draw(model: object, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    poses = [image.cam_from_world().inverse().matrix() for image in model.images.values() if image.has_pose]
-    names = [Path(image.name).stem for image in model.images.values() if image.has_pose]
-    poses = np.stack(poses)
+    posed = [image for image in model.images.values() if image.has_pose]
+    poses = np.stack([image.cam_from_world().inverse().matrix() for image in posed])
     points = np.array([point.xyz for point in model.points3D.values()])
     colours = np.array([point.color for point in model.points3D.values()]) / 255
     # Axes of the picture: the mean direction of the images' lower edge is down, the mean view runs into the page.
@@ -228,14 +227,14 @@ def _draw(model: object, file: Path) -> None:
     FigureCanvasAgg(figure)
     for plot, (x, y, title) in zip(figure.subplots(1, 2), ((0, 2, "from above"), (0, 1, "from behind"))):
         plot.scatter(points[:, x], points[:, y], s=2, c=colours, linewidths=0)
-        for eye, way, name in zip(eyes, ahead, names):
+        for eye, way, image in zip(eyes, ahead, posed):
             plot.annotate(
                 "",
                 xy=(eye[x] + 0.12 * reach * way[x], eye[y] + 0.12 * reach * way[y]),
                 xytext=(eye[x], eye[y]),
                 arrowprops=dict(arrowstyle="-|>", color="#c23b22", lw=1.2),
             )
-            plot.text(eye[x], eye[y], name, fontsize=6, color="#444444")
+            plot.text(eye[x], eye[y], Path(image.name).stem, fontsize=6, color="#444444")
         plot.plot(eyes[:, x], eyes[:, y], "o", ms=4, color="#c23b22")
         plot.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title, xticks=[], yticks=[])
         if y == 1:
