@@ -170,7 +170,7 @@ class HybridBackbone(HierarchicalBackbone):
         if not isinstance(self.proj, nn.Identity):
             x = F.silu(self.project(x))
         x = F.dropout(pooled(x, self.global_pool), self.drop_rate, self.training)
-        return x if pre_logits or isinstance(self.head, nn.Identity) else self.classify(x)
+        return x if pre_logits else self.classify(x)
 
     def project(self, x: Tensor) -> Tensor:
         """Projection and norm of a map (B, H, W, C)."""
