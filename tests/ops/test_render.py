@@ -9,6 +9,13 @@ from visionkit.errors import VisionKitError
 from visionkit.ops import ColourNetwork, render_cp, render_triplanes, render_vector_matrix
 from visionkit.ops import render as R
 
+AABB = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+
+
+def layer(*shape):
+    """Weights or biases of a small network."""
+    return torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
+
 
 def grids(batch=2, channels=5, side=4, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
@@ -110,12 +117,11 @@ def test_rendering_matches_the_formula(kind):
     field = FIELDS[kind](planes, vectors)
     origins, directions = rays()
     edges = R.ray_edges(0.3, 2.4, 9, origins).double()
-    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
-    seen = R.render_rays(field, origins, directions, edges, aabb, keep_weights=True)
-    rgb, depth = naive_render(field, origins, directions, edges, aabb)
+    seen = R.render_rays(field, origins, directions, edges, AABB, keep_weights=True)
+    rgb, depth = naive_render(field, origins, directions, edges, AABB)
     assert seen.opacity.max() > 0.1
     assert torch.allclose(seen.rgb, rgb, atol=1e-5) and torch.allclose(seen.depth, depth, atol=1e-6)
-    white = R.render_rays(field, origins, directions, edges, aabb, background=torch.ones(3))
+    white = R.render_rays(field, origins, directions, edges, AABB, background=torch.ones(3))
     assert torch.allclose(white.rgb, rgb + (1 - seen.weights.sum(-1))[..., None], atol=1e-5)
 
 
@@ -124,13 +130,12 @@ def test_chunks_change_neither_values_nor_gradients(colours):
     planes, vectors = (x.requires_grad_() for x in grids())
     origins, directions = rays(count=7)
     edges = R.ray_edges(0.3, 2.4, 9, origins).double()
-    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
     background = torch.rand(colours, dtype=torch.float64)
     results = []
     for chunk in (7, 3):
         field = R.vector_matrix_field(planes, vectors, 2, colour)
         seen = R.render_rays_in_chunks(
-            field, origins, directions, edges, aabb, chunk=chunk, background=background, keep_weights=True
+            field, origins, directions, edges, AABB, chunk=chunk, background=background, keep_weights=True
         )
         loss = seen.rgb.square().sum() + seen.distortion.sum() + seen.depth.sum()
         results.append((*seen, *torch.autograd.grad(loss, (planes, vectors))))
@@ -146,12 +151,12 @@ def rays_as_leaves():
 
 def seen_along(kind, ray_gradients, chunk=2):
     """A rendering as a function of origins, directions, near and far."""
-    field, aabb = FIELDS[kind](*grids()), torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
+    field = FIELDS[kind](*grids())
 
     def run(origins, directions, near, far):
         edges = R.ray_edges(near, far, 6, origins, "ray", torch.tensor(3))
         options = dict(chunk=chunk, ray_gradients=ray_gradients, keep_weights=True)
-        return R.render_rays_in_chunks(field, origins, directions, edges, aabb, **options)[:5]
+        return R.render_rays_in_chunks(field, origins, directions, edges, AABB, **options)[:5]
 
     return run
 
@@ -173,15 +178,13 @@ def test_no_gradient_flows_to_rays_unless_it_is_asked_for(kind):
 @pytest.mark.parametrize("kind", ["vector_matrix", "triplanes"])
 def test_whole_renderings_have_gradients_of_rays_by_option(kind):
     planes, vectors = grids()
-    layer = lambda *shape: torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
     network = ColourNetwork(layer(4, 9), layer(4), layer(4, 13), layer(4), layer(3, 4), layer(3))
-    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
     render, second = {
         "vector_matrix": (render_vector_matrix, vectors),
         "triplanes": (render_triplanes, (layer(1, 6) + 0.5, layer(1))),
     }[kind]
     options = dict(sigma_dim=2, num_samples=4, chunk=2, seed=torch.tensor(3))
-    run = lambda *rays, **more: render(planes, second, network, *rays, aabb, **options, **more)[:4]
+    run = lambda *rays, **more: render(planes, second, network, *rays, AABB, **options, **more)[:4]
     assert torch.autograd.gradcheck(lambda *x: run(*x, ray_gradients=True), rays_as_leaves(), fast_mode=True)
     assert not any(x.requires_grad for x in run(*rays_as_leaves()))
     for without, asked in zip(run(*rays(), 0.3, 2.4), run(*rays(), 0.3, 2.4, ray_gradients=True)):
@@ -192,7 +195,6 @@ def test_whole_renderings_have_gradients_of_rays_by_option(kind):
 @pytest.mark.parametrize("jitter", ["ray", "shared"])
 def test_whole_renderings_give_their_weights_and_edges(kind, jitter):
     planes, vectors = grids()
-    layer = lambda *shape: torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
     network = ColourNetwork(layer(4, 3 if kind == "CP" else 9), layer(4), layer(4, 13), layer(4), layer(3, 4), layer(3))
     density = layer(1, 6) + 0.5, layer(1)
     net = lambda x: torch.nn.functional.linear(x, *density)
@@ -203,14 +205,13 @@ def test_whole_renderings_give_their_weights_and_edges(kind, jitter):
     }[kind]
     render = {"vector_matrix": render_vector_matrix, "triplanes": render_triplanes, "CP": render_cp}[kind]
     (origins, directions), seed = rays(), torch.tensor(3)
-    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
     edges = R.ray_edges(0.3, 2.4, 4, origins, jitter, seed)
-    expected = R.render_rays(field, origins, directions, edges, aabb, keep_weights=True)
+    expected = R.render_rays(field, origins, directions, edges, AABB, keep_weights=True)
     options = dict(sigma_dim=2, num_samples=4, chunk=2, seed=seed, jitter=jitter)
-    seen = render(*grid, network, origins, directions, 0.3, 2.4, aabb, **options, keep_weights=True)
+    seen = render(*grid, network, origins, directions, 0.3, 2.4, AABB, **options, keep_weights=True)
     assert seen.weights.sum() > 0 and torch.equal(seen.edges, edges)
     torch.testing.assert_close(tuple(seen), tuple(expected))
-    assert render(*grid, network, origins, directions, 0.3, 2.4, aabb, **options).weights is None
+    assert render(*grid, network, origins, directions, 0.3, 2.4, AABB, **options).weights is None
 
 
 @pytest.mark.parametrize("kind", ["vector_matrix", "triplanes"])
@@ -235,8 +236,7 @@ def test_nothing_visible_is_background():
     planes, vectors = (torch.zeros_like(x) for x in grids())
     origins, directions = rays()
     edges = R.ray_edges(0.3, 2.4, 4, origins).double()
-    aabb = torch.tensor([[-0.8] * 3, [0.8] * 3], dtype=torch.float64)
-    seen = R.render_rays(R.vector_matrix_field(planes, vectors, 2, colour), origins, directions, edges, aabb)
+    seen = R.render_rays(R.vector_matrix_field(planes, vectors, 2, colour), origins, directions, edges, AABB)
     assert seen.rgb.abs().max() == 0 and seen.opacity.abs().max() == 0
 
 
