@@ -109,6 +109,12 @@ def test_a_sheet_that_cannot_be_written_is_named(folder, checkpoint, capsys):
     assert error.startswith(f"error: {folder / 'sheet.jpg'}: ") and error.count("\n") == 1
 
 
+def test_queries_of_one_camera_have_captions_of_their_own():
+    assert search_command.caption("crops/query.png") == "query"
+    first, second = (search_command.caption(f"crops/IMG_20230901_{second}.jpg") for second in (174455, 174456))
+    assert first != second and len(first) == len(second) == 12
+
+
 def test_an_index_belongs_to_its_model(folder):
     reid = ReIDInferencer(MeanColour())
     index = reid.index(folder / "gallery")

@@ -69,3 +69,12 @@ def test_a_gallery_file_that_is_gone_is_a_grey_cell(rows, tmp_path):
     sheet = Image.open(draw_ranked_lists(lists, tmp_path / "sheet.png"))
     grey = dict((colour, number) for number, colour in sheet.getcolors(1 << 20))[MISSING]
     assert 0.8 * 64 * 128 < grey < 64 * 128  # the rest is the word
+
+
+def test_captions_in_other_alphabets_can_be_read(rows, tmp_path):
+    (ranked,) = ranked_lists(*rows)
+    drawn = [
+        draw_ranked_lists([ranked._replace(caption=letter)], tmp_path / f"{number}.png").read_bytes()
+        for number, letter in enumerate("üéжλ")
+    ]
+    assert len(set(drawn)) == len(drawn)  # a letter that the font lacks is a box, the same for all

@@ -60,7 +60,7 @@ def draw(queries: list[str], answers: list, file: str) -> None:
     from visionkit.reid.pictures import Ranked, RankedList, draw_ranked_lists
 
     lists = [
-        RankedList(query, Path(query).stem[:12], [Ranked(match.path, match.distance, None) for match in matches])
+        RankedList(query, caption(query), [Ranked(match.path, match.distance, None) for match in matches])
         for query, matches in zip(queries[:QUERIES], (matches[:COLUMNS] for matches in answers))
     ]
     draw_ranked_lists(lists, file, "Nearest images")
@@ -68,3 +68,11 @@ def draw(queries: list[str], answers: list, file: str) -> None:
     if len(queries) > QUERIES or found > COLUMNS:
         shown = f"{min(len(queries), QUERIES)} of {len(queries)} queries, {min(found, COLUMNS)} of {found} images each"
         print(f"{file}: shows the first {shown}", file=sys.stderr)
+
+
+def caption(query: str) -> str:
+    """Of the query's name what fits below its image; the images of one camera differ at the end of their names."""
+    from pathlib import Path
+
+    name = Path(query).stem
+    return name if len(name) <= 12 else f"{name[:3]}…{name[-8:]}"

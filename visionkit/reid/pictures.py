@@ -101,7 +101,7 @@ def draw_ranked_lists(lists: Sequence[RankedList], path: str | Path, title: str 
     width = max(left + columns * step_x + 2 * GAP, 420)
     sheet = Image.new("RGB", (width, HEAD + len(lists) * step_y + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(11)
+    font, small = _font(14), _font(10)
     draw.text((left, GAP), title or "Ranked lists", "black", font)
     _draw_legend(draw, (left, GAP + 24), {ranked.right for each in lists for ranked in each.gallery}, small)
     for number, each in enumerate(lists):
@@ -176,6 +176,14 @@ def _scatter(axes, points: np.ndarray, labels: np.ndarray, name: str) -> None:  
         axes.legend(
             title=name, fontsize="x-small", ncols=1 + len(values) // 11, loc="center left", bbox_to_anchor=(1, 0.5)
         )
+
+
+def _font(size: int):  # noqa: ANN202 - PIL's
+    """The one that matplotlib brings: Pillow's own has no accents, Greek or Cyrillic, which names of files have."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _draw_cell(sheet, draw, corner, cell, path, colour, caption, font) -> None:  # noqa: ANN001 - PIL's
