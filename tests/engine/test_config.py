@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from visionkit.engine.config import RunConfig, check_counts, check_numbers, check_positive, check_types, given
+from visionkit.engine.config import (
+    RunConfig,
+    check_counts,
+    check_numbers,
+    check_positive,
+    check_types,
+    given,
+    load_config,
+)
 from visionkit.errors import VisionKitError
 
 
@@ -42,3 +50,10 @@ def test_settings_that_are_no_such_numbers_are_named():
         check_numbers("here", 0, 1, a=1.5)
     with pytest.raises(VisionKitError, match="a=0"):
         check_positive("here", a=0)
+
+
+def test_a_config_may_import(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", "/somewhere")
+    (tmp_path / "base.py").write_text("seed = 1\nsource = dict(type='Some')\n")
+    (tmp_path / "mine.py").write_text("import os\n_base_ = ['base.py']\nsource = dict(root=os.environ['DATA'])\n")
+    assert load_config(tmp_path / "mine.py").to_dict() == dict(seed=1, source=dict(type="Some", root="/somewhere"))

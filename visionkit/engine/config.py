@@ -48,7 +48,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     if not path.is_file():
         raise VisionKitError(f"{path}: no such config{_nearest(str(path), map(str, path.parent.glob('*.py')))}")
     try:
-        cfg = Config.fromfile(str(path))
+        cfg = Config.fromfile(str(path), lazy_import=False)  # else an import makes it one
     except SyntaxError as error:
         raise VisionKitError(f"{path}, line {error.lineno}: not valid Python ({error.msg})") from error
     except Exception as error:
