@@ -181,7 +181,6 @@ def _scatter(axes, points: np.ndarray, labels: np.ndarray, name: str) -> None:  
 def _font(size: int):  # noqa: ANN202 - PIL's
     """The one that matplotlib brings: Pillow's own has no accents, Greek or Cyrillic, which names of files have."""
     import matplotlib
-    from PIL import ImageFont
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
