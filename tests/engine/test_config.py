@@ -57,3 +57,11 @@ def test_a_config_may_import(tmp_path, monkeypatch):
     (tmp_path / "base.py").write_text("seed = 1\nsource = dict(type='Some')\n")
     (tmp_path / "mine.py").write_text("import os\n_base_ = ['base.py']\nsource = dict(root=os.environ['DATA'])\n")
     assert load_config(tmp_path / "mine.py").to_dict() == dict(seed=1, source=dict(type="Some", root="/somewhere"))
+
+
+def test_a_config_names_its_base_by_a_setting(tmp_path):
+    (tmp_path / "base.py").write_text("seed = 1\n")
+    config = tmp_path / "mine.py"
+    config.write_text("from mmengine.config import read_base\nwith read_base():\n    from .base import *\n")
+    with pytest.raises(VisionKitError, match=r"mine.py: read_base.*_base_ ="):
+        load_config(config)

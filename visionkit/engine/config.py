@@ -47,6 +47,8 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     path = Path(path)
     if not path.is_file():
         raise VisionKitError(f"{path}: no such config{_nearest(str(path), map(str, path.parent.glob('*.py')))}")
+    if b"read_base()" in path.read_bytes():
+        raise VisionKitError(f"{path}: read_base() is not known here; name the base by _base_ = ['base.py']")
     try:
         cfg = Config.fromfile(str(path), lazy_import=False)  # else an import makes it one
     except SyntaxError as error:
