@@ -1,6 +1,7 @@
 """How processes join, and how a run goes on."""
 
 import gc
+import os
 import weakref
 
 import pytest
@@ -19,10 +20,8 @@ def test_processes_with_gpus_join_by_nccl_and_wait_for_hours(launcher, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda **options: joined.append(options))
-    for name, value in zip(LAUNCHERS[launcher][0], "010"):
-        monkeypatch.setenv(name, value)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+    # a copy of its own: joining adds names, which later tests would find
+    monkeypatch.setattr(os, "environ", dict(zip(LAUNCHERS[launcher][0], "010")))
     init_distributed(launcher)
     assert joined[0]["backend"] == "nccl" and joined[0]["timeout"].total_seconds() == 6 * 3600
 
