@@ -54,10 +54,11 @@ class Camera:
             pixels = local[:, :2] / local[:, 2:] * self.focal + sides / 2
         return pixels, (local[:, 2] > 0) & ((pixels >= 0) & (pixels < sides)).all(axis=1)
 
-    def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions of all pixels, row by row: (H * W, 3) float32 each."""
-        c2w = torch.from_numpy(self.c2w)[None, None].float()
-        origins, directions = pixel_rays(c2w, torch.tensor([[self.focal]], dtype=torch.float32), self.size)
+    def rays(self, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """Origins and unit directions of all pixels, row by row: (H * W, 3) float32 each, made on that device."""
+        c2w = torch.from_numpy(self.c2w)[None, None].float().to(device)
+        focal = torch.tensor([[self.focal]], dtype=torch.float32, device=device)
+        origins, directions = pixel_rays(c2w, focal, self.size)
         return origins.reshape(-1, 3), directions.reshape(-1, 3)
 
 

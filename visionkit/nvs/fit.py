@@ -258,7 +258,7 @@ class SceneField(nn.Module):
     def render(self, camera: Camera, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:
         """A view: (H, W, 3) in [0, 1] and distances (H, W) in world units."""
         field, rgb, depth = self.field(), [], []
-        origins, directions = (rays.to(self.bounds.centre.device) for rays in camera.rays())
+        origins, directions = camera.rays(self.bounds.centre.device)
         for start in range(0, len(origins), chunk):
             part = slice(start, start + chunk)
             rays = Rays(origins[part], directions[part], torch.zeros_like(origins[part]), None)

@@ -102,7 +102,7 @@ class NVSInferencer:
         near, far = self.reach(distance)
         further = float(np.linalg.norm(camera.centre)) / distance  # a camera that steps back sees as far as before
         near, far = near * min(1.0, further), far + distance * max(0.0, further - 1)
-        origins, directions = (rays[None].to(self.device) for rays in camera.rays())
+        origins, directions = (rays[None] for rays in camera.rays(self.device))
         seen = self.model.render(
             grids, origins, directions, torch.tensor([[near, far]], device=self.device), min_weight=1e-4
         )
