@@ -139,7 +139,7 @@ def plane_colour(plane, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.conste
         h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
         share = sw * sh
         place = plane + ((h * R + w) * C)[:, None] + channel[None, :]
-        total += share[:, None] * tl.load(place, mask=(seen & (share > 0))[:, None], other=0.0).to(ACC)
+        total += share[:, None] * tl.load(place, mask=seen[:, None] & (share > 0)[:, None], other=0.0).to(ACC)
     return total
 
 
@@ -154,7 +154,7 @@ def plane_colour_gradient(grad, value, iw, fw, ih, fh, seen, R, C: tl.constexpr,
         h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
         share = sw * sh
         place = grad + ((h * R + w) * C)[:, None] + channel[None, :]
-        mask = (seen & (share > 0))[:, None] & (channel < USED)[None, :]
+        mask = seen[:, None] & (share > 0)[:, None] & (channel < USED)[None, :]
         tl.atomic_add(place, share[:, None] * value, mask=mask, sem="relaxed")
 
 
@@ -164,8 +164,8 @@ def vector_colour(vector, i, f, seen, R, C: tl.constexpr, ACC: tl.constexpr):
     channel = tl.arange(0, C)
     low, high = line_pair(i, f, R, ACC)
     place = vector + (i * C)[:, None] + channel[None, :]
-    below = tl.load(place, mask=(seen & (low > 0))[:, None], other=0.0).to(ACC)
-    above = tl.load(place + C, mask=(seen & (high > 0))[:, None], other=0.0).to(ACC)
+    below = tl.load(place, mask=seen[:, None] & (low > 0)[:, None], other=0.0).to(ACC)
+    above = tl.load(place + C, mask=seen[:, None] & (high > 0)[:, None], other=0.0).to(ACC)
     return low[:, None] * below + high[:, None] * above
 
 
@@ -176,8 +176,8 @@ def vector_colour_gradient(grad, value, i, f, seen, R, C: tl.constexpr, USED: tl
     low, high = line_pair(i, f, R, ACC)
     place = grad + (i * C)[:, None] + channel[None, :]
     used = (channel < USED)[None, :]
-    tl.atomic_add(place, low[:, None] * value, mask=(seen & (low > 0))[:, None] & used, sem="relaxed")
-    tl.atomic_add(place + C, high[:, None] * value, mask=(seen & (high > 0))[:, None] & used, sem="relaxed")
+    tl.atomic_add(place, low[:, None] * value, mask=seen[:, None] & (low > 0)[:, None] & used, sem="relaxed")
+    tl.atomic_add(place + C, high[:, None] * value, mask=seen[:, None] & (high > 0)[:, None] & used, sem="relaxed")
 
 
 @triton.jit
@@ -347,8 +347,8 @@ def march_forward(
     tau, total, moment, spread = _zeros(RAYS, ACC)
     i = 0
     left = tl.min(tau, 0)
-    here = edge(start, end, key, tl.zeros([RAYS], tl.int32), samples, NOISE, ACC)
     while (i < samples) & (left < opaque):
+        here = edge(start, end, key, tl.zeros([RAYS], tl.int32) + i, samples, NOISE, ACC)
         after = edge(start, end, key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
         width, middle = after - here, (after + here) * 0.5
         ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
@@ -379,7 +379,6 @@ def march_forward(
             y = gelu(dot(gelu(h), second, along, DOT, ACC, PRECISION))
             z = dot(y, third, tl.zeros([RAYS, 16], ACC), DOT, ACC, PRECISION) + bias3[None, :]
             colour += tl.where(seen, weight, 0.0)[:, None] / (1 + tl.exp(-z))
-        here = after
         i += 1
         left = tl.min(tl.where(live, tau, opaque), 0)
     channel = tl.arange(0, 16)
@@ -448,8 +447,8 @@ def march_backward(
         tau, total, moment, _ = _zeros(RAYS, ACC)
         i = 0
         left = tl.min(tau, 0)
-        here = edge(start, end, key, tl.zeros([RAYS], tl.int32), samples, NOISE, ACC)
         while (i < samples) & (left < opaque):
+            here = edge(start, end, key, tl.zeros([RAYS], tl.int32) + i, samples, NOISE, ACC)
             after = edge(start, end, key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
             width, middle = after - here, (after + here) * 0.5
             ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
@@ -516,7 +515,6 @@ def march_backward(
                 plane_gradient(own_dfield + R * R, dsigma, iz, fz, ix, fx, R, ACC)
                 plane_gradient(own_dfield + 2 * R * R, dsigma, iy, fy, iz, fz, R, ACC)
                 dlift += dsigma
-            here = after
             i += 1
             left = tl.min(tl.where(live, tau, opaque), 0)
 
