@@ -202,8 +202,9 @@ def gelu(x):
 
 
 @triton.jit
-def gelu_slope(x):
-    return normal_cdf(x) + x * 0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817)
+def gelu_with_slope(x):
+    share = normal_cdf(x)
+    return x * share, share + x * 0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817)
 
 
 @triton.jit
@@ -275,35 +276,63 @@ def _zeros(RAYS: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def looked_up(
+    planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
+    P: tl.constexpr, C: tl.constexpr, VOLUME: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What plane P and its vector, ones without, hold at the rays' samples: (rays, C) each."""
+    plane = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
+    if VOLUME:
+        vector = vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
+    else:
+        vector = tl.full(plane.shape, 1.0, ACC)
+    return plane, vector
+
+
+@triton.jit
 def first_layer(
     h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
     C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what plane P, and its vector, give to the first layer, by that plane's rows (C, H) of its weights."""
-    x = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
-    if VOLUME:
-        x *= vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
-    return dot(gelu(x), w1, h, DOT, ACC, PRECISION)
+    plane, vector = looked_up(
+        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
+    )  # fmt: skip
+    return dot(gelu(plane * vector), w1, h, DOT, ACC, PRECISION)
+
+
+@triton.jit
+def kept(x, DOT: tl.constexpr):
+    """GELU and its slope in the products' type, which takes fewest registers until they are needed again."""
+    value, slope = gelu_with_slope(x)
+    return value.to(DOT), slope.to(DOT)
+
+
+@triton.jit
+def first_layer_kept(
+    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
+    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As [first_layer]; also what its gradient takes: see [kept], and [looked_up]."""
+    plane, vector = looked_up(
+        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
+    )  # fmt: skip
+    value, slope = kept(plane * vector, DOT)
+    return dot(value, w1, h, DOT, ACC, PRECISION), value, slope, plane.to(DOT), vector.to(DOT)
 
 
 @triton.jit
 def first_layer_gradient(
-    dw1, dh, planes, vectors, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
+    dw1, dh, value, slope, plane, vector, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
     P: tl.constexpr, C: tl.constexpr, USED: tl.constexpr, VOLUME: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds the gradients of plane P and its vector; returns the sum ``dw1`` (H, C) of those of its weights."""
-    plane = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
-    x = plane
-    if VOLUME:
-        vector = vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
-        x = plane * vector
-    dw1 = dot(tl.trans(dh), gelu(x), dw1, DOT, ACC, PRECISION)
-    dx = dot(dh, tl.trans(w1), tl.zeros(x.shape, ACC), DOT, ACC, PRECISION) * gelu_slope(x)
+    dw1 = dot(tl.trans(dh), value, dw1, DOT, ACC, PRECISION)
+    dx = dot(dh, tl.trans(w1), tl.zeros(value.shape, ACC), DOT, ACC, PRECISION) * slope
     if VOLUME:
         vector_colour_gradient(dvectors + P * stride_v.to(tl.int64), dx * plane, iv, fv, seen, R, C, USED, ACC)
-        dx *= vector
-    plane_colour_gradient(dplanes + P * stride_p.to(tl.int64), dx, iw, fw, ih, fh, seen, R, C, USED, ACC)
+    plane_colour_gradient(dplanes + P * stride_p.to(tl.int64), dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
     return dw1
 
 
@@ -467,44 +496,48 @@ def march_backward(
             seen = weight > min_weight
             if tl.max(seen.to(tl.int32), 0) > 0:
                 h = tl.zeros([RAYS, H], ACC) + bias1[None, :]
-                h = first_layer(
+                h, value_x, slope_x, plane_x, vector_x = first_layer_kept(
                     h, own_planes, own_vectors, wx, ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
                     C, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                h = first_layer(
+                h, value_y, slope_y, plane_y, vector_y = first_layer_kept(
                     h, own_planes, own_vectors, wy, iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
                     C, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                h = first_layer(
+                h, value_z, slope_z, plane_z, vector_z = first_layer_kept(
                     h, own_planes, own_vectors, wz, iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
                     C, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                hidden = gelu(h)
+                hidden, slope1 = kept(h, DOT)
                 y = dot(seen_from, turned, tl.zeros([RAYS, H], ACC) + bias2[None, :], DOT, ACC, PRECISION)
                 y = dot(hidden, second, y, DOT, ACC, PRECISION)
-                z = dot(gelu(y), third, tl.zeros([RAYS, 16], ACC), DOT, ACC, PRECISION) + bias3[None, :]
+                inner, slope2 = kept(y, DOT)
+                z = dot(inner, third, tl.zeros([RAYS, 16], ACC), DOT, ACC, PRECISION) + bias3[None, :]
                 c = 1 / (1 + tl.exp(-z))
                 dweight += tl.where(seen, tl.sum(g_rgb * c, 1), 0.0)
                 dz3 = tl.where(seen, weight, 0.0)[:, None] * g_rgb * c * (1 - c)
                 dbias3 += tl.sum(dz3, 0)
-                dthird = dot(tl.trans(gelu(y)), dz3, dthird, DOT, ACC, PRECISION)
-                dy3 = dot(dz3, tl.trans(third), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * gelu_slope(y)
+                dthird = dot(tl.trans(inner), dz3, dthird, DOT, ACC, PRECISION)
+                dy3 = dot(dz3, tl.trans(third), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * slope2
                 dbias2 += tl.sum(dy3, 0)
                 dturned = dot(tl.trans(dy3), seen_from, dturned, DOT, ACC, PRECISION)
                 dsecond = dot(tl.trans(hidden), dy3, dsecond, DOT, ACC, PRECISION)
-                dh = dot(dy3, tl.trans(second), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * gelu_slope(h)
+                dh = dot(dy3, tl.trans(second), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * slope1
                 dbias1 += tl.sum(dh, 0)
                 dwx = first_layer_gradient(
-                    dwx, dh, own_planes, own_vectors, own_dplanes, own_dvectors, wx, ix, fx, iy, fy, iz, fz, seen, R,
-                    stride_p, stride_v, 0, C, USED, VOLUME, DOT, ACC, PRECISION,
+                    dwx, dh, value_x, slope_x, plane_x, vector_x, own_dplanes, own_dvectors, wx,
+                    ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
+                    C, USED, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
                 dwy = first_layer_gradient(
-                    dwy, dh, own_planes, own_vectors, own_dplanes, own_dvectors, wy, iz, fz, ix, fx, iy, fy, seen, R,
-                    stride_p, stride_v, 1, C, USED, VOLUME, DOT, ACC, PRECISION,
+                    dwy, dh, value_y, slope_y, plane_y, vector_y, own_dplanes, own_dvectors, wy,
+                    iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
+                    C, USED, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
                 dwz = first_layer_gradient(
-                    dwz, dh, own_planes, own_vectors, own_dplanes, own_dvectors, wz, iy, fy, iz, fz, ix, fx, seen, R,
-                    stride_p, stride_v, 2, C, USED, VOLUME, DOT, ACC, PRECISION,
+                    dwz, dh, value_z, slope_z, plane_z, vector_z, own_dplanes, own_dvectors, wz,
+                    iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
+                    C, USED, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
             ahead -= weight * dweight
             dsigma = tl.where(live & (sigma > 0), (tl.exp(-tau) * dweight - ahead) * width, 0.0)

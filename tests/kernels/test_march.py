@@ -1,9 +1,14 @@
 """Ray marching: the kernel against the PyTorch form, whose parts tests/ops/test_render.py holds to their formulas."""
 
+import math
+
 import pytest
 import torch
+import triton
+import triton.language as tl
 from kernels.compare import DEVICE
 from kernels.marching import KINDS, NAMES, SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
+from visionkit_kernels.march import gelu_with_slope
 
 from visionkit.errors import VisionKitError
 
@@ -85,3 +90,25 @@ def test_rays_that_could_have_a_gradient_get_none_unless_it_is_asked_for():
     for form in ("triton", "torch"):
         rgb = march_in_form(form, leaves, view, num_samples=3).rgb
         assert torch.autograd.grad(rgb.sum(), view, allow_unused=True) == (None,) * 3
+
+
+@triton.jit
+def gelu_kernel(x, value, slope, COUNT: tl.constexpr):
+    i = tl.arange(0, COUNT)
+    y, dy = gelu_with_slope(tl.load(x + i))
+    tl.store(value + i, y)
+    tl.store(slope + i, dy)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_gelu_is_near_that_of_erf_also_far_out():
+    x = torch.linspace(-12, 12, 4096, device=DEVICE)
+    x[:3] = torch.tensor([-1e30, 1e30, torch.inf])
+    value, slope = torch.empty_like(x), torch.empty_like(x)
+    gelu_kernel[(1,)](x, value, slope, len(x))
+    wide = x.double().requires_grad_()
+    expected = wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
+    (wanted,) = torch.autograd.grad(expected[3:].sum(), wide)
+    assert torch.equal(value[:3], x.new_tensor([0, 1e30, torch.inf]))
+    assert (value - expected)[3:].abs().max() < 1e-6
+    assert (slope - wanted)[3:].abs().max() < 1e-6
