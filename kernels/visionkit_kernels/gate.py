@@ -290,8 +290,8 @@ ALLOWED_STACK = {
     "gaussian-fp32-32": 768,  # 744 on sm_80; 336 on sm_90, in the Newton steps, which hold two matrices
     "nala-bf16-32": 64,
     "nala-fp32-64": 512,  # 480 on sm_80, 144 on sm_90
-    "march-bf16": 6144,  # the backward holds the gradients of a whole network; 2208 on sm_90
-    "march-one-scene": 6144,
+    "march-bf16": 4096,  # the backward holds the gradients of a whole network; 3792 on sm_80, 3208 on sm_90
+    "march-one-scene": 4096,
     "march-fp32": 12288,
     "march-planes-bf16": 6144,
 }

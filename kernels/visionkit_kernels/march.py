@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import NAN, dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
-from visionkit_kernels.tiles import chosen
+from visionkit_kernels.tiles import capability, chosen
 
 LARGEST_WIDTH = 64  # of the network
 LARGEST_CHANNELS = 32  # of colour, of each plane
@@ -564,11 +564,18 @@ def march_backward(
 
 
 def config(planes: Tensor, backward: bool) -> dict:
-    """Rays of a tile and warps of a program. Without a word on registers, ptxas gives the backward 32 on sm_80."""
-    sizes = dict(RAYS=64, num_warps=4, num_stages=1)
-    if backward:
-        sizes.update(num_warps=8, maxnreg=255)
-    return chosen(f"march {'backward' if backward else 'forward'}", sizes, planes.dtype, planes.device)
+    """Rays of a tile and warps of a program. Without a word on registers, ptxas gives the backward 32 on sm_80.
+
+    A warp of its own waits for no other. Wider types' weights would fill the shared memory before there are eight.
+    """
+    narrow = planes.dtype == torch.bfloat16
+    if backward:  # whose sums of gradients fill the registers of four warps
+        little = planes.dtype == torch.float32 and capability(planes.device) < 90  # shared memory: 163 KB
+        sizes = dict(RAYS=32 if little else 64, num_warps=4 if narrow else 8, maxnreg=255)
+    else:
+        sizes = dict(RAYS=16, num_warps=1) if narrow else dict(RAYS=64, num_warps=4)
+    name = f"march {'backward' if backward else 'forward'}"
+    return chosen(name, dict(sizes, num_stages=1), planes.dtype, planes.device)
 
 
 def _switches(field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies: int, noise: bool) -> dict:
@@ -625,7 +632,8 @@ def launch_backward(
     sizes = config(planes, backward=True)
     grids = [x.new_zeros(x.shape, dtype=kind) for x in (planes, vectors)]
     dfield = field.new_zeros(field.shape, dtype=kind)
-    count_of = min(batch * triton.cdiv(count, sizes["RAYS"]), max(1, programs(planes.device) // 4))
+    warps = 8  # that the registers of a multiprocessor hold
+    count_of = min(batch * triton.cdiv(count, sizes["RAYS"]), programs(planes.device, warps // sizes["num_warps"]))
     part = lambda *shape: planes.new_empty(count_of, *shape, dtype=kind)
     (channels, width), turned = w1.shape[1:], wd.shape[0]
     parts = [

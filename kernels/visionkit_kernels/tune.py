@@ -24,8 +24,8 @@ KNOBS = {
     "linear backward": dict(ROWS=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2, 3), PROGRAMS=(2, 4, 8)),
     "sigmoid forward": dict(KEYS=(32, 64, 128), ROWS=(64, 128), num_warps=(4, 8), num_stages=(2, 3, 4)),
     "sigmoid backward": dict(KEYS=(32, 64, 128), ROWS=(32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3)),
-    "march forward": dict(RAYS=(16, 32, 64, 128), num_warps=(2, 4, 8)),
-    "march backward": dict(RAYS=(16, 32, 64), num_warps=(4, 8)),
+    "march forward": dict(RAYS=(16, 32, 64, 128), num_warps=(1, 2, 4, 8)),
+    "march backward": dict(RAYS=(16, 32, 64, 128), num_warps=(4, 8)),
 }
 CASES = dict(mala=bench.mala_cases, linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
 CASES["wide"] = bench.wide_cases  # last, for what time is left
