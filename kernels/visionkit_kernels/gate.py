@@ -314,6 +314,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--architecture", nargs="+", type=int, default=list(ARCHITECTURES), help="default: 80 90")
     parser.add_argument("--json", action="store_true", help="one object a line")
     options = parser.parse_args(arguments)
+    if min(options.architecture) < min(ARCHITECTURES):  # LLVM ends the process over one that it does not know
+        parser.error(f"--architecture {min(options.architecture)}: expected {min(ARCHITECTURES)} or more, as 90 or 120")
     if not options.json:
         print(
             f"{'case':19} {'kernel':21} {'sm':>3} {'registers':>9} {'stack':>6} {'shared':>7} {'warps':>5} "

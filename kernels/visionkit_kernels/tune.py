@@ -19,9 +19,9 @@ from torch import Tensor
 from visionkit_kernels import bench, tiles
 
 KNOBS = {
-    "linear reduce": dict(ROWS=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4), PROGRAMS=(2, 4, 8)),
-    "linear apply": dict(ROWS=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4), PROGRAMS=(2, 4, 8)),
-    "linear backward": dict(ROWS=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2, 3), PROGRAMS=(2, 4, 8)),
+    "linear reduce": dict(ROWS=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4), PROGRAMS=(2, 3, 4, 8)),
+    "linear apply": dict(ROWS=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4), PROGRAMS=(2, 3, 4, 8)),
+    "linear backward": dict(ROWS=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2, 3), PROGRAMS=(2, 3, 4, 8)),
     "sigmoid forward": dict(KEYS=(32, 64, 128), ROWS=(64, 128), num_warps=(4, 8), num_stages=(2, 3, 4)),
     "sigmoid backward": dict(KEYS=(32, 64, 128), ROWS=(32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3)),
     "march forward": dict(RAYS=(16, 32, 64, 128), num_warps=(1, 2, 4, 8)),

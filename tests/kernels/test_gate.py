@@ -81,3 +81,11 @@ def check(rows):
         print(row)
         assert row["shared"] <= SHARED[row["architecture"]], row
         assert row["stack"] <= row["stack_allowed"], row
+
+
+def test_an_architecture_that_no_kernel_is_for_is_told(capsys):
+    from visionkit_kernels.gate import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["--architecture", "90", "12"])
+    assert "--architecture 12: expected 80 or more" in capsys.readouterr().err

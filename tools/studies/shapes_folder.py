@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=4000, help="images (default: 4000)")
     parser.add_argument("--val", type=int, default=800, help="images (default: 800)")
     options = parser.parse_args()
+    if min(options.train, options.val) < 1:
+        parser.error(f"--train {options.train}, --val {options.val}: expected 1 or more")
     for seed, (split, count) in enumerate((("train", options.train), ("val", options.val)), start=1):
         images, kinds = make_shapes(count, seed)
         pixels = ((images / 4 + 0.5).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
