@@ -216,6 +216,15 @@ def test_a_stop_keeps_what_was_extracted(folder, checkpoint, capsys, monkeypatch
     assert "2 images added, 0 changed, 0 removed, 2 kept" in capsys.readouterr().out
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """As in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_stops_at_once(folder, checkpoint, capsys, monkeypatch, number, status):
     def stopped(self, images, skip=False):
