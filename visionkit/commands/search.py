@@ -72,6 +72,5 @@ def draw(queries: list[str], answers: list, file: str) -> None:
 
 def caption(query: str) -> str:
     """Of the query's name what fits below its image; the images of one camera differ at the end of their names."""
-
     name = Path(query).stem
     return name if len(name) <= 12 else f"{name[:3]}…{name[-8:]}"
