@@ -7,7 +7,13 @@ from torch.autograd import gradcheck
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import gaussian
-from visionkit.ops.gaussian import gaussian_attention, gaussian_kernel, newton_inverse, newton_inverse_shared
+from visionkit.ops.gaussian import (
+    gaussian_attention,
+    gaussian_kernel,
+    landmark_kernel,
+    newton_inverse,
+    newton_inverse_shared,
+)
 
 
 def tokens(n=30, m=6, dim=8, dtype=torch.float64):
@@ -74,6 +80,17 @@ def test_a_landmark_is_exactly_like_itself():
     assert not out.any()  # where SOFT++'s steps from a lone 1 lead; from a rounded 1 they double its error
     out.sum().backward()
     assert not landmarks.grad.any()
+
+
+@pytest.mark.parametrize("size", [1, 1e3, 1e4, 1e6])
+def test_landmarks_of_any_size_are_exactly_like_themselves(size):
+    """Rounding grows with their squares, and was taken for a distance whose kernel is infinite."""
+    _, _, landmarks = tokens(m=20, dim=32, dtype=torch.float32)
+    landmarks = (landmarks * size).requires_grad_()
+    kernel = landmark_kernel(landmarks)
+    assert (kernel.diagonal(dim1=-2, dim2=-1) == 1).all() and kernel.isfinite().all()
+    kernel.sum().backward()
+    assert landmarks.grad.isfinite().all()
 
 
 def test_landmarks_by_default_are_means_of_runs():

@@ -72,7 +72,7 @@ def gaussian_attention(
         # without SOFT's ridge the matrix of close landmarks is positive definite only in double precision
         exact = symmetric and inverse == "solve" and v.device.type != "mps"
         marks = landmarks.double() if exact else landmarks
-        a = ones_on_diagonal(gaussian_kernel(marks, marks))
+        a = landmark_kernel(marks)
         project, apply = (dispatch.kernel(f"gaussian_{name}", landmarks, q, v) for name in ("project", "apply"))
         if project:
             core = project(landmarks, q, v, scale)
@@ -104,7 +104,21 @@ def even_means(q: Tensor) -> Tensor:
 
 
 def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """exp(-|x - y|^2 / 2) of all pairs: (..., m, dim), (..., n, dim) -> (..., m, n).
+    """exp(-|x - y|^2 / 2) of all pairs: (..., m, dim), (..., n, dim) -> (..., m, n)."""
+    return exponents(x, y).exp()
+
+
+def landmark_kernel(x: Tensor) -> Tensor:
+    """The same of the pairs of one set: (..., m, dim) -> (..., m, m).
+
+    A landmark's with itself is 1 without rounding, which SOFT++'s steps would double up to twenty times.
+    """
+    itself = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
+    return exponents(x, x).masked_fill(itself, 0).exp()
+
+
+def exponents(x: Tensor, y: Tensor) -> Tensor:
+    """-|x - y|^2 / 2 of all pairs: (..., m, dim), (..., n, dim) -> (..., m, n).
 
     The square is expanded into one product, [x, -|x|^2 / 2, 1] [y, 1, -|y|^2 / 2]^T: large maps are passed over once. A
     tiny negative distance, from rounding, is far below what the exponential resolves.
@@ -112,12 +126,7 @@ def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
     half_x, half_y = -x.square().sum(-1, keepdim=True) / 2, -y.square().sum(-1, keepdim=True) / 2
     x = torch.cat([x, half_x, torch.ones_like(half_x)], dim=-1)
     y = torch.cat([y, torch.ones_like(half_y), half_y], dim=-1)
-    return (x @ y.transpose(-2, -1)).exp()
-
-
-def ones_on_diagonal(a: Tensor) -> Tensor:
-    """A landmark's kernel with itself without its rounding, which SOFT++'s steps would double up to twenty times."""
-    return a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device) * (1 - a)
+    return x @ y.transpose(-2, -1)
 
 
 def add_ridge(a: Tensor, ridge: float) -> Tensor:
