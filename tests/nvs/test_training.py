@@ -346,6 +346,13 @@ def test_shapenet_srn_is_found_by_its_kind_and_split_alone(tmp_path, deeper):
                 ShapeNetSRN(str(root), *other)
 
 
+def test_shapenet_srn_is_found_by_the_name_of_a_link(tmp_path):
+    write_srn(tmp_path / "volume7" / "aa")
+    (tmp_path / "cars_test").symlink_to(tmp_path / "volume7")
+    for root in (tmp_path, tmp_path / "cars_test"):
+        assert len(ShapeNetSRN(str(root), "cars", "test")) == 1
+
+
 def test_psnr_and_ssim_equal_their_formulas():
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(2, 3, 14, 13, generator=generator, dtype=torch.float64)

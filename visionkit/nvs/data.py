@@ -414,7 +414,8 @@ class ShapeNetSRN(SceneViews):
 
 def _srn_folder(root: Path, name: str) -> Path:
     """The folder of that name that holds objects: in ``root``, ``root`` itself, or one folder deeper."""
-    for place in (root / name, *([root] if root.resolve().name == name else []), *sorted(root.glob(f"*/{name}"))):
+    itself = [root] if name in (root.name, root.resolve().name) else []  # by its own name where it is a link
+    for place in (root / name, *itself, *sorted(root.glob(f"*/{name}"))):
         if any(place.glob("*/pose")):
             return place
     raise VisionKitError(f"{root}: holds no {name}; expected ShapeNet-SRN's tree, see datasets/shapenet_srn.md")
