@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from visionkit.engine.config import (
     RunConfig,
+    check_choice,
     check_counts,
     check_numbers,
     check_positive,
@@ -50,6 +51,8 @@ def test_settings_that_are_no_such_numbers_are_named():
         check_numbers("here", 0, 1, a=1.5)
     with pytest.raises(VisionKitError, match="a=0"):
         check_positive("here", a=0)
+    with pytest.raises(VisionKitError, match=r"here: a=\['x'\]; expected 'x' or 'y'"):
+        check_choice("here", dict(x=1, y=2), a=["x"])
 
 
 def test_a_config_may_import(tmp_path, monkeypatch):
@@ -59,9 +62,17 @@ def test_a_config_may_import(tmp_path, monkeypatch):
     assert load_config(tmp_path / "mine.py").to_dict() == dict(seed=1, source=dict(type="Some", root="/somewhere"))
 
 
-def test_a_config_names_its_base_by_a_setting(tmp_path):
+@pytest.mark.parametrize("name", ["mine.py", "further.py"])
+def test_a_config_names_its_base_by_a_setting(tmp_path, name):
     (tmp_path / "base.py").write_text("seed = 1\n")
-    config = tmp_path / "mine.py"
-    config.write_text("from mmengine.config import read_base\nwith read_base():\n    from .base import *\n")
-    with pytest.raises(VisionKitError, match=r"mine.py: read_base.*_base_ ="):
-        load_config(config)
+    (tmp_path / "mine.py").write_text(
+        "from mmengine.config import read_base\nwith read_base():\n    from .base import *\n"
+    )
+    (tmp_path / "further.py").write_text("_base_ = 'mine.py'\n")
+    with pytest.raises(VisionKitError, match=f"{name}: read_base.*_base_ ="):
+        load_config(tmp_path / name)
+
+
+def test_a_config_may_speak_of_other_ways(tmp_path):
+    (tmp_path / "mine.py").write_text("# as read_base() in others\nseed = 1\n")
+    assert load_config(tmp_path / "mine.py").to_dict() == dict(seed=1)

@@ -47,13 +47,15 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     path = Path(path)
     if not path.is_file():
         raise VisionKitError(f"{path}: no such config{_nearest(str(path), map(str, path.parent.glob('*.py')))}")
-    if b"read_base()" in path.read_bytes():
-        raise VisionKitError(f"{path}: read_base() is not known here; name the base by _base_ = ['base.py']")
     try:
         cfg = Config.fromfile(str(path), lazy_import=False)  # else an import makes it one
     except SyntaxError as error:
         raise VisionKitError(f"{path}, line {error.lineno}: not valid Python ({error.msg})") from error
     except Exception as error:
+        if isinstance(error, KeyError) and "__name__" in str(error):  # of an import from ., which read_base() takes
+            raise VisionKitError(
+                f"{path}: read_base() is not known here; name the base by _base_ = ['base.py'], in a base too"
+            ) from error
         raise VisionKitError(f"{path}: cannot be read as a config ({_one_line(error)})") from error
     for key in options or {}:
         _check_option(cfg, key)
@@ -194,6 +196,7 @@ def check_positive(where: str, **numbers: Any) -> None:
 
 def check_choice(where: str, choices: Iterable[Any], **options: Any) -> None:
     """Refuse settings that are none of ``choices``."""
+    choices = list(choices)  # a list may be asked for a list, a dictionary not
     for option, value in options.items():
         if value not in choices:
             raise VisionKitError(f"{where}: {option}={value!r}; expected {' or '.join(map(repr, choices))}")
