@@ -276,7 +276,7 @@ ALLOWED_STACK = {
     "mala-fp32-96": 512,
     "mala-fp32-128": 512,  # 280 on both
     "mala-gated-bf16-64": 512,  # 264 on sm_80, none on sm_90
-    "mala-gated-bf16-128": 256,
+    "mala-gated-bf16-128": 384,  # 224 on sm_90, 320 by Triton 3.5; none on sm_80
     "mala-gated-fp16-96": 64,
     "mala-gated-fp32-64": 512,  # 496 on sm_80; 144 on sm_90
     "mala-gated-fp32-128": 512,  # 360 on sm_80, 320 on sm_90

@@ -106,8 +106,7 @@ def test_norms_and_dropout_of_the_output_stay():
     ["davit_tiny", "xcit_nano_12_p16_224", "tiny_vit_5m_224", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"],
 )
 def test_layers_that_compute_otherwise_are_not_exchanged(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    model = timm.create_model(name)  # not on the meta device: those of timm 1.0.16 read numbers off tensors
     for change in (lambda: set_attention(model, "mala"), lambda: add_p_adapters(model)):
         with pytest.raises(VisionKitError, match="has no attention layers like those of timm's ViT"):
             change()

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use
 QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "linear-bf16-64", "norm-fp16-32", "sigmoid-bf16-64"]
 QUICK += ["sigmoid-bf16-128", "gaussian-bf16-64", "nala-bf16-32", "mala-gated-bf16-128", "mala-gated-fp32-128"]
 QUICK += ["mala-one-head"]
-# whose work is cut so that all programs run at once: those left over would take as long again
+# Whose work is cut so that all programs run at once, as Triton 3.8 compiles them: those left over would take as long
+# again.
 AT_ONCE = ["mala-bf16-64", "mala-one-head", "mala-gated-bf16-64", "linear-bf16-64", "gaussian-bf16-64", "nala-bf16-32"]
 # every kernel that a case launches, of all cases and of some
 KERNELS = """
@@ -60,7 +61,7 @@ def test_products_and_sums_are_fused_whatever_triton_does_of_itself():
 def test_usual_configurations_compile(case):
     rows = compiled("--case", case)
     check(rows)
-    for row in rows if case in AT_ONCE else ():
+    for row in rows if case in AT_ONCE and triton.__version__.startswith("3.8.") else ():
         assert row["architecture"] != 90 or row["programs"] <= 132 * programs_at_once(row), row
 
 

@@ -182,7 +182,8 @@ def _font(size: int):  # noqa: ANN202 - PIL's
     """The one that matplotlib brings: Pillow's own has no accents, Greek or Cyrillic, which names of files have."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(file), size)  # a path from Pillow 10.2 on
 
 
 def _draw_cell(sheet, draw, corner, cell, path, colour, caption, font) -> None:  # noqa: ANN001 - PIL's
