@@ -296,13 +296,19 @@ def test_a_refusal_after_the_look_at_out_leaves_no_folder(photo, tmp_path, capsy
 
 def test_depth_colours_are_spread_over_what_is_seen():
     from visionkit.commands.render import depth_range
-    from visionkit.nvs.fit import Bounds
     from visionkit.nvs.video import depth_picture
 
-    bounds = Bounds(torch.zeros(3), torch.ones(3), near=0.5, middle=10.0, far=100.0)
     depth = np.linspace(4, 6, 100).reshape(10, 10)
-    assert depth_picture(depth, *depth_range([depth + 40, depth], bounds)).max(axis=-1).min() > 100
-    assert depth_range([np.full((10, 10), 50.0)], bounds) == (0.5, 10.0)  # nothing was fitted
+    assert depth_picture(depth, *depth_range([depth + 40, depth], 0.5, 10.0)).max(axis=-1).min() > 100
+    assert depth_range([np.full((10, 10), 50.0)], 0.5, 10.0) == (0.5, 10.0)  # nothing was fitted
+
+
+def test_depths_of_a_photo_reach_the_warm_colours(tmp_path):
+    photo = Path(__file__).parents[2] / "docs" / "images" / "photo.jpg"
+    assert main(["render", str(photo), "-o", str(tmp_path / "v.mp4"), "--frames", "2"]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "v_sheet.jpg").convert("RGB")).astype(int)
+    red, green, blue = np.moveaxis(sheet, -1, 0)
+    assert ((red > 220) & (green > 80) & (blue < 60)).mean() > 0.01
 
 
 @pytest.mark.parametrize("mode, size", [("1x1", (1, 1)), ("gone", None)])

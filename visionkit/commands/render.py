@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from visionkit.nvs.cameras import Camera
     from visionkit.nvs.captures import Scene
-    from visionkit.nvs.fit import Bounds, SceneField
+    from visionkit.nvs.fit import SceneField
 
 FRAMES = 48
 SHEET = 12  # frames on a contact sheet
@@ -124,7 +124,7 @@ def render_photos(source: Path, options: argparse.Namespace) -> int:
         if note:
             print(f"{photo}: {note}")
         views = nvs.render(view, options.trajectory or "swing", options.frames, options.size, degrees=options.degrees)
-        frames = (_beside(None, each.rgb, each.depth, *nvs.reach(view.distance)) for each in views)
+        frames = _all_beside(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
         write(frames, out, options.frames, first=view.image)
     if failed == len(photos):
         raise VisionKitError(f"{source}: none of its {failed} photos can be used")
@@ -153,20 +153,20 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
         else:
             view = nvs.view_in(scene, row, own)
         views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
-        frames = (_beside(None, each.rgb, each.depth, *nvs.reach(view.distance)) for each in views)
+        frames = _all_beside(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
         write(frames, out, options.frames)
         return 0
     check_scored(nvs.model.img_size, options.size or max(nvs.model.img_size))
-    scores, reach = [], nvs.reach(own)
+    scores = []
 
-    def frames() -> Iterator[np.ndarray]:
+    def compared() -> Iterator[tuple[np.ndarray, ...]]:
         for other, (_, truth, view) in enumerate(nvs.views_of(scene, row, options.size)):
             if other != row:
                 scores.append([float(score(*_batch(view.rgb, truth))) for score in (psnr, ssim)])
-            yield _beside(truth, view.rgb, view.depth, *reach)
+            yield truth, view.rgb, view.depth
 
     print(f"{source}: photo | rendered from {scene.names[row]} alone | depth")
-    write(frames(), out, len(scene), fps=3)
+    write(_all_beside(compared(), *nvs.reach(own)), out, len(scene), fps=3)
     _tell_scores("other photos", scores)
     return 0
 
@@ -206,7 +206,7 @@ def fit(source: Path, options: argparse.Namespace) -> int:
     print(f"fitted in {time.perf_counter() - began:.0f} s")
 
     views = score_held_out(model, scene, held_out, settings.long_side)
-    depths = depth_range([depth for *_, depth in views], model.bounds)
+    depths = depth_range([depth for *_, depth in views], model.bounds.near, model.bounds.middle)
     _save_sheet(_rows([_beside(*view, *depths) for view in views]), held_out_sheet)
     path = settings.long_side, options.trajectory, options.frames, options.degrees
     cameras = fitting.path(scene, rows, model.bounds, *path)
@@ -308,15 +308,25 @@ def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
     return [file]
 
 
-def depth_range(depths: list[np.ndarray], bounds: Bounds) -> tuple[float, float]:
-    """Distances between which colours are spread: from the nearest that some views show to the subject's far end.
+def depth_range(depths: list[np.ndarray], near: float, far: float) -> tuple[float, float]:
+    """Distances between which colours are spread: from the nearest that some views show to ``far``.
 
-    The fitted bounds begin at the nearest point of any photograph, which would leave dark colours alone to the subject.
+    What is rendered from lies behind ``near``, often far behind: that would leave dark colours alone to the subject.
     """
     import numpy as np
 
-    near = min(float(np.quantile(depth, 0.02)) for depth in depths)
-    return (near if bounds.near < near < bounds.middle else bounds.near), bounds.middle
+    nearest = min(float(np.quantile(depth, 0.02)) for depth in depths)
+    return (nearest if near < nearest < far else near), far
+
+
+def _all_beside(
+    views: Iterable[tuple[np.ndarray | None, np.ndarray, np.ndarray]], near: float, far: float
+) -> Iterator[np.ndarray]:
+    """Photos or none, rendered views and depths side by side, all depths in the colours that suit the first."""
+    depths = None
+    for truth, rgb, depth in views:
+        depths = depths or depth_range([depth], near, far)
+        yield _beside(truth, rgb, depth, *depths)
 
 
 def _beside(truth: np.ndarray | None, rgb: np.ndarray, depth: np.ndarray, near: float, far: float) -> np.ndarray:
