@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from visionkit.engine.config import check_counts, given
+from visionkit.engine.config import check_choice, check_counts, given
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.nvs.cameras import Camera, relative_to, rolled
@@ -190,8 +190,7 @@ class MVImgNet(SceneViews):
         max_scenes: int | None = None,
         centre: str = "viewed",
     ) -> None:
-        if split not in ("train", "test"):
-            raise VisionKitError(f"split={split!r}: expected 'train' or 'test'")
+        check_choice("MVImgNet", ("train", "test"), split=split)
         check_counts("MVImgNet", 1, test_every=test_every, **given(max_scenes=max_scenes))
         folders = _split_folders(Path(root), test_every)
         _check_split(Path(root), folders, split, test_every)
@@ -384,10 +383,8 @@ class ShapeNetSRN(SceneViews):
         include_input: bool = False,
         input_view: int = 64,
     ) -> None:
-        if kind not in self.NEAR_FAR:
-            raise VisionKitError(f"kind={kind!r}: expected 'cars' or 'chairs'")
-        if split not in ("train", "val", "test"):
-            raise VisionKitError(f"split={split!r}: expected 'train', 'val' or 'test'")
+        check_choice("ShapeNetSRN", self.NEAR_FAR, kind=kind)
+        check_choice("ShapeNetSRN", ("train", "val", "test"), split=split)
         folder = _srn_folder(Path(root), f"{kind}_{split}")
         names = sorted(path.name for path in folder.iterdir() if path.is_dir())
         near, far = self.NEAR_FAR[kind]

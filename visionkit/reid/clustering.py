@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visionkit.engine.config import check_counts, check_numbers, check_positive, given
+from visionkit.engine.config import check_choice, check_counts, check_numbers, check_positive, given
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.registry import CLUSTERERS
@@ -52,8 +52,7 @@ class KMeansLabels:
         reassignment_ratio: float = 0.01,
         n_init: int | None = None,
     ) -> None:
-        if algorithm not in ("minibatch", "full", "faiss"):
-            raise VisionKitError(f"KMeansLabels: algorithm must be 'minibatch', 'full' or 'faiss', got {algorithm!r}")
+        check_choice("KMeansLabels", ("minibatch", "full", "faiss"), algorithm=algorithm)
         counts = dict(num_clusters=num_clusters, max_iter=max_iter, batch_size=batch_size)
         check_counts("KMeansLabels", 1, **counts, **given(init_size=init_size, n_init=n_init))
         check_counts("KMeansLabels", 0, **given(max_no_improvement=max_no_improvement))
