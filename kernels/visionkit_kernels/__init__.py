@@ -6,7 +6,8 @@ Importing the package is cheap and works without triton; the first use of a kern
 |---|---|
 | ``linear_attention``, ``mala_attention`` | ``visionkit_kernels.linear`` |
 | ``march_rays`` | ``visionkit_kernels.march`` |
-| ``gaussian_project``, ``gaussian_apply``, ``newton_steps`` | ``visionkit_kernels.gaussian`` |
+| ``gaussian_attention`` | ``visionkit_kernels.gaussian`` |
+| ``newton_steps``, ``inverse`` | ``visionkit_kernels.matrices`` |
 | ``nala_attention`` | ``visionkit_kernels.nala`` |
 | ``sigmoid_attention`` | ``visionkit_kernels.sigmoid`` |
 """
@@ -19,13 +20,13 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 MODULES = {
-    "gaussian_apply": "gaussian",
-    "gaussian_project": "gaussian",
+    "gaussian_attention": "gaussian",
+    "inverse": "matrices",
     "linear_attention": "linear",
     "mala_attention": "linear",
     "march_rays": "march",
     "nala_attention": "nala",
-    "newton_steps": "gaussian",
+    "newton_steps": "matrices",
     "sigmoid_attention": "sigmoid",
 }
 

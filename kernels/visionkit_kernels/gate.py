@@ -175,20 +175,30 @@ def sigmoid_launches(dtype: torch.dtype, dim: int, causal: bool = False) -> list
 
 
 def gaussian_launches(dtype: torch.dtype, dim: int, count: int) -> list[Launch]:
-    """Both products, their backward, and Newton's steps."""
+    """Both products and their backward."""
     from visionkit_kernels import gaussian
 
     q, v, grad = _heads(dtype, dim)
-    landmarks, a = (torch.empty(64, 2, count, size, device="meta") for size in (dim, count))
+    landmarks, small = (torch.empty(64, 2, count, size, device="meta") for size in (dim, count))
 
     def host() -> None:
-        core = gaussian.launch_project(landmarks, q, v, 0.5)
-        gaussian.launch_newton(a, a, 20)
-        gaussian.launch_apply(landmarks, q, core, 0.5)
-        gaussian.launch_backward(landmarks, q, grad, core, 0.5, project=False)
-        gaussian.launch_backward(landmarks, q, v, core, 0.5, project=True)
+        _, w = gaussian.forward(landmarks, q, v, small, 0.5)
+        gaussian.backward(grad, landmarks, q, v, small, w, 0.5)
 
     return record(gaussian, host)
+
+
+def matrix_launches(count: int) -> list[Launch]:
+    """Newton's steps and elimination."""
+    from visionkit_kernels import matrices
+
+    a = torch.empty(64, 2, count, count, device="meta")
+
+    def host() -> None:
+        matrices.launch_newton(a, a, 20)
+        matrices.launch_inverse(a.double())
+
+    return record(matrices, host)
 
 
 def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
@@ -249,7 +259,10 @@ CASES = {
     "sigmoid-bf16-128": lambda: sigmoid_launches(torch.bfloat16, 128),
     "sigmoid-fp32-64": lambda: sigmoid_launches(torch.float32, 64, causal=True),
     "gaussian-bf16-64": lambda: gaussian_launches(torch.bfloat16, 64, 49),
+    "gaussian-bf16-32": lambda: gaussian_launches(torch.bfloat16, 32, 49),
     "gaussian-fp32-32": lambda: gaussian_launches(torch.float32, 32, 49),
+    "gaussian-fp32-64": lambda: gaussian_launches(torch.float32, 64, 49),
+    "matrices": lambda: matrix_launches(49),
     "nala-bf16-32": lambda: nala_launches(torch.bfloat16, 32),
     "nala-fp32-64": lambda: nala_launches(torch.float32, 64),
     "march-bf16": lambda: march_launches(torch.bfloat16, "vector_matrix"),
@@ -286,8 +299,11 @@ ALLOWED_STACK = {
     "linear-fp32-64": 256,
     "sigmoid-bf16-64": 64,
     "sigmoid-fp32-64": 256,
-    "gaussian-bf16-64": 1024,
-    "gaussian-fp32-32": 768,  # 744 on sm_80; 336 on sm_90, in the Newton steps, which hold two matrices
+    "gaussian-bf16-64": 512,  # 360 on sm_80, 224 on sm_90
+    "gaussian-bf16-32": 64,  # 24 on sm_80, 32 on sm_90
+    "gaussian-fp32-32": 256,  # 200 on sm_80, 32 on sm_90
+    "gaussian-fp32-64": 1024,  # 624 on sm_80; 968 on sm_90
+    "matrices": 512,  # 304 on sm_80, 336 on sm_90, in the Newton steps, which hold two matrices
     "nala-bf16-32": 64,
     "nala-fp32-64": 512,  # 480 on sm_80, 144 on sm_90
     "march-bf16": 4096,  # the backward holds the gradients of a whole network; 3792 on sm_80, 3208 on sm_90

@@ -13,6 +13,9 @@ All products are in float32 (three TF32 products): the core C has large entries 
 the end need no mask: they are loaded as zeros, and a zero value, core row or gradient adds nothing.
 """
 
+from contextlib import nullcontext
+from functools import reduce
+
 import torch
 import triton
 import triton.language as tl
@@ -96,40 +99,42 @@ def apply_kernel(
 
 @triton.jit
 def gaussian_backward_kernel(
-    landmarks, q, x, small, dq, dx, dlandmarks, dsmall,
-    qb, qh, qn, qd, xb, xh, xn, xd, rb, rh, rn, rd, wb, wh, wn, wd,
+    landmarks, q, v, grad, core, dw, dq, dv, dlandmarks,
+    qb, qh, qn, qd, vb, vh, vn, vd, gb, gh, gn, gd, rb, rh, rn, rd, wb, wh, wn, wd,
     heads, tokens, count, dim, dim_v, tiles, splits, scale,
-    ROWS: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PROJECT: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    AGAIN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Backward of both products for one run of tokens of one head.
+    """dq, dv and the sum for dlandmarks of one run of tokens of one head, of both products at once.
 
-    Of project, x is v, small is dW, and dx = P^T dW is dv. Of apply, x is dy, small is C, and dsmall = P dy is dC.
+    AGAIN: the core is read for every tile of tokens, where shared memory does not hold it with all else.
     """
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
     q += head // heads * qb + head % heads * qh
-    x += head // heads * xb + head % heads * xh
+    v += head // heads * vb + head % heads * vh
+    grad += head // heads * gb + head % heads * gh
     dq += head // heads * rb + head % heads * rh
-    if PROJECT:
-        dx += head // heads * wb + head % heads * wh
+    dv += head // heads * wb + head % heads * wh
     spots, columns, columns_v = tl.arange(0, M), tl.arange(0, D), tl.arange(0, DV)
     l = load_tile(landmarks + head * count * dim, spots, columns, dim, 1, count, dim)
-    c = load_tile(small + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
+    if not AGAIN:
+        c = load_tile(core + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
+    w = load_tile(dw + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
     dl = tl.zeros([M, D], ACC)
     de = tl.zeros([M], ACC)
-    dc = tl.zeros([M, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         token = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
-        value = load_tile(x, rows, columns_v, xn, xd, tokens, dim_v)
         p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION)
-        e = dot(c, tl.trans(value), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION) * p
-        if PROJECT:
-            dvalue = dot(tl.trans(p), c, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
-            store_tile(dx, dvalue, rows, columns_v, wn, wd, tokens, dim_v)
-        else:
-            dc = dot(p, value, dc, DOT, ACC, PRECISION)
+        value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
+        e = dot(w, tl.trans(value), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION)
+        slope = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v)
+        if AGAIN:
+            c = load_tile(core + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
+        e = dot(c, tl.trans(slope), e, DOT, ACC, PRECISION) * p
+        dvalue = dot(tl.trans(p), w, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
+        store_tile(dv, dvalue, rows, columns_v, wn, wd, tokens, dim_v)
         dl = dot(e, token, dl, DOT, ACC, PRECISION)
         de += tl.sum(e, 1)
         dtoken = dot(tl.trans(e), l, tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
@@ -137,21 +142,6 @@ def gaussian_backward_kernel(
         store_tile(dq, dtoken, rows, columns, rn, rd, tokens, dim)
     dl = dl * scale - l * de[:, None]
     store_tile(dlandmarks + program * count * dim, dl, spots, columns, dim, 1, count, dim)
-    if not PROJECT:
-        store_tile(dsmall + program * count * dim_v, dc, spots, columns_v, dim_v, 1, count, dim_v)
-
-
-@triton.jit
-def newton_kernel(a, start, out, count, steps, M: tl.constexpr, ACC: tl.constexpr):
-    """All steps V <- 2 V - V A V of one matrix; zeros around it stay zeros."""
-    place = tl.program_id(0).to(tl.int64) * count * count
-    spots = tl.arange(0, M)
-    matrix = load_tile(a + place, spots, spots, count, 1, count, count)
-    v = load_tile(start + place, spots, spots, count, 1, count, count)
-    for _ in range(steps):
-        av = dot(matrix, v, tl.zeros([M, M], ACC), ACC, ACC, "ieee")
-        v = 2 * v - dot(v, av, tl.zeros([M, M], ACC), ACC, ACC, "ieee")
-    store_tile(out + place, v, spots, spots, count, 1, count, count)
 
 
 def _sizes(kernel: str, count: int, dim: int, dim_v: int, dtype: torch.dtype) -> dict:
@@ -184,11 +174,11 @@ def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Ten
     return parts.sum(2)
 
 
-def launch_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> Tensor:
-    """P^T C, (B, heads, N, dim_v), in the type of q."""
+def launch_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float, like: Tensor) -> Tensor:
+    """P^T C, (B, heads, N, dim_v), in the type of ``like``."""
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, core.shape[-2:]
     landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes("apply", count, dim, dim_v, q.dtype)
-    out = tokens_first(q, batch, heads, tokens, dim_v)
+    out = tokens_first(like, batch, heads, tokens, dim_v)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     with on_device(q):
         apply_kernel[(batch * heads * splits,)](
@@ -199,130 +189,122 @@ def launch_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> Te
 
 
 def launch_backward(
-    landmarks: Tensor, q: Tensor, x: Tensor, small: Tensor, scale: float, project: bool
+    landmarks: Tensor, q: Tensor, v: Tensor, grad: Tensor, core: Tensor, dw: Tensor, scale: float, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dlandmarks, dq, and dv of project or dC of apply."""
-    (batch, heads, tokens, dim), (count, dim_v) = q.shape, small.shape[-2:]
-    landmarks, small = landmarks.contiguous(), small.contiguous()
+    """The landmarks' gradient as far as it comes of P, and dq and dv in the type of ``like``."""
+    (batch, heads, tokens, dim), (count, dim_v) = q.shape, core.shape[-2:]
+    landmarks, core, dw = landmarks.contiguous(), core.contiguous(), dw.contiguous()
+    dq, dv = tokens_first(like, *q.shape), tokens_first(like, *v.shape)
     sizes = _sizes("backward", count, dim, dim_v, q.dtype)
+    again = max(dim, dim_v) > 32 and (q.dtype.itemsize >= 4 or little_shared_memory(q.device))
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
-    dq = tokens_first(q, batch, heads, tokens, dim)
-    dx = tokens_first(x, batch, heads, tokens, dim_v) if project else None
-    dlandmarks = landmarks.new_empty(batch, heads, splits, count, dim)
-    dsmall = None if project else small.new_empty(batch, heads, splits, count, dim_v)
+    parts = landmarks.new_empty(batch, heads, splits, count, dim)
     with on_device(q):
         gaussian_backward_kernel[(batch * heads * splits,)](
-            landmarks, q, x, small, dq, dx, dlandmarks, dsmall,
-            *q.stride(), *x.stride(), *dq.stride(), *(dx.stride() if project else (0, 0, 0, 0)),
-            heads, tokens, count, dim, dim_v, tiles, splits, scale, PROJECT=project, **sizes,
+            landmarks, q, v, grad, core, dw, dq, dv, parts,
+            *q.stride(), *v.stride(), *grad.stride(), *dq.stride(), *dv.stride(),
+            heads, tokens, count, dim, dim_v, tiles, splits, scale, AGAIN=again, **sizes,
         )  # fmt: skip
-    return dlandmarks.sum(2), dq, dx if project else dsmall.sum(2)
+    return parts.sum(2), dq, dv
 
 
-def launch_newton(a: Tensor, start: Tensor, steps: int) -> Tensor:
-    """The matrices after so many steps."""
-    count, a, start = a.shape[-1], a.contiguous(), start.contiguous()
-    out = torch.empty_like(a)
-    with on_device(a):
-        newton_kernel[(a.numel() // count**2,)](
-            a, start, out, count, steps,
-            M=padded(count), ACC=dot_types(a.dtype)["ACC"], num_warps=8, enable_fp_fusion=True,
-        )  # fmt: skip
-    return out
+def forward(landmarks: Tensor, q: Tensor, v: Tensor, small: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """y in the type of q, and W in that of the landmarks."""
+    tiles = _tiles(landmarks)
+    w = _project(tiles, q, v, scale)
+    parts = zip(tiles, _tiles(_through(small, w)))
+    out = reduce(Tensor.add_, (launch_apply(some, q, core, scale, _sums(tiles, q)) for some, core in parts))
+    return out.to(q.dtype), w
 
 
-project_forward = torch.library.custom_op("visionkit_kernels::gaussian_project", launch_project, mutates_args=())
-apply_forward = torch.library.custom_op("visionkit_kernels::gaussian_apply", launch_apply, mutates_args=())
-gaussian_backward = torch.library.custom_op("visionkit_kernels::gaussian_backward", launch_backward, mutates_args=())
-newton_forward = torch.library.custom_op("visionkit_kernels::newton_steps", launch_newton, mutates_args=())
+def backward(
+    grad: Tensor, landmarks: Tensor, q: Tensor, v: Tensor, small: Tensor, w: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of landmarks, q, v and the small matrix."""
+    tiles = _tiles(landmarks)
+    dcore = _project(tiles, q, grad, scale)
+    parts = zip(tiles, _tiles(_through(small, w)), _tiles(_through(small.mT, dcore)))
+    dlandmarks, dq, dv = [], 0, 0
+    for some, core, dw in parts:
+        dsome, *more = launch_backward(some, q, v, grad, core, dw, scale, _sums(tiles, q))
+        dlandmarks.append(dsome)
+        dq, dv = more if len(dlandmarks) == 1 else (dq.add_(more[0]), dv.add_(more[1]))
+    return torch.cat(dlandmarks, -2), dq.to(q.dtype), dv.to(v.dtype), _through(dcore, w.mT).to(small.dtype)
 
 
-@project_forward.register_fake
-def _(landmarks, q, v, scale):  # noqa: ANN202
-    return landmarks.new_empty(*landmarks.shape[:3], v.shape[-1])
+def _tiles(x: Tensor) -> tuple[Tensor, ...]:
+    """Even runs of landmarks, or of what there is one row of for each, that a kernel takes at once."""
+    return x.chunk(-(-x.shape[-2] // TILE), -2)
 
 
-@apply_forward.register_fake
-def _(landmarks, q, core, scale):  # noqa: ANN202
-    return tokens_first(q, *q.shape[:3], core.shape[-1])
+def _sums(tiles: tuple[Tensor, ...], q: Tensor) -> Tensor:
+    """Of what type a map of tokens is to be: what is added up over tiles cancels, and is wider."""
+    return q if len(tiles) == 1 else tiles[0]
+
+
+def _project(tiles: tuple[Tensor, ...], q: Tensor, v: Tensor, scale: float) -> Tensor:
+    return torch.cat([launch_project(some, q, v, scale) for some in tiles], -2)
+
+
+def _through(small: Tensor, x: Tensor) -> Tensor:
+    """The product, taken in the type of the small matrix, in that of ``x``; no automatic cast has a part in it."""
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        return (small @ x.to(small.dtype)).to(x.dtype)
+
+
+gaussian_forward = torch.library.custom_op("visionkit_kernels::gaussian", forward, mutates_args=())
+gaussian_backward = torch.library.custom_op("visionkit_kernels::gaussian_backward", backward, mutates_args=())
+
+
+@gaussian_forward.register_fake
+def _(landmarks, q, v, small, scale):  # noqa: ANN202
+    return tokens_first(q, *v.shape), landmarks.new_empty(*landmarks.shape[:3], v.shape[-1])
 
 
 @gaussian_backward.register_fake
-def _(landmarks, q, x, small, scale, project):  # noqa: ANN202
-    last = tokens_first(x, *x.shape) if project else small.new_empty(small.shape)
-    return landmarks.new_empty(landmarks.shape), tokens_first(q, *q.shape), last
-
-
-@newton_forward.register_fake
-def _(a, start, steps):  # noqa: ANN202
-    return a.new_empty(a.shape)
+def _(grad, landmarks, q, v, small, w, scale):  # noqa: ANN202
+    maps = tokens_first(q, *q.shape), tokens_first(v, *v.shape)
+    return landmarks.new_empty(landmarks.shape), *maps, small.new_empty(small.shape)
 
 
 def _setup(ctx, inputs, output) -> None:
     *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*tensors, output[1])
 
 
-def _project_backward(ctx, grad) -> tuple:
-    landmarks, q, v = ctx.saved_tensors
-    return *gaussian_backward(landmarks, q, v, grad, ctx.scale, True), None
+def _backward(ctx, grad, _) -> tuple:
+    return *gaussian_backward(grad, *ctx.saved_tensors, ctx.scale), None
 
 
-def _apply_backward(ctx, grad) -> tuple:
-    landmarks, q, core = ctx.saved_tensors
-    dlandmarks, dq, dcore = gaussian_backward(landmarks, q, grad, core, ctx.scale, False)
-    return dlandmarks, dq, dcore, None
+gaussian_forward.register_autograd(_backward, setup_context=_setup)
 
 
-project_forward.register_autograd(_project_backward, setup_context=_setup)
-apply_forward.register_autograd(_apply_backward, setup_context=_setup)
-
-
-def refuses(*tensors: Tensor) -> str | None:
-    """Why the kernels do not take (landmarks, q, v), or the two matrices of Newton's steps; None where they do."""
-    if any(x.numel() == 0 for x in tensors):
+def refuses(landmarks: Tensor, q: Tensor, v: Tensor) -> str | None:
+    """Why the kernels do not take these tensors, or None."""
+    if reason := shapes_differ(landmarks, q, v):
+        return reason
+    if any(x.numel() == 0 for x in (landmarks, q, v)):
         return "a tensor is empty"
-    widest, count = max(x.shape[-1] for x in tensors), tensors[0].shape[-2]
+    widest = max(q.shape[-1], v.shape[-1])
     if widest > LARGEST_HEAD:
-        return f"at most {LARGEST_HEAD} channels a head, and rows of a matrix"
-    full = tensors[-1].dtype == torch.float32 or count > TILE
-    if len(tensors) == 3 and full and widest > 32 and little_shared_memory(tensors[-1].device):
+        return f"at most {LARGEST_HEAD} channels a head"
+    full = v.dtype == torch.float32 or landmarks.shape[-2] > TILE
+    if full and widest > 32 and little_shared_memory(v.device):
         return "heads of more than 32 channels need more shared memory in float32 than the device has"
-    if len(tensors) == 2 and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return "gradients run through every step"
-    return shapes_differ(*tensors) if len(tensors) == 3 else None
+    return None
 
 
-def gaussian_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Tensor:
-    """W = P v with P = exp(-|l_i - scale q_n|^2 / 2), which is never stored.
+def gaussian_attention(landmarks: Tensor, q: Tensor, v: Tensor, small: Tensor, scale: float) -> Tensor:
+    """P^T small P v with P = exp(-|l_i - scale q_n|^2 / 2), which is never stored.
 
     Args:
-        landmarks: (B, heads, m, dim), of at most 64 channels. Above 64 landmarks each tile of them is a pass over q and
-            v, in float32, for their gradients are sums that cancel.
+        landmarks: (B, heads, m, dim), of at most 64 channels. Each 64 of them, at most, are passes over q and v.
         q: (B, heads, N, dim), raw. Any strides.
         v: (B, heads, N, dim_v).
+        small: (B, heads, m, m), in float32 or float64, in which its products are taken.
         scale: what q is multiplied by.
 
     Returns:
-        (B, heads, m, dim_v), in float32 (float64 for float64).
+        (B, heads, N, dim_v), in the type of ``v``. It has gradients for all tensors.
     """
-    landmarks, q, parts = landmarks.to(sum_type(v.dtype)), q.to(v.dtype), -(-landmarks.shape[-2] // TILE)
-    if parts == 1:
-        return project_forward(landmarks, q, v, scale)
-    q, v = q.to(landmarks.dtype), v.to(landmarks.dtype)
-    return torch.cat([project_forward(part, q, v, scale) for part in landmarks.chunk(parts, -2)], -2)
-
-
-def gaussian_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float) -> Tensor:
-    """P^T core, P as in [gaussian_project]: (B, heads, m, dim_v) -> (B, heads, N, dim_v), in the type of q."""
-    wide, parts = sum_type(q.dtype), -(-landmarks.shape[-2] // TILE)
-    landmarks, core = landmarks.to(wide), core.to(wide)
-    if parts == 1:
-        return apply_forward(landmarks, q, core, scale)
-    pieces, full = zip(landmarks.chunk(parts, -2), core.chunk(parts, -2)), q.to(wide)
-    return sum(apply_forward(some, full, their, scale) for some, their in pieces).to(q.dtype)
-
-
-def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:
-    """V <- 2 V - V A V, so often, in one launch: (..., m, m), m at most 64, float32 or float64. No gradient."""
-    return newton_forward(a, start.to(a.dtype), steps)
+    return gaussian_forward(landmarks.to(sum_type(v.dtype)), q.to(v.dtype), v, small, scale)[0]

@@ -3,7 +3,7 @@
 import torch
 from kernels.compare import DEVICE, inputs
 from kernels.marching import march_arguments
-from visionkit_kernels import gaussian, linear, march, nala, sigmoid
+from visionkit_kernels import gaussian, linear, march, matrices, nala, sigmoid
 
 
 def _heads(*last):
@@ -28,9 +28,9 @@ OPERATORS = {
     ),
     "nala": lambda: (nala.nala_forward, (*_heads(16, 16, 8), None, 3.0, 0.5, 1e-6, 1e-12)),
     "sigmoid": lambda: (sigmoid.sigmoid_forward, (*_heads(16, 16, 8), False)),
-    "gaussian, project": lambda: (gaussian.project_forward, (*_landmarks(8), *_heads(8, 4), 0.5)),
-    "gaussian, apply": lambda: (gaussian.apply_forward, (*_landmarks(8), *_heads(8), *_landmarks(4), 0.5)),
-    "newton": lambda: (gaussian.newton_forward, (*_matrices(), 3)),
+    "gaussian": lambda: (gaussian.gaussian_forward, (*_landmarks(8), *_heads(8, 4), *_landmarks(3), 0.5)),
+    "newton": lambda: (matrices.newton_forward, (*_matrices(), 3)),
+    "inverse": lambda: (matrices.inverse_forward, _matrices()[:1]),
     "march, vector_matrix": lambda: (march.march, march_arguments("vector_matrix")),
     "march, triplanes": lambda: (march.march, march_arguments("triplanes")),
 }

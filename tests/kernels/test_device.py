@@ -83,11 +83,19 @@ def with_landmarks(landmarks, q, v, inverse="solve"):
     return gaussian_attention(q, None, v, landmarks=landmarks, inverse=inverse)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    "dtype, dim",
+    [*((dtype, 32) for dtype in TYPES), (torch.bfloat16, 64), pytest.param(torch.float32, 64, marks=ROOM)],
+)
 @pytest.mark.parametrize("inverse", ["solve", "newton"])
-def test_gaussian(dtype, inverse, seed):
-    tensors = inputs((2, 3, 49, 32), *[(2, 3, SIDE * SIDE, 32)] * 2, dtype=dtype, seed=seed)
+def test_gaussian(dtype, dim, inverse, seed):
+    tensors = inputs((2, 3, 49, dim), *[(2, 3, SIDE * SIDE, dim)] * 2, dtype=dtype, seed=seed)
     assert_same_forms(with_landmarks, tensors, inverse=inverse)
+
+
+def test_gaussian_with_more_landmarks_than_a_tile(seed):
+    tensors = inputs((1, 2, 150, 32), *[(1, 2, SIDE * SIDE, 32)] * 2, dtype=torch.bfloat16, seed=seed)
+    assert_same_forms(with_landmarks, tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,11 +11,11 @@ triton = pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program may use
 QUICK = ["march-bf16", "mala-bf16-64", "mala-gated-bf16-64", "linear-bf16-64", "norm-fp16-32", "sigmoid-bf16-64"]
-QUICK += ["sigmoid-bf16-128", "gaussian-bf16-64", "nala-bf16-32", "mala-gated-bf16-128", "mala-gated-fp32-128"]
-QUICK += ["mala-one-head"]
+QUICK += ["sigmoid-bf16-128", "gaussian-bf16-32", "matrices", "nala-bf16-32", "mala-gated-bf16-128"]
+QUICK += ["mala-gated-fp32-128", "mala-one-head"]
 # Whose work is cut so that all programs run at once, as Triton 3.8 compiles them: those left over would take as long
 # again.
-AT_ONCE = ["mala-bf16-64", "mala-one-head", "mala-gated-bf16-64", "linear-bf16-64", "gaussian-bf16-64", "nala-bf16-32"]
+AT_ONCE = ["mala-bf16-64", "mala-one-head", "mala-gated-bf16-64", "linear-bf16-64", "gaussian-bf16-32", "nala-bf16-32"]
 # every kernel that a case launches, of all cases and of some
 KERNELS = """
 import sys

@@ -1,9 +1,14 @@
+import weakref
+
 import pytest
 import torch
 from kernels.compare import TOLERANCE, assert_same, inputs
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from visionkit.ops import dispatch
-from visionkit.ops.gaussian import gaussian_attention, newton_inverse
+from visionkit.ops.gaussian import gaussian_attention
 
 
 def attention(form, **options):
@@ -46,10 +51,55 @@ def test_own_landmarks_batches_and_heads():
     assert_same(run("triton"), run("torch"), [q, v], tolerance=1e-9)
 
 
-def test_newton_in_one_launch():
-    (x,) = inputs((2, 3, 7, 4), dtype=torch.float64)
-    a = (-torch.cdist(x, x).square() / 2).exp().detach()
-    with dispatch.use_kernels("triton"):
-        inverse = newton_inverse(a)
-    with dispatch.use_kernels("torch"):
-        torch.testing.assert_close(inverse, newton_inverse(a), atol=1e-10, rtol=1e-10)
+def test_wide_heads_read_their_core_again():
+    """Backward of heads above 32, in float32 and wider."""
+    tensors = inputs((1, 1, 5, 40), (1, 1, 70, 40), (1, 1, 70, 33), dtype=torch.float64, order="tokens")
+    run = lambda form: attention(form, inverse="solve")
+    assert_same(run("triton"), run("torch"), tensors, tolerance=1e-9)
+
+
+def test_gradients_are_taken_without_automatic_casts():
+    tensors = inputs((1, 1, 5, 12), (1, 1, 40, 12), (1, 1, 40, 12), dtype=torch.float32)
+    out = attention("triton", inverse="solve")(*tensors)
+    expected = torch.autograd.grad(out.sum(), tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        grads = torch.autograd.grad(out.sum(), tensors)
+    for actual, wanted in zip(grads, expected):
+        assert torch.equal(actual, wanted)
+
+
+class Allocations(TorchDispatchMode):
+    """Adds up the bytes of what operators return, while it lives."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            storage = x.untyped_storage() if isinstance(x, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.alive:
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+def peak_bytes(form, training):
+    """Beyond the inputs, of tensors without data: SOFT's largest stage, 64 images of 56 x 56 tokens."""
+    with FakeTensorMode():
+        new = lambda tokens: torch.empty(64, tokens, 2, 32, dtype=torch.bfloat16).transpose(1, 2)
+        (landmarks, q, v), grad = (new(n).requires_grad_(training) for n in (49, 3136, 3136)), new(3136)
+        with Allocations() as allocations:
+            out = attention(form)(landmarks, q, v)
+            if training:
+                torch.autograd.grad(out, (landmarks, q, v), grad)
+    return allocations.peak
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_peak_memory_is_a_fifth(training):
+    kernel, plain = (peak_bytes(form, training) for form in ("triton", "torch"))
+    print(f"{kernel / 2**20:.0f} and {plain / 2**20:.0f} MiB")
+    assert 5 * kernel <= plain

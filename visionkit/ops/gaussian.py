@@ -15,6 +15,7 @@ INVERSES = ("newton", "solve")
 LANDMARKS = 49
 NEWTON_STEPS = 20
 RIDGE = 0.01  # of SOFT
+SMALL = 64  # rows of the matrices that a kernel inverts; of larger ones it is for PyTorch, whatever was asked for
 SOLVE_RIDGE = 1e-6  # keeps a direct solve without a ridge finite where landmarks coincide
 
 
@@ -69,26 +70,30 @@ def gaussian_attention(
     with without_autocast(v):
         scale = q.shape[-1] ** -0.25 if scale is None else scale
         landmarks = even_means(q.to(dtype)) * scale if landmarks is None else landmarks.to(dtype)
-        # without SOFT's ridge the matrix of close landmarks is positive definite only in double precision
-        exact = symmetric and inverse == "solve" and v.device.type != "mps"
-        marks = landmarks.double() if exact else landmarks
-        a = landmark_kernel(marks)
-        project, apply = (dispatch.kernel(f"gaussian_{name}", landmarks, q, v) for name in ("project", "apply"))
-        if project:
-            core = project(landmarks, q, v, scale)
-        else:
-            scaled = q.to(dtype) if scale == 1 else q.to(dtype) * scale  # a pass over the map that backbones do without
-            p = gaussian_kernel(landmarks, scaled)
-            core = p @ v.to(dtype)
-        root = a.sum(dim=-1, keepdim=True).rsqrt().to(dtype) if symmetric else None
-        core = core * root if symmetric else core
-        if inverse == "solve":
-            core = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), core.to(a.dtype)).to(dtype)
-        else:
-            core = (newton_inverse_shared if symmetric else newton_inverse)(a, steps=steps) @ core
-        core = core * root if symmetric else core
-        out = apply(landmarks, q, core, scale) if apply else p.transpose(-2, -1) @ core
+        kernel = dispatch.kernel("gaussian_attention", landmarks, q, v)
+        # Without SOFT's ridge the matrix of close landmarks is positive definite only in double precision, in which
+        # alone an inverse is as good as a solution.
+        exact = inverse == "solve" and (symmetric or kernel) and v.device.type != "mps"
+        a = landmark_kernel(landmarks.double() if exact else landmarks)
+        between = lambda x: between_products(a, x.to(a.dtype), symmetric, inverse, steps)
+        if kernel:
+            eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+            return kernel(landmarks, q, v, between(eye.expand_as(a)), scale)
+        scaled = q.to(dtype) if scale == 1 else q.to(dtype) * scale  # a pass over the map that backbones do without
+        p = gaussian_kernel(landmarks, scaled)
+        out = p.transpose(-2, -1) @ between(p @ v.to(dtype)).to(dtype)
     return out.to(v.dtype)
+
+
+def between_products(a: Tensor, x: Tensor, symmetric: bool, inverse: str, steps: int) -> Tensor:
+    """(A + 0.01 I)^-1 x, or of SOFT++ D^-1/2 A^-1 D^-1/2 x: (..., m, m), (..., m, d) -> (..., m, d)."""
+    root = a.sum(dim=-1, keepdim=True).rsqrt() if symmetric else None
+    x = x * root if symmetric else x
+    if inverse == "solve":
+        x = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), x)
+    else:
+        x = (newton_inverse_shared if symmetric else newton_inverse)(a, steps=steps) @ x
+    return x * root if symmetric else x
 
 
 def check_inverse(inverse: str) -> None:
@@ -135,7 +140,9 @@ def add_ridge(a: Tensor, ridge: float) -> Tensor:
 
 
 def solve(a: Tensor, b: Tensor) -> Tensor:
-    """a^-1 b by Cholesky factors, with no check that would stop the device; the gradient is that of the solution.
+    """a^-1 b, with no check that would stop the device; the gradient is that of the solution.
+
+    By Cholesky factors in PyTorch, by the inverse in float64 where there is a kernel for it.
 
     Args:
         a: (..., m, m), symmetric and positive definite.
@@ -145,12 +152,17 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
         (..., m, d).
     """
     with torch.no_grad():
-        factor = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
+        if a.shape[-1] <= SMALL and (kernel := dispatch.kernel("inverse", a)):
+            solver = kernel(a)
+            apply = lambda x: (solver @ x.to(solver.dtype)).to(x.dtype)
+        else:
+            solver = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
+            apply = lambda x: torch.cholesky_solve(x, solver, upper=True)
     if needs_gradient(a):
         with torch.no_grad():
-            x = torch.cholesky_solve(b, factor, upper=True)
+            x = apply(b)
         b = b - (a - a.detach()) @ x  # the second term is zero and carries a's gradient
-    return torch.cholesky_solve(b, factor, upper=True)
+    return apply(b)
 
 
 def needs_gradient(a: Tensor) -> bool:
