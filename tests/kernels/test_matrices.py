@@ -32,7 +32,7 @@ def test_inverse_in_one_launch(rows):
 
 
 def test_solutions_of_nearly_singular_matrices():
-    """What a solution by Cholesky factors leaves over, and not more."""
+    """Of right sides of some 20; the matrices are nearly singular 1e-7 of them at most is left over."""
     a = add_ridge(matrices(20, spread=0.05), SOLVE_RIDGE)
     assert torch.linalg.cond(a).min() > 1e6
     b = a @ torch.ones(20, 2, dtype=a.dtype)
@@ -40,7 +40,7 @@ def test_solutions_of_nearly_singular_matrices():
     for form in ("triton", "torch"):
         with dispatch.use_kernels(form):
             left[form] = (a @ solve(a, b) - b).abs().max()
-    assert left["triton"] < 1e-8 and left["torch"] < 1e-8
+    assert left["triton"] < 1e-7 and left["torch"] < 1e-7
 
 
 def test_solutions_have_the_gradient_of_solutions():
