@@ -86,20 +86,21 @@ class Allocations(TorchDispatchMode):
         return out
 
 
-def peak_bytes(form, training):
+def peak_bytes(form, training, inverse):
     """Beyond the inputs, of tensors without data: SOFT's largest stage, 64 images of 56 x 56 tokens."""
     with FakeTensorMode():
         new = lambda tokens: torch.empty(64, tokens, 2, 32, dtype=torch.bfloat16).transpose(1, 2)
         (landmarks, q, v), grad = (new(n).requires_grad_(training) for n in (49, 3136, 3136)), new(3136)
         with Allocations() as allocations:
-            out = attention(form)(landmarks, q, v)
+            out = attention(form, inverse=inverse)(landmarks, q, v)
             if training:
                 torch.autograd.grad(out, (landmarks, q, v), grad)
     return allocations.peak
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_peak_memory_is_a_fifth(training):
-    kernel, plain = (peak_bytes(form, training) for form in ("triton", "torch"))
+@pytest.mark.parametrize("inverse", ["newton", "solve"])
+def test_peak_memory_is_a_fifth(inverse, training):
+    kernel, plain = (peak_bytes(form, training, inverse) for form in ("triton", "torch"))
     print(f"{kernel / 2**20:.0f} and {plain / 2**20:.0f} MiB")
     assert 5 * kernel <= plain

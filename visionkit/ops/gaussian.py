@@ -151,18 +151,24 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (..., m, d).
     """
+    if a.shape[-1] <= SMALL and (kernel := dispatch.kernel("inverse", a)):
+        with torch.no_grad():
+            inverse = kernel(a)
+        return (with_gradient(inverse, a) @ b.to(inverse.dtype)).to(b.dtype)
     with torch.no_grad():
-        if a.shape[-1] <= SMALL and (kernel := dispatch.kernel("inverse", a)):
-            solver = kernel(a)
-            apply = lambda x: (solver @ x.to(solver.dtype)).to(x.dtype)
-        else:
-            solver = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
-            apply = lambda x: torch.cholesky_solve(x, solver, upper=True)
+        factor = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
     if needs_gradient(a):
         with torch.no_grad():
-            x = apply(b)
+            x = torch.cholesky_solve(b, factor, upper=True)
         b = b - (a - a.detach()) @ x  # the second term is zero and carries a's gradient
-    return apply(b)
+    return torch.cholesky_solve(b, factor, upper=True)
+
+
+def with_gradient(inverse: Tensor, a: Tensor) -> Tensor:
+    """The inverse of ``a``, taken without a gradient, with that of an inverse: dA = -Y^T dY Y^T."""
+    if not needs_gradient(a):
+        return inverse
+    return inverse - inverse @ (a - a.detach()).to(inverse.dtype) @ inverse  # the second term is zero
 
 
 def needs_gradient(a: Tensor) -> bool:
@@ -180,9 +186,7 @@ def newton_inverse(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
         alpha = 1.8 / a.sum(dim=-1).amax(dim=-1).square()[..., None, None]
         ridged = add_ridge(a, RIDGE)
         inverse = newton_steps(ridged, alpha * ridged, steps)
-    if not needs_gradient(a):
-        return inverse
-    return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
+    return with_gradient(inverse, a)
 
 
 def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
