@@ -1,6 +1,7 @@
 """What the scripts that synthesise stand-ins share: random streams, processes, and refusals of one line."""
 
 import argparse
+import errno
 import multiprocessing
 import signal
 import sys
@@ -70,6 +71,19 @@ def fail(message: str) -> NoReturn:
     """End with one line and exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def run(main: Callable[[], None], interrupted: str) -> None:
+    """The command line; Ctrl-C ends in the line ``interrupted`` and a full disk in one, too."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        fail("the disk is full; free some space and give the same command again")
 
 
 class Parser(argparse.ArgumentParser):

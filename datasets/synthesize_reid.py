@@ -8,7 +8,6 @@ import argparse
 import functools
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from reid_cameras import Camera, background, sample_camera, shade_person, take
 from reid_domains import DOMAINS, SCALES, Counts, Domain
 from reid_people import Person, Pose, paint_person, sample_person
 from rich.progress import track
-from stand_in import Parser, fail, in_processes, stream
+from stand_in import Parser, fail, in_processes, run, stream
 
 MARKER = "SYNTHETIC.txt"
 # Raised whenever the same seed gives other pictures.
@@ -269,8 +268,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command makes the tree anew", file=sys.stderr)
-        sys.exit(130)
+    run(main, "interrupted; the same command makes the tree anew")

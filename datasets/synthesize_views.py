@@ -5,12 +5,12 @@ has images, COLMAP's files, depth and points. See synthetic_views.md beside this
 """
 
 import argparse
+import io
 import json
 import math
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from rich.progress import track
-from stand_in import Parser, fail, in_processes, stream
+from stand_in import Parser, fail, in_processes, run, stream
 from views_colmap import sample_points, write_model
 from views_render import Tracer, render_views
 from views_scenes import categories, sample_world
@@ -125,7 +125,9 @@ def write_scene(job: tuple[Path, str, int, Settings, str]) -> int:
         picture = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
         (partial / "images" / name).write_bytes(picture.tobytes())
     write_model(partial / "sparse" / "0", names, scene["c2w"], scene["focal"], settings.size, scene["points"])
-    np.save(partial / "depth.npy", scene["depths"])
+    depths = io.BytesIO()  # of a file NumPy does not say that the disk is full
+    np.save(depths, scene["depths"])
+    (partial / "depth.npy").write_bytes(depths.getvalue())
     os.rename(partial, folder)
     return number
 
@@ -204,8 +206,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the scenes that are missing", file=sys.stderr)
-        sys.exit(130)
+    run(main, "interrupted; the same command goes on with the scenes that are missing")

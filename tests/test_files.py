@@ -1,11 +1,12 @@
 import os
-import stat
+import resource
 
+import numpy as np
 import pytest
-from safetensors.torch import save_file
-from torch import zeros
+from PIL import Image
 
-from visionkit.files import beside
+from visionkit.errors import VisionKitError
+from visionkit.files import beside, write_image
 
 
 def test_a_file_is_whole_or_as_before(tmp_path):
@@ -19,22 +20,26 @@ def test_a_file_is_whole_or_as_before(tmp_path):
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):
-    path = tmp_path / "none" / "a.txt"
-    with pytest.raises(OSError) as caught, beside(path) as temporary:
-        temporary.write_text("")
-    assert caught.value.filename == str(path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError) as caught, beside(tmp_path / "folder") as temporary:
-        temporary.write_text("")
-    assert caught.value.filename == str(tmp_path / "folder")
+    for path in (tmp_path / "none" / "a.txt", tmp_path / "folder"):
+        with (
+            pytest.raises(VisionKitError, match=f"^{path}: cannot be written .*; check the disk"),
+            beside(path) as file,
+        ):
+            file.write_text("")
     with pytest.raises(FileNotFoundError) as caught, beside(tmp_path / "a.txt"):
         (tmp_path / "another.txt").read_text()
     assert caught.value.filename == str(tmp_path / "another.txt")
 
 
-def test_others_may_read_what_the_umask_lets_them(tmp_path):
-    with beside(tmp_path / "a.safetensors") as temporary:
-        save_file(dict(x=zeros(2)), temporary)
-    (tmp_path / "usual").touch()
-    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.safetensors", "usual")}
-    assert len(modes) == 1
+def test_an_image_that_finds_no_room_is_told_and_not_cut_off(tmp_path):
+    """As where a disk fills up: the system writes what it can, and Pillow takes that for all."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(VisionKitError, match="a.jpg: cannot be written .File too large.; check the disk"):
+            write_image(image, tmp_path / "a.jpg", format="JPEG")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

@@ -118,6 +118,13 @@ def test_an_interrupted_run_is_done_again(tiny, tmp_path):
     assert digest(out) == digest(tiny)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_in_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        stand_in.run(lambda: Path("/dev/full").write_bytes(b"picture"), "interrupted")
+    assert "error: the disk is full; free some space and give the same command again\n" in capsys.readouterr().err
+
+
 def test_refuses_a_folder_that_may_hold_real_data(tmp_path):
     real = tmp_path / "Market-1501-v15.09.15"
     real.mkdir()

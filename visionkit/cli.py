@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from visionkit import __version__
 from visionkit.errors import VisionKitError
+from visionkit.files import FULL, cannot_write
 
 COMMANDS = {
     "train": ("visionkit.commands.train", "run the stages of a config"),
@@ -72,7 +74,9 @@ def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Name
     """Call a command; a wrong input becomes one line and exit status 2."""
     try:
         with stoppable():
-            return run(options)
+            status = run(options)
+            print(end="", flush=True)  # here what is wrong with the output is still told in a line
+            return status
     except VisionKitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,12 +84,26 @@ def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Name
         print(INTERRUPTED.get(options.command, "interrupted; what was unfinished is not kept"), file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:
+        _leave_output()
         return 1
     except OSError as error:
+        if error.errno in FULL:
+            _leave_output()
+            print(f"error: {cannot_write(error.filename or 'the output', error)}", file=sys.stderr)
+            return 2
         if error.filename is None:  # not about a path that the user could put right
             raise
         print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
         return 2
+
+
+def _leave_output() -> None:
+    """What stdout does not take Python would try again to write when it ends."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        with suppress(OSError):  # a notebook's is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Terminated(KeyboardInterrupt):

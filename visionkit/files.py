@@ -1,14 +1,22 @@
 """Files that are whole or not there."""
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionkit.errors import VisionKitError
+
+if TYPE_CHECKING:  # commands that draw nothing do without Pillow's import
+    from PIL import Image
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -22,20 +30,44 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         path: the file to write; its folder must exist.
 
     Raises:
-        OSError: of the path, not of the temporary name: it cannot be written.
+        VisionKitError: the disk is full, or the path cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # safetensors writes for its user alone
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename == str(temporary):
-            error.filename = str(path)  # which the user knows
-        raise
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: str | os.PathLike, error: OSError) -> VisionKitError:
+    """The one line that a user reads when a disk is full or read-only."""
+    if error.errno in FULL:
+        return VisionKitError(f"{path}: the disk is full; free some space and run the same command again")
+    reason = error.strerror or error
+    return VisionKitError(f"{path}: cannot be written ({reason}); check the disk and its permissions")
+
+
+def write_image(image: "Image.Image", path: str | os.PathLike, **options: object) -> None:
+    """Writes a whole image or none. Pillow itself does not notice what a full disk has cut off.
+
+    Args:
+        image: what to write.
+        path: the file; its folder must exist.
+        options: of Pillow's ``save``, ``format`` among them.
+
+    Raises:
+        VisionKitError: the disk is full, or the path cannot be written.
+    """
+    data = io.BytesIO()
+    image.save(data, **options)
+    with beside(path) as temporary:
+        temporary.write_bytes(data.getvalue())
 
 
 def check_writable(path: str | os.PathLike, option: str) -> None:
@@ -69,9 +101,3 @@ def sha256_of(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

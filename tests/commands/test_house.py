@@ -1,4 +1,5 @@
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def test_doctor_tells_device_and_kernels(capsys):
     printed = capsys.readouterr().out
     assert importlib.metadata.version("torch") in printed
     assert "PyTorch forms" in printed or "Triton kernels" in printed
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing_is_told_in_one_line(unbuffered):
+    command = [str(Path(sys.executable).parent / "visionkit"), "doctor"]
+    options = dict(stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, **options)
+    assert done.returncode == 2 and done.stderr.startswith("error: the output: the disk is full"), done.stderr
+    assert done.stderr.count("\n") == 1
+    reader, writer = os.pipe()
+    os.close(reader)  # as `visionkit doctor | true`
+    done = subprocess.run(command, stdout=writer, **options)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
 
 
 def test_doctor_knows_every_extra():

@@ -1,5 +1,10 @@
 """Videos in and out."""
 
+import os
+import resource
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +52,42 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path):
         video.add(texture(0))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(VisionKitError, match=f"^{tmp_path / 'a.mp4'}: cannot be written .File too large.; check"):
+            write(tmp_path / "a.mp4", [texture(number) for number in range(8)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+TWICE = """
+import hashlib, sys
+import numpy as np
+from PIL import Image
+from visionkit.nvs.video import VideoWriter
+
+photo = np.asarray(Image.open("docs/images/photo.jpg").convert("RGB").resize((300, 160)))
+with VideoWriter(sys.argv[1]) as video:
+    for number in range(6):
+        video.add(photo[:, number * 8 : number * 8 + 184])
+print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fills new memory as the GNU C library does")
+def test_the_same_frames_make_the_same_file_whatever_the_memory_held(tmp_path):
+    found = set()
+    for filling in ("165", "85"):
+        command, environment = [sys.executable, "-c", TWICE, str(tmp_path / "a.mp4")], dict(MALLOC_PERTURB_=filling)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_colours_and_odd_sizes_survive(tmp_path):

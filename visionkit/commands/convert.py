@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionkit.errors import VisionKitError
-from visionkit.files import beside
+from visionkit.files import beside, cannot_write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,11 +70,9 @@ def write(weights: dict[str, Tensor], output: Path) -> None:
     """Write a whole file or none. Raises VisionKitError where that fails."""
     from safetensors.torch import save
 
-    from visionkit.engine.checkpoints import cannot_write
-
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with beside(output) as temporary:
-            temporary.write_bytes(save(weights))
     except OSError as error:
         raise cannot_write(output, error) from error
+    with beside(output) as temporary:
+        temporary.write_bytes(save(weights))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import os
 import pickle
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from visionkit.errors import VisionKitError
-from visionkit.files import beside, sha256_of
+from visionkit.files import FULL, beside, cannot_write, sha256_of
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # whose weights a file with several means
 # What savers keep beside the weights, which holds values and does nothing: options in a Namespace, and NumPy's numbers,
@@ -73,9 +72,6 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         raise cannot_write(path, error.__context__) from error
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 def quiet_on_a_full_disk() -> None:
     """Log files and TensorBoard would each print a traceback; what is raised in the run says it in one line."""
     logging.raiseExceptions = False
@@ -88,27 +84,16 @@ def quiet_on_a_full_disk() -> None:
     threading.excepthook = hook
 
 
-def cannot_write(path: str | Path, error: OSError) -> VisionKitError:
-    """The one line that a user reads when a disk is full or read-only."""
-    if error.errno in FULL:
-        return VisionKitError(f"{path}: the disk is full; free some space and run the same command again")
-    return VisionKitError(f"{path}: cannot be written ({error.strerror}); check the disk and its permissions")
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Write a small text file under a temporary name, then rename it.
 
     Raises:
         VisionKitError: The disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    try:
-        with beside(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with beside(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -323,8 +323,8 @@ def _store(file: Path, scenes: list[PosedScene], skipped: list[tuple[str, str]],
     try:
         with beside(file) as temporary, open(temporary, "wb") as opened:
             np.savez(opened, table=np.frombuffer(json.dumps(table).encode(), dtype=np.uint8), **arrays)
-    except OSError as error:
-        print_log(f"{file}: cannot be written ({error.strerror}); scenes will be read anew", "current", logging.WARNING)
+    except VisionKitError as error:
+        print_log(f"{error}; scenes will be read anew", "current", logging.WARNING)
 
 
 def _load(file: Path, root: Path, key: str, images: str) -> tuple[list[PosedScene], list[tuple[str, str]]] | None:

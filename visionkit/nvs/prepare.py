@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.files import check_writable
+from visionkit.files import check_writable, write_image
 from visionkit.nvs.captures.photos import DEFAULT_FOCAL, PHOTO_SUFFIXES, focal_from_exif, photos_in, read_photo_file
 from visionkit.nvs.video import sharp_frames
 
@@ -165,7 +165,7 @@ def _save(picture: Image.Image, file: Path, max_side: int, focal: float | None) 
     exif = Image.Exif()
     if focal:  # what get_ifd returns is not written before Pillow 11.1
         exif[ExifTags.IFD.Exif] = {ExifTags.Base.FocalLengthIn35mmFilm: round(36 * focal)}
-    picture.save(file, quality=95, exif=exif)
+    write_image(picture, file, format="JPEG", quality=95, exif=exif)
     return picture.size
 
 

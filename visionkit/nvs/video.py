@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ from PIL import Image
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.files import beside
+from visionkit.files import beside, write_image
 
 STILL = 1.5  # mean difference of two thumbnails, of 255, below which a camera has not moved
 GAP = 4
@@ -70,8 +71,8 @@ class VideoWriter:
 
     def __init__(self, path: str | os.PathLike, fps: int = 24) -> None:
         self.path, self.fps = Path(path), fps
-        self.beside = self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
         self.container = self.stream = None
+        self.open = ExitStack()
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -82,23 +83,21 @@ class VideoWriter:
         frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         if self.container is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.container = av.open(str(self.beside), "w", options={"movflags": "faststart"})
-            self.stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18"})
+            temporary, options = self.open.enter_context(beside(self.path)), {"movflags": "faststart"}
+            self.container = self.open.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
+            # with frames between others (bf) x264 chooses by memory that it never wrote, and no two runs are alike
+            self.stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18", "bf": "0"})
             self.stream.height, self.stream.width = frame.shape[:2]
             self.stream.pix_fmt = "yuv420p"
+            self.open.push(self._finish)
         self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        if self.container is None:
-            return
-        try:
-            if kind is None:
-                self.container.mux(self.stream.encode())
-            self.container.close()
-            if kind is None:
-                os.replace(self.beside, self.path)
-        finally:
-            self.beside.unlink(missing_ok=True)
+    def __exit__(self, *problem: object) -> None:
+        self.open.__exit__(*problem)
+
+    def _finish(self, kind: type | None, *rest: object) -> None:
+        if kind is None:
+            self.container.mux(self.stream.encode())
 
 
 def depth_picture(depth: np.ndarray, near: float, far: float) -> np.ndarray:
@@ -130,5 +129,4 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
     """Writes a whole file or none; the name's ending gives the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as temporary:
-        picture.save(temporary, format=Image.registered_extensions()[path.suffix.lower()], quality=92)
+    write_image(picture, path, format=Image.registered_extensions()[path.suffix.lower()], quality=92)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
 from visionkit.engine.config import building, check_keys
@@ -41,7 +41,7 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     metadata = dict(model=json.dumps({key: value for key, value in options.items() if key != "type"}))
     with beside(path) as temporary:
-        save_file(tensors, temporary, dict(metadata, scale=json.dumps(scale)))
+        temporary.write_bytes(save(tensors, dict(metadata, scale=json.dumps(scale))))
 
 
 def scale_of(meta: Any, path: str | os.PathLike) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.files import beside, sha256_of
+from visionkit.files import beside, cannot_write, sha256_of
 from visionkit.reid.distances import check_pair
 from visionkit.reid.knn import nearest_neighbours
 
@@ -167,8 +167,7 @@ class GalleryIndex:
 
     def _write(self, part: Part, file: Path) -> Part:
         """The part as it lies on the disk: its features no longer need memory."""
-        with _naming_write_errors(file.parent):
-            _write_part(file, part, self.model, self.weights)
+        _write_part(file, part, self.model, self.weights)
         return _read_part(file)[0]
 
     @classmethod
@@ -317,15 +316,11 @@ def stamp_of(image: object) -> tuple[int, int]:
 
 
 @contextmanager
-def _naming_write_errors(folder: Path | None) -> Iterator[None]:
-    """An error while writing becomes one line that names the index."""
+def _naming_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
-        raise VisionKitError(
-            f"{folder}: cannot be written ({reason}); name another folder or check the disk"
-        ) from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def _part_files(folder: Path) -> list[Path]:
@@ -339,7 +334,8 @@ def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
     for tensor in tensors.values():
         digest.update(tensor.reshape(-1).view(np.uint8))
     with beside(file) as temporary:
-        save_file(tensors, temporary, dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest()))
+        meta = dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest())
+        temporary.write_bytes(save(tensors, meta))
 
 
 def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
@@ -412,7 +408,7 @@ def _write_faiss(index: object, folder: Path, kind: str, parts: Sequence[Part]) 
             lines = [sha256_of(temporary), *(part.digest for part in parts)]
         with beside(file.with_name(file.name + ".sha256")) as temporary:
             temporary.write_text("\n".join(lines))
-    except (OSError, RuntimeError):  # faiss knows RuntimeError only; the search can do without
+    except (OSError, VisionKitError, RuntimeError):  # faiss knows RuntimeError only; the search can do without
         warnings.warn(f"{folder}: cannot be written, so that each search builds {kind} anew; check its permissions")
 
 

@@ -9,7 +9,6 @@ from visionkit.reid.camstyle.files import (
     origins_by_name,
     parse_styled_name,
     styled_name,
-    write_image,
 )
 
 ORIGINS = {"0002_c1s1_000001_01": ("a.jpg", "1"), "0002_c2s1_000002_01": ("b.jpg", "2")}
@@ -84,14 +83,3 @@ def test_an_image_of_another_camera_takes_no_name_away():
     assert origins_by_name({"data/ann/1.jpg": "1"}) == {"1": ("data/ann/1.jpg", "1")}
     others = ["data/ann/1.jpg", "data/bob/1.jpg"]
     assert origins_by_name({"data/ann/1.jpg": "1"}, others) == {"ann__1": ("data/ann/1.jpg", "1")}
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    class Broken:
-        def save(self, path, **options):
-            path.write_bytes(b"half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError):
-        write_image(Broken(), tmp_path / "x.jpg")
-    assert list(tmp_path.iterdir()) == []

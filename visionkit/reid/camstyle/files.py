@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from visionkit.datasets.images import is_image_name
 from visionkit.datasets.styled import STYLED_NAME, origin_names
 from visionkit.errors import VisionKitError
-from visionkit.files import beside
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,6 @@ def parse_styled_name(name: str | Path) -> Styled | None:
     if match is None:
         return None
     return Styled(match["stem"], match["a"].lstrip("0"), match["b"].lstrip("0"))  # some count _01to02
-
-
-def write_image(image: Image.Image, path: Path) -> None:
-    """Writes an image under a temporary name, then renames it."""
-    with beside(path) as temporary:
-        image.save(temporary, format="JPEG", quality=95)
 
 
 def origins_by_name(labels: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, tuple[str, str]]:

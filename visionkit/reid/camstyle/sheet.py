@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from visionkit.files import write_image
 from visionkit.reid.camstyle.data import read_or_warn
-from visionkit.reid.camstyle.files import styled_name, write_image
+from visionkit.reid.camstyle.files import styled_name
 
 CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 128, 4, 16
 
@@ -63,6 +64,6 @@ def write_sheet(
     from torch.utils.tensorboard import SummaryWriter
 
     sheet = draw_sheet(folder, origins, labels, rows)
-    write_image(sheet, work_dir / "sheet.jpg")
+    write_image(sheet, work_dir / "sheet.jpg", format="JPEG", quality=95)
     with SummaryWriter(str(work_dir / "tensorboard")) as board:
         board.add_image("camera style", np.asarray(sheet), dataformats="HWC")

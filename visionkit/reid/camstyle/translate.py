@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from visionkit.files import write_image
 from visionkit.progress import progress
 from visionkit.reid.camstyle.data import image_to_tensor, read_or_warn, tensor_to_image
-from visionkit.reid.camstyle.files import write_image
 
 
 @torch.no_grad()
@@ -59,5 +59,7 @@ def _translate_batch(
     small = [image_to_tensor(image.resize((width, height), Image.Resampling.BICUBIC)) for image, _ in originals]
     translated = generator(torch.stack(small).to(device)).cpu()
     for (image, output), tensor in zip(originals, translated):
-        write_image(tensor_to_image(tensor).resize(image.size, Image.Resampling.BICUBIC), output)
+        write_image(
+            tensor_to_image(tensor).resize(image.size, Image.Resampling.BICUBIC), output, format="JPEG", quality=95
+        )
     return len(originals)
