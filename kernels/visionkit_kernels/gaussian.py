@@ -223,13 +223,15 @@ def backward(
     """Gradients of landmarks, q, v and the small matrix."""
     tiles = _tiles(landmarks)
     dcore = _project(tiles, q, grad, scale)
+    # Wide before, not after: the small matrix, on both sides of its gradient, multiplies what that is rounded by.
+    dsmall = _through(dcore.to(small.dtype), w.mT.to(small.dtype))
     parts = zip(tiles, _tiles(_through(small, w)), _tiles(_through(small.mT, dcore)))
     dlandmarks, dq, dv = [], 0, 0
     for some, core, dw in parts:
         dsome, *more = launch_backward(some, q, v, grad, core, dw, scale, _sums(tiles, q))
         dlandmarks.append(dsome)
         dq, dv = more if len(dlandmarks) == 1 else (dq.add_(more[0]), dv.add_(more[1]))
-    return torch.cat(dlandmarks, -2), dq.to(q.dtype), dv.to(v.dtype), _through(dcore, w.mT).to(small.dtype)
+    return torch.cat(dlandmarks, -2), dq.to(q.dtype), dv.to(v.dtype), dsmall
 
 
 def _tiles(x: Tensor) -> tuple[Tensor, ...]:

@@ -58,6 +58,14 @@ def test_wide_heads_read_their_core_again():
     assert_same(run("triton"), run("torch"), tensors, tolerance=1e-9)
 
 
+def test_gradient_of_close_landmarks():
+    """Of SOFT++: entries of some 1e6 stand on both sides of the gradient of the small matrix."""
+    landmarks, q, v = inputs((1, 1, 20, 4), (1, 1, 40, 4), (1, 1, 40, 8), dtype=torch.float32)
+    landmarks = (0.05 * landmarks).detach().requires_grad_()
+    run = lambda form: attention(form, inverse="solve", symmetric=True)
+    assert_same(run("triton"), run("torch"), [landmarks, q, v], tolerance=5e-3)
+
+
 def test_gradients_are_taken_without_automatic_casts():
     tensors = inputs((1, 1, 5, 12), (1, 1, 40, 12), (1, 1, 40, 12), dtype=torch.float32)
     out = attention("triton", inverse="solve")(*tensors)
