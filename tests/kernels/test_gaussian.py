@@ -76,6 +76,15 @@ def test_gradients_are_taken_without_automatic_casts():
         assert torch.equal(actual, wanted)
 
 
+@pytest.mark.parametrize("inverse", ["newton", "solve"])
+def test_torch_compile_sees_one_graph_of_kernels_not_used_before(inverse, monkeypatch):
+    monkeypatch.setattr(dispatch, "_loaded", {})
+    tensors = inputs((1, 1, 5, 8), *[(1, 1, 9, 8)] * 2, dtype=torch.float32)
+    run = attention("triton", inverse=inverse)
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*tensors), run(*tensors))
+
+
 class Allocations(TorchDispatchMode):
     """Adds up the bytes of what operators return, while it lives."""
 

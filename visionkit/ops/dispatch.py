@@ -112,11 +112,15 @@ def _is_exporting() -> bool:
 # torch.compile cannot look into imports, and need not
 @torch.compiler.assume_constant_result
 def _load(name: str) -> bool:
-    """Puts a kernel's function, and the one that says what it refuses, into ``_loaded``; False for an unknown name."""
+    """Puts kernels' functions, and those that say what they refuse, into ``_loaded``; False for an unknown name.
+
+    All at once, as torch.compile does not see what is put there after the first kernel of a graph.
+    """
     import visionkit_kernels
 
-    if name in visionkit_kernels.MODULES and name not in _loaded:
-        _loaded[name] = getattr(visionkit_kernels, name), visionkit_kernels.module(name).refuses
+    for each in visionkit_kernels.MODULES:
+        if each not in _loaded:
+            _loaded[each] = getattr(visionkit_kernels, each), visionkit_kernels.module(each).refuses
     return name in _loaded
 
 
