@@ -1,16 +1,17 @@
 # ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
-"""Products with the Gaussian kernel of SOFT, whose m x N matrix is never stored, and Newton's steps for its inverse.
+"""Products with the Gaussian kernel of SOFT, whose m x N matrix is never stored, and a small matrix S between them.
 
 With P = exp(-|l_i - s q_n|^2 / 2), landmarks l (m, a tile at a time) and tokens q scaled by s, the two products are
 
     project   W = P v      (m x dim_v), by runs of tokens whose sums are added up afterwards
-    apply     y = P^T C    (N x dim_v)
+    apply     y = P^T C    (N x dim_v), C = S W
 
-Both recompute P from q and the landmarks, and so do their backward passes. With G the gradient of P and E = G P
-elementwise, dl = s E q - l rowsum(E) and dq = s E^T l - s^2 q colsum(E); G is dW v^T for the one, C dy^T for the other.
+Backward, dC = P dy is a projection too, and dW = S^T dC. With G = dW v^T + C dy^T, the gradient of P, and E = G P
+elementwise, dl = s E q - l rowsum(E), dq = s E^T l - s^2 q colsum(E) and dv = P^T dW. P is recomputed from q and the
+landmarks each time.
 
-All products are in float32 (three TF32 products): the core C has large entries of both signs that cancel. Rows beyond
-the end need no mask: they are loaded as zeros, and a zero value, core row or gradient adds nothing.
+All products with P are in float32 (three TF32 products): the core C has large entries of both signs that cancel. Rows
+beyond the end need no mask: they are loaded as zeros, and a zero value, core row or gradient adds nothing.
 """
 
 from contextlib import nullcontext
