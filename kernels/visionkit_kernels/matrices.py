@@ -81,10 +81,10 @@ def _(a):  # noqa: ANN202
 
 
 def refuses(a: Tensor, *_: Tensor) -> str | None:
-    """Why the kernels do not take these matrices, or None."""
+    """Why the kernels do not take these matrices, or the matrices of these landmarks (..., m, dim); None if they do."""
     if a.numel() == 0:
         return "a tensor is empty"
-    return f"matrices of at most {LARGEST} rows" if a.shape[-1] > LARGEST else None
+    return f"matrices of at most {LARGEST} rows" if a.shape[-2] > LARGEST else None
 
 
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:

@@ -21,7 +21,6 @@ CHOICES = ("auto", "triton", "torch")
 VARIABLE = "VISIONKIT_KERNELS"
 NO_DEVICE = "Triton kernels need a CUDA device"
 AUTO_TYPES = (torch.bfloat16, torch.float16, torch.float32)  # float64 is for comparisons: PyTorch is as good
-EXACT = ("inverse",)  # but for what takes float64 by itself
 
 _loaded: dict[str, tuple[Callable, Callable]] = {}
 _choice = os.environ.get(VARIABLE, "auto")
@@ -84,7 +83,7 @@ def _checked(choice: str) -> str:
 
 def _refusal(name: str, tensors: tuple[Tensor, ...]) -> str | None:
     _checked(_choice)
-    if _choice == "auto" and name not in EXACT and any(x.dtype not in AUTO_TYPES for x in tensors):
+    if _choice == "auto" and any(x.dtype not in AUTO_TYPES for x in tensors):
         return f"auto takes {', '.join(str(x).removeprefix('torch.') for x in AUTO_TYPES)}"
     if reason := _machine_refusal(tensors[0].device if tensors[0].is_cuda else None) or _use_refusal():
         return reason

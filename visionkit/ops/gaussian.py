@@ -3,6 +3,8 @@
 Queries and keys are the same; the N x N Gaussian kernel is replaced by its Nystrom form over a few landmarks.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
@@ -15,7 +17,7 @@ INVERSES = ("newton", "solve")
 LANDMARKS = 49
 NEWTON_STEPS = 20
 RIDGE = 0.01  # of SOFT
-SMALL = 64  # rows of the matrices that a kernel inverts; of larger ones it is for PyTorch, whatever was asked for
+SMALL = 64  # landmarks whose matrices a kernel solves with; with more PyTorch does, whatever was asked for
 SOLVE_RIDGE = 1e-6  # keeps a direct solve without a ridge finite where landmarks coincide
 
 
@@ -75,22 +77,25 @@ def gaussian_attention(
         # alone an inverse is as good as a solution.
         exact = inverse == "solve" and (symmetric or kernel) and v.device.type != "mps"
         a = landmark_kernel(landmarks.double() if exact else landmarks)
-        between = lambda x: between_products(a, x.to(a.dtype), symmetric, inverse, steps)
         if kernel:
-            eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-            return kernel(landmarks, q, v, between(eye.expand_as(a)), scale)
+            invert = dispatch.kernel("inverse", landmarks) if exact and landmarks.shape[-2] <= SMALL else None
+            eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
+            return kernel(landmarks, q, v, between_products(a, eye, symmetric, inverse, steps, invert), scale)
         scaled = q.to(dtype) if scale == 1 else q.to(dtype) * scale  # a pass over the map that backbones do without
         p = gaussian_kernel(landmarks, scaled)
-        out = p.transpose(-2, -1) @ between(p @ v.to(dtype)).to(dtype)
+        core = between_products(a, (p @ v.to(dtype)).to(a.dtype), symmetric, inverse, steps)
+        out = p.transpose(-2, -1) @ core.to(dtype)
     return out.to(v.dtype)
 
 
-def between_products(a: Tensor, x: Tensor, symmetric: bool, inverse: str, steps: int) -> Tensor:
+def between_products(
+    a: Tensor, x: Tensor, symmetric: bool, inverse: str, steps: int, invert: Callable | None = None
+) -> Tensor:
     """(A + 0.01 I)^-1 x, or of SOFT++ D^-1/2 A^-1 D^-1/2 x: (..., m, m), (..., m, d) -> (..., m, d)."""
     root = a.sum(dim=-1, keepdim=True).rsqrt() if symmetric else None
     x = x * root if symmetric else x
     if inverse == "solve":
-        x = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), x)
+        x = solve(add_ridge(a, SOLVE_RIDGE if symmetric else RIDGE), x, invert)
     else:
         x = (newton_inverse_shared if symmetric else newton_inverse)(a, steps=steps) @ x
     return x * root if symmetric else x
@@ -139,22 +144,21 @@ def add_ridge(a: Tensor, ridge: float) -> Tensor:
     return a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
 
-def solve(a: Tensor, b: Tensor) -> Tensor:
-    """a^-1 b, with no check that would stop the device; the gradient is that of the solution.
-
-    By Cholesky factors in PyTorch, by the inverse in float64 where there is a kernel for it.
+def solve(a: Tensor, b: Tensor, invert: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """a^-1 b by Cholesky factors, with no check that would stop the device; the gradient is that of the solution.
 
     Args:
         a: (..., m, m), symmetric and positive definite.
         b: (..., m, d).
+        invert: a kernel to be used instead, with a and b in float64.
 
     Returns:
         (..., m, d).
     """
-    if a.shape[-1] <= SMALL and (kernel := dispatch.kernel("inverse", a)):
+    if invert:
         with torch.no_grad():
-            inverse = kernel(a)
-        return (with_gradient(inverse, a) @ b.to(inverse.dtype)).to(b.dtype)
+            inverse = invert(a)
+        return with_gradient(inverse, a) @ b
     with torch.no_grad():
         factor = torch.linalg.cholesky_ex(a, upper=True)[0]  # LAPACK's side: a little faster than the lower one
     if needs_gradient(a):
@@ -168,7 +172,7 @@ def with_gradient(inverse: Tensor, a: Tensor) -> Tensor:
     """The inverse of ``a``, taken without a gradient, with that of an inverse: dA = -Y^T dY Y^T."""
     if not needs_gradient(a):
         return inverse
-    return inverse - inverse @ (a - a.detach()).to(inverse.dtype) @ inverse  # the second term is zero
+    return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
 
 
 def needs_gradient(a: Tensor) -> bool:
