@@ -1,9 +1,11 @@
 import os
 import resource
+import stat
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
 from visionkit.files import beside, write_image
@@ -43,3 +45,11 @@ def test_an_image_that_finds_no_room_is_told_and_not_cut_off(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    with beside(tmp_path / "a.safetensors") as temporary:
+        save_file(dict(x=np.zeros(2)), temporary)
+    (tmp_path / "usual").touch()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.safetensors", "usual")}
+    assert len(modes) == 1

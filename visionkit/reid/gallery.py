@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
@@ -333,9 +333,12 @@ def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
     digest = hashlib.sha256()
     for tensor in tensors.values():
         digest.update(tensor.reshape(-1).view(np.uint8))
-    with beside(file) as temporary:
-        meta = dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest())
-        temporary.write_bytes(save(tensors, meta))
+    meta = dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest())
+    try:
+        with beside(file) as temporary:
+            save_file(tensors, temporary, meta)
+    except SafetensorError as error:  # what the system said is in its words alone
+        raise cannot_write(file, OSError(str(error).replace("\n", " "))) from error
 
 
 def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
