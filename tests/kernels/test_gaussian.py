@@ -2,7 +2,7 @@ import weakref
 
 import pytest
 import torch
-from kernels.compare import TOLERANCE, assert_same, inputs
+from kernels.compare import DEVICE, TOLERANCE, assert_same, inputs
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -70,7 +70,7 @@ def test_gradients_are_taken_without_automatic_casts():
     tensors = inputs((1, 1, 5, 12), (1, 1, 40, 12), (1, 1, 40, 12), dtype=torch.float32)
     out = attention("triton", inverse="solve")(*tensors)
     expected = torch.autograd.grad(out.sum(), tensors, retain_graph=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         grads = torch.autograd.grad(out.sum(), tensors)
     for actual, wanted in zip(grads, expected):
         assert torch.equal(actual, wanted)
@@ -106,7 +106,7 @@ class Allocations(TorchDispatchMode):
 def peak_bytes(form, training, inverse):
     """Beyond the inputs, of tensors without data: SOFT's largest stage, 64 images of 56 x 56 tokens."""
     with FakeTensorMode():
-        new = lambda tokens: torch.empty(64, tokens, 2, 32, dtype=torch.bfloat16).transpose(1, 2)
+        new = lambda tokens: torch.empty(64, tokens, 2, 32, dtype=torch.bfloat16, device=DEVICE).transpose(1, 2)
         (landmarks, q, v), grad = (new(n).requires_grad_(training) for n in (49, 3136, 3136)), new(3136)
         with Allocations() as allocations:
             out = attention(form, inverse=inverse)(landmarks, q, v)
