@@ -291,8 +291,7 @@ def refuses(landmarks: Tensor, q: Tensor, v: Tensor) -> str | None:
     widest = max(q.shape[-1], v.shape[-1])
     if widest > LARGEST_HEAD:
         return f"at most {LARGEST_HEAD} channels a head"
-    full = v.dtype == torch.float32 or landmarks.shape[-2] > TILE
-    if full and widest > 32 and little_shared_memory(v.device):
+    if v.dtype == torch.float32 and widest > 32 and little_shared_memory(v.device):
         return "heads of more than 32 channels need more shared memory in float32 than the device has"
     return None
 

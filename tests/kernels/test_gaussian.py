@@ -6,6 +6,7 @@ from kernels.compare import DEVICE, TOLERANCE, assert_same, inputs
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from visionkit_kernels import gaussian
 
 from visionkit.ops import dispatch
 from visionkit.ops.gaussian import gaussian_attention
@@ -56,6 +57,14 @@ def test_wide_heads_read_their_core_again():
     tensors = inputs((1, 1, 5, 40), (1, 1, 70, 40), (1, 1, 70, 33), dtype=torch.float64, order="tokens")
     run = lambda form: attention(form, inverse="solve")
     assert_same(run("triton"), run("torch"), tensors, tolerance=1e-9)
+
+
+def test_devices_of_little_shared_memory_take_wide_heads_in_half_precision(monkeypatch):
+    monkeypatch.setattr(gaussian, "little_shared_memory", lambda device: True)
+    tensors = inputs((1, 1, 70, 40), (1, 1, 33, 40), (1, 1, 33, 33), dtype=torch.bfloat16, order="tokens")
+    run = lambda form: attention(form, inverse="solve")
+    assert_same(run("triton"), run("torch"), tensors)
+    assert "shared memory" in gaussian.refuses(*[x.float() for x in tensors])
 
 
 def test_gradient_of_close_landmarks():
