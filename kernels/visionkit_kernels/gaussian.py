@@ -10,8 +10,9 @@ Backward, dC = P dy is a projection too, and dW = S^T dC. With G = dW v^T + C dy
 elementwise, dl = s E q - l rowsum(E), dq = s E^T l - s^2 q colsum(E) and dv = P^T dW. P is recomputed from q and the
 landmarks each time.
 
-All products with P are in float32 (three TF32 products): the core C has large entries of both signs that cancel. Rows
-beyond the end need no mask: they are loaded as zeros, and a zero value, core row or gradient adds nothing.
+All products with P are in float32 (three TF32 products, two with what comes in half precision): the core C has large
+entries of both signs that cancel. Rows beyond the end need no mask: they are loaded as zeros, and a zero value, core
+row or gradient adds nothing.
 """
 
 from contextlib import nullcontext
@@ -23,10 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import (
+    HALF,
     LOG2_E,
     cut,
     dot,
     dot_types,
+    dot_with_half,
     little_shared_memory,
     load_tile,
     on_device,
@@ -44,10 +47,10 @@ TILE = 64  # landmarks
 @triton.jit
 def _kernel_matrix(
     landmarks, q, scale, M: tl.constexpr, ROWS: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """P of one tile of tokens: (M, ROWS)."""
-    product = dot(landmarks, tl.trans(q), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION)
+    product = dot_with_half(landmarks, tl.trans(q), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION, HALF)
     half_l = tl.sum(landmarks * landmarks, 1) * (LOG2_E / 2)
     half_q = tl.sum(q * q, 1) * (scale * scale * LOG2_E / 2)
     return tl.exp2(product * (scale * LOG2_E) - half_l[:, None] - half_q[None, :])
@@ -57,7 +60,7 @@ def _kernel_matrix(
 def project_kernel(
     landmarks, q, v, out, qb, qh, qn, qd, vb, vh, vn, vd, heads, tokens, count, dim, dim_v, tiles, splits, scale,
     ROWS: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """P v of one run of tokens of one head."""
     program = tl.program_id(0).to(tl.int64)
@@ -71,8 +74,8 @@ def project_kernel(
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         token = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
-        p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION)
-        w = dot(p, value, w, DOT, ACC, PRECISION)
+        p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION, HALF)
+        w = dot_with_half(p, value, w, DOT, ACC, PRECISION, HALF)
     store_tile(out + program * count * dim_v, w, spots, columns_v, dim_v, 1, count, dim_v)
 
 
@@ -80,7 +83,7 @@ def project_kernel(
 def apply_kernel(
     landmarks, q, core, out, qb, qh, qn, qd, ob, oh, on, od, heads, tokens, count, dim, dim_v, tiles, splits, scale,
     ROWS: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """P^T C of one run of tokens of one head."""
     program = tl.program_id(0).to(tl.int64)
@@ -93,7 +96,7 @@ def apply_kernel(
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         token = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
-        p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION)
+        p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION, HALF)
         y = dot(tl.trans(p), c, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         store_tile(out, y, rows, columns_v, on, od, tokens, dim_v)
 
@@ -104,11 +107,11 @@ def gaussian_backward_kernel(
     qb, qh, qn, qd, vb, vh, vn, vd, gb, gh, gn, gd, rb, rh, rn, rd, wb, wh, wn, wd,
     heads, tokens, count, dim, dim_v, tiles, splits, scale,
     ROWS: tl.constexpr, M: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    AGAIN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    AGAIN: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """dq, dv and the sum for dlandmarks of one run of tokens of one head, of both products at once.
 
-    AGAIN: the core is read for every tile of tokens, where shared memory does not hold it with all else.
+    AGAIN: the core is read for every tile of tokens, as of wide heads shared memory does not hold it with all else.
     """
     program = tl.program_id(0).to(tl.int64)
     head, split = program // splits, program % splits
@@ -127,16 +130,16 @@ def gaussian_backward_kernel(
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         token = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
-        p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION)
+        p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION, HALF)
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
-        e = dot(w, tl.trans(value), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION)
+        e = dot_with_half(w, tl.trans(value), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION, HALF)
         slope = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v)
         if AGAIN:
             c = load_tile(core + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
-        e = dot(c, tl.trans(slope), e, DOT, ACC, PRECISION) * p
+        e = dot_with_half(c, tl.trans(slope), e, DOT, ACC, PRECISION, HALF) * p
         dvalue = dot(tl.trans(p), w, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         store_tile(dv, dvalue, rows, columns_v, wn, wd, tokens, dim_v)
-        dl = dot(e, token, dl, DOT, ACC, PRECISION)
+        dl = dot_with_half(e, token, dl, DOT, ACC, PRECISION, HALF)
         de += tl.sum(e, 1)
         dtoken = dot(tl.trans(e), l, tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         dtoken = dtoken * scale - token * (tl.sum(e, 0) * (scale * scale))[:, None]
@@ -145,26 +148,28 @@ def gaussian_backward_kernel(
     store_tile(dlandmarks + program * count * dim, dl, spots, columns, dim, 1, count, dim)
 
 
-def _sizes(kernel: str, count: int, dim: int, dim_v: int, dtype: torch.dtype) -> dict:
+def _sizes(kernel: str, q: Tensor, count: int, dim_v: int) -> dict:
     """Four warps, as eight take twice the instructions for a token; eight where four have no registers left.
 
     PROGRAMS, see [cut]: as many as have room on a multiprocessor of compute capability 9.0 at once, one less of wide
     heads; those left over would take as long again.
     """
-    wide = max(dim, dim_v) > 32
+    wide = max(q.shape[-1], dim_v) > 32
     sizes = {
         "project": dict(ROWS=32, num_warps=4, PROGRAMS=4 - wide),
         "apply": dict(ROWS=64, num_warps=4, PROGRAMS=3 - wide),
-        "backward": dict(ROWS=32, num_warps=8 if wide else 4, PROGRAMS=2 - wide),
+        "backward": dict(ROWS=32, num_warps=8 if wide else 4, PROGRAMS=2 - wide, AGAIN=wide),
     }[kernel]
-    types = dot_types(torch.promote_types(dtype, torch.float32))
-    return dict(**sizes, M=padded(count), D=padded(dim), DV=padded(dim_v), num_stages=1, **types)
+    # the parts of a product take shared memory, too
+    half = q.dtype in HALF and not (wide and little_shared_memory(q.device))
+    types = dict(dot_types(torch.promote_types(q.dtype, torch.float32)), HALF=half)
+    return dict(**sizes, M=padded(count), D=padded(q.shape[-1]), DV=padded(dim_v), num_stages=1, **types)
 
 
 def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Tensor:
     """W = P v, (B, heads, m, dim_v), in the type of the landmarks."""
     (batch, heads, tokens, dim), dim_v, count = q.shape, v.shape[-1], landmarks.shape[-2]
-    landmarks, sizes = landmarks.contiguous(), _sizes("project", count, dim, dim_v, q.dtype)
+    landmarks, sizes = landmarks.contiguous(), _sizes("project", q, count, dim_v)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     parts = landmarks.new_empty(batch, heads, splits, count, dim_v)
     with on_device(q):
@@ -178,7 +183,7 @@ def launch_project(landmarks: Tensor, q: Tensor, v: Tensor, scale: float) -> Ten
 def launch_apply(landmarks: Tensor, q: Tensor, core: Tensor, scale: float, like: Tensor) -> Tensor:
     """P^T C, (B, heads, N, dim_v), in the type of ``like``."""
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, core.shape[-2:]
-    landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes("apply", count, dim, dim_v, q.dtype)
+    landmarks, core, sizes = landmarks.contiguous(), core.contiguous(), _sizes("apply", q, count, dim_v)
     out = tokens_first(like, batch, heads, tokens, dim_v)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     with on_device(q):
@@ -196,15 +201,14 @@ def launch_backward(
     (batch, heads, tokens, dim), (count, dim_v) = q.shape, core.shape[-2:]
     landmarks, core, dw = landmarks.contiguous(), core.contiguous(), dw.contiguous()
     dq, dv = tokens_first(like, *q.shape), tokens_first(like, *v.shape)
-    sizes = _sizes("backward", count, dim, dim_v, q.dtype)
-    again = max(dim, dim_v) > 32 and (q.dtype.itemsize >= 4 or little_shared_memory(q.device))
+    sizes = _sizes("backward", q, count, dim_v)
     tiles, splits = cut(tokens, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
     parts = landmarks.new_empty(batch, heads, splits, count, dim)
     with on_device(q):
         gaussian_backward_kernel[(batch * heads * splits,)](
             landmarks, q, v, grad, core, dw, dq, dv, parts,
             *q.stride(), *v.stride(), *grad.stride(), *dq.stride(), *dv.stride(),
-            heads, tokens, count, dim, dim_v, tiles, splits, scale, AGAIN=again, **sizes,
+            heads, tokens, count, dim, dim_v, tiles, splits, scale, **sizes,
         )  # fmt: skip
     return parts.sum(2), dq, dv
 

@@ -2,14 +2,14 @@ import weakref
 
 import pytest
 import torch
-from kernels.compare import DEVICE, TOLERANCE, assert_same, inputs
+from kernels.compare import DEVICE, TOLERANCE, assert_near, assert_same, inputs
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from visionkit_kernels import gaussian
 
 from visionkit.ops import dispatch
-from visionkit.ops.gaussian import gaussian_attention
+from visionkit.ops.gaussian import gaussian_attention, gaussian_kernel
 
 
 def attention(form, **options):
@@ -65,6 +65,15 @@ def test_devices_of_little_shared_memory_take_wide_heads_in_half_precision(monke
     run = lambda form: attention(form, inverse="solve")
     assert_same(run("triton"), run("torch"), tensors)
     assert "shared memory" in gaussian.refuses(*[x.float() for x in tensors])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_over_half_precision_have_the_digits_of_float32(dtype):
+    (landmarks,) = inputs((1, 2, 9, 12), dtype=torch.float32)
+    q, v = inputs(*[(1, 2, 40, 12)] * 2, dtype=dtype)
+    kernel = gaussian_kernel(landmarks.double(), q.double() / 2)
+    with torch.no_grad():
+        assert_near(gaussian.launch_project(landmarks, q, v, 0.5), kernel @ v.double(), 1e-5, "product")
 
 
 def test_gradient_of_close_landmarks():
