@@ -21,6 +21,13 @@ def test_a_file_is_whole_or_as_before(tmp_path):
     assert path.read_text() == "first" and os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("name", ["a" * 251 + ".txt", "é" * 127, "\U0001f600" * 63], ids=["ascii", "accents", "faces"])
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path, name):
+    with beside(tmp_path / name) as temporary:
+        temporary.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "none" / "a.txt", tmp_path / "folder"):

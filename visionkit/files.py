@@ -33,7 +33,7 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         VisionKitError: the disk is full, or the path cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[-60:]}.{os.getpid()}.tmp")  # 255 bytes at most, as a name may have
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for its user alone
