@@ -264,5 +264,7 @@ def _stack(items: list[tuple]) -> tuple:
 
 def _start_worker(worker_id: int) -> None:
     """Leave Ctrl-C and SIGTERM, which reach every process of a job, to the process that uses the features."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    from visionkit.engine.loaders import start_worker
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start_worker(worker_id)

@@ -95,6 +95,12 @@ def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Name
             raise
         print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker") and "shared memory" not in str(error):
+            raise
+        advice = "give more memory (in a container /dev/shm above all), or take fewer workers or smaller batches"
+        print(f"error: a process that reads images ended, or had no room for a batch; {advice}", file=sys.stderr)
+        return 2
 
 
 def _leave_output() -> None:

@@ -1,3 +1,4 @@
+import argparse
 import importlib.metadata
 import os
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from visionkit.cli import COMMANDS, main
+from visionkit.cli import COMMANDS, main, run_command
 from visionkit.commands.doctor import OPTIONAL
 from visionkit.engine.config import check_types, load_config
 from visionkit.engine.pipeline import build_stage
@@ -76,6 +77,22 @@ def test_an_output_that_takes_nothing_is_told_in_one_line(unbuffered):
     done = subprocess.run(command, stdout=writer, **options)
     os.close(writer)
     assert done.returncode == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out",
+        "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for file",
+    ],
+)
+def test_workers_without_memory_are_told_in_one_line(message, capsys):
+    def work(options):
+        raise RuntimeError(message)
+
+    assert run_command(work, argparse.Namespace(command="train")) == 2
+    printed = capsys.readouterr().err
+    assert "/dev/shm" in printed and printed.count("\n") == 1
 
 
 def test_doctor_knows_every_extra():

@@ -1,6 +1,8 @@
 """What an item is follows from its place in the epoch: not from workers, nor from what was loaded before it."""
 
 import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from reid_trees import write_market
 
 from visionkit.datasets import images as reading
-from visionkit.engine.loaders import NamedLoaders, batch_paths, rng_state, set_rng_state
+from visionkit.engine.loaders import NamedLoaders, batch_paths, build_eval_loader, rng_state, set_rng_state
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS
 
@@ -135,3 +137,39 @@ def test_no_images():
 def test_every_file_of_a_batch_is_named():
     batch = dict(pair=dict(a=torch.zeros(2), path=["1.jpg", "2.jpg"], path_b=["3.jpg", "4.jpg"]), other=[1])
     assert batch_paths(batch) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+
+
+BROKEN = """
+from torch.utils.data import Dataset
+from visionkit.engine.loaders import build_eval_loader
+
+class Broken(Dataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        raise ValueError("no such item")
+
+next(iter(build_eval_loader(dict(dataset=Broken(), batch_size=1, num_workers=1))))
+"""
+
+
+def test_a_program_that_an_error_in_a_worker_ends_does_end():
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "ValueError: no such item" in done.stderr
+
+
+class Unsendable(str):
+    def __reduce__(self):
+        raise RuntimeError("unable to allocate shared memory")
+
+
+class UnsendableData(ToyData):
+    def __getitem__(self, index):
+        return dict(name=Unsendable())
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for():
+    loader = build_eval_loader(dict(dataset=UnsendableData(), batch_size=2, num_workers=1, timeout=30))
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iter(loader))
