@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -179,6 +181,22 @@ def test_a_part_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch
     monkeypatch.undo()
     index.save(tmp_path / "index")
     assert GalleryIndex.load(tmp_path / "index").paths == names(8)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are bytes, of whatever encoding")
+def test_names_are_the_same_whatever_the_encoding(tmp_path):
+    """What a batch system starts may run with ASCII or Latin-1, what a user starts with UTF-8."""
+    name = b"caf\xc3\xa9 \xff.jpg"
+    index = GalleryIndex("model", os.fsdecode(b"w\xff.pth"))
+    index.add(points(1), [os.fsdecode(name)])
+    index.save(tmp_path / "index")
+    assert GalleryIndex.load(tmp_path / "index").paths == [os.fsdecode(name)]
+    code = "import os, sys; from visionkit.reid.gallery import GalleryIndex as Index"
+    code += "; print(*map(os.fsencode, Index.load(sys.argv[1]).paths))"
+    ascii_alone = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    command = [sys.executable, "-c", code, str(tmp_path / "index")]
+    done = subprocess.run(command, env={**os.environ, **ascii_alone}, capture_output=True, text=True)
+    assert done.stdout == f"{name}\n", done.stderr
 
 
 def full_disk(*arguments):

@@ -328,11 +328,12 @@ def _part_files(folder: Path) -> list[Path]:
 
 
 def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
-    names = np.frombuffer("\0".join(part.paths).encode("utf-8", "surrogateescape"), np.uint8)
+    names = np.frombuffer(os.fsencode("\0".join(part.paths)), np.uint8)
     tensors = dict(features=np.ascontiguousarray(part.features), paths=names, stamps=np.ascontiguousarray(part.stamps))
     digest = hashlib.sha256()
     for tensor in tensors.values():
         digest.update(tensor.reshape(-1).view(np.uint8))
+    weights = weights.encode(errors="replace").decode()  # of another encoding; --weights tells it again
     meta = dict(format=FORMAT, model=model, weights=weights, digest=digest.hexdigest())
     try:
         with beside(file) as temporary:
@@ -346,7 +347,7 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
     try:
         with safe_open(file, "numpy") as tensors:  # checks the header against the file's size
             meta = tensors.metadata() or {}
-            names = tensors.get_tensor("paths").tobytes().decode("utf-8", "surrogateescape")
+            names = os.fsdecode(tensors.get_tensor("paths").tobytes())
             stamps = tensors.get_tensor("stamps") if "stamps" in tensors.keys() else None
         if meta.get("format") != FORMAT or "model" not in meta:
             raise VisionKitError(f"{file}: is no gallery index; make one with `visionkit index`")
