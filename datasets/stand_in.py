@@ -75,6 +75,9 @@ def fail(message: str) -> NoReturn:
 
 def run(main: Callable[[], None], interrupted: str) -> None:
     """The command line; Ctrl-C ends in the line ``interrupted`` and a full disk in one, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # None: it was closed
+            stream.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding cannot show
     try:
         main()
     except KeyboardInterrupt:

@@ -125,6 +125,13 @@ def test_a_full_disk_is_told_in_one_line(capsys):
     assert "error: the disk is full; free some space and give the same command again\n" in capsys.readouterr().err
 
 
+def test_a_name_that_the_terminal_cannot_show_is_no_error():
+    code = "import stand_in; stand_in.run(lambda: print('caf\\xe9 \\udcff'), 'interrupted')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(stand_in.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "caf\\xe9 \\udcff\n", done.stderr
+
+
 def test_refuses_a_folder_that_may_hold_real_data(tmp_path):
     real = tmp_path / "Market-1501-v15.09.15"
     real.mkdir()
