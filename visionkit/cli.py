@@ -54,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding cannot show
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        os.getcwd()
+    except OSError:  # torch would end in a line about its own libraries
+        print("error: the folder that you are in is not there any more; change to another", file=sys.stderr)
+        return 2
     parser = Parser("visionkit", description="Re-identification, new views, fast backbones.")
     parser.add_argument("--version", action="version", version=f"visionkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

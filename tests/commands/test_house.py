@@ -95,6 +95,15 @@ def test_workers_without_memory_are_told_in_one_line(message, capsys):
     assert "/dev/shm" in printed and printed.count("\n") == 1
 
 
+def test_a_current_folder_that_is_gone_is_told_in_one_line(monkeypatch, capsys):
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err == ("error: the folder that you are in is not there any more; change to another\n")
+
+
 def test_doctor_knows_every_extra():
     extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("dev = ")[0]
     names = set(re.findall(r'"([a-z-]+)>=', extras))
