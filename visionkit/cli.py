@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -101,7 +102,7 @@ def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Name
         print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker") and "shared memory" not in str(error):
+        if not re.search(r"^DataLoader worker|unable to \w+ shared memory", str(error)):
             raise
         advice = "give more memory (in a container /dev/shm above all), or take fewer workers or smaller batches"
         print(f"error: a process that reads images ended, or had no room for a batch; {advice}", file=sys.stderr)
