@@ -128,16 +128,6 @@ def dot(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
 
 
 @triton.jit
-def dot_with_half(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr):
-    """acc + a b in float32; two TF32 products, of parts of a, where b comes in half precision, which TF32 holds."""
-    if HALF:
-        high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-        acc = tl.dot(a - high, b.to(DOT), acc, input_precision="tf32", out_dtype=ACC)
-        return tl.dot(high, b.to(DOT), acc, input_precision="tf32", out_dtype=ACC)
-    return dot(a, b, acc, DOT, ACC, PRECISION)
-
-
-@triton.jit
 def load_tile(x, rows, columns, row_stride, column_stride, row_count, column_count):
     """A tile of a matrix, zero outside."""
     mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]

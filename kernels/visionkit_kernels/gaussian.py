@@ -29,7 +29,6 @@ from visionkit_kernels._common import (
     cut,
     dot,
     dot_types,
-    dot_with_half,
     little_shared_memory,
     load_tile,
     on_device,
@@ -45,12 +44,22 @@ TILE = 64  # landmarks
 
 
 @triton.jit
+def _dot_with_half(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr):
+    """acc + a b in float32; two TF32 products, of parts of a, where b comes in half precision, which TF32 holds."""
+    if HALF:
+        high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)  # the bits that TF32 keeps
+        acc = tl.dot(a - high, b.to(DOT), acc, input_precision="tf32", out_dtype=ACC)
+        return tl.dot(high, b.to(DOT), acc, input_precision="tf32", out_dtype=ACC)
+    return dot(a, b, acc, DOT, ACC, PRECISION)
+
+
+@triton.jit
 def _kernel_matrix(
     landmarks, q, scale, M: tl.constexpr, ROWS: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """P of one tile of tokens: (M, ROWS)."""
-    product = dot_with_half(landmarks, tl.trans(q), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION, HALF)
+    product = _dot_with_half(landmarks, tl.trans(q), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION, HALF)
     half_l = tl.sum(landmarks * landmarks, 1) * (LOG2_E / 2)
     half_q = tl.sum(q * q, 1) * (scale * scale * LOG2_E / 2)
     return tl.exp2(product * (scale * LOG2_E) - half_l[:, None] - half_q[None, :])
@@ -75,7 +84,7 @@ def project_kernel(
         token = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
         p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION, HALF)
-        w = dot_with_half(p, value, w, DOT, ACC, PRECISION, HALF)
+        w = _dot_with_half(p, value, w, DOT, ACC, PRECISION, HALF)
     store_tile(out + program * count * dim_v, w, spots, columns_v, dim_v, 1, count, dim_v)
 
 
@@ -132,14 +141,14 @@ def gaussian_backward_kernel(
         token = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
         p = _kernel_matrix(l, token, scale, M, ROWS, DOT, ACC, PRECISION, HALF)
         value = load_tile(v, rows, columns_v, vn, vd, tokens, dim_v)
-        e = dot_with_half(w, tl.trans(value), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION, HALF)
+        e = _dot_with_half(w, tl.trans(value), tl.zeros([M, ROWS], ACC), DOT, ACC, PRECISION, HALF)
         slope = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v)
         if AGAIN:
             c = load_tile(core + head * count * dim_v, spots, columns_v, dim_v, 1, count, dim_v)
-        e = dot_with_half(c, tl.trans(slope), e, DOT, ACC, PRECISION, HALF) * p
+        e = _dot_with_half(c, tl.trans(slope), e, DOT, ACC, PRECISION, HALF) * p
         dvalue = dot(tl.trans(p), w, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
         store_tile(dv, dvalue, rows, columns_v, wn, wd, tokens, dim_v)
-        dl = dot_with_half(e, token, dl, DOT, ACC, PRECISION, HALF)
+        dl = _dot_with_half(e, token, dl, DOT, ACC, PRECISION, HALF)
         de += tl.sum(e, 1)
         dtoken = dot(tl.trans(e), l, tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         dtoken = dtoken * scale - token * (tl.sum(e, 0) * (scale * scale))[:, None]

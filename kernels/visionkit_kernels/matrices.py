@@ -56,7 +56,7 @@ def launch_newton(a: Tensor, start: Tensor, steps: int) -> Tensor:
 
 
 def launch_inverse(a: Tensor) -> Tensor:
-    """The inverse matrices, in float64."""
+    """a^-1 of positive definite matrices in one launch: (..., m, m), m at most 64, in float64. No gradient."""
     count, a = a.shape[-1], a.contiguous()
     out = torch.empty_like(a, dtype=torch.float64)
     with on_device(a):
@@ -67,7 +67,7 @@ def launch_inverse(a: Tensor) -> Tensor:
 
 
 newton_forward = torch.library.custom_op("visionkit_kernels::newton_steps", launch_newton, mutates_args=())
-inverse_forward = torch.library.custom_op("visionkit_kernels::inverse", launch_inverse, mutates_args=())
+inverse = torch.library.custom_op("visionkit_kernels::inverse", launch_inverse, mutates_args=())
 
 
 @newton_forward.register_fake
@@ -75,7 +75,7 @@ def _(a, start, steps):  # noqa: ANN202
     return a.new_empty(a.shape)
 
 
-@inverse_forward.register_fake
+@inverse.register_fake
 def _(a):  # noqa: ANN202
     return a.new_empty(a.shape, dtype=torch.float64)
 
@@ -90,8 +90,3 @@ def refuses(a: Tensor, *_: Tensor) -> str | None:
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:
     """V <- 2 V - V A V, so often, in one launch: (..., m, m), m at most 64, float32 or float64. No gradient."""
     return newton_forward(a, start.to(a.dtype), steps)
-
-
-def inverse(a: Tensor) -> Tensor:
-    """a^-1 of positive definite matrices in one launch: (..., m, m), m at most 64, in float64. No gradient."""
-    return inverse_forward(a)

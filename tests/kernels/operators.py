@@ -30,7 +30,7 @@ OPERATORS = {
     "sigmoid": lambda: (sigmoid.sigmoid_forward, (*_heads(16, 16, 8), False)),
     "gaussian": lambda: (gaussian.gaussian_forward, (*_landmarks(8), *_heads(8, 4), *_landmarks(3), 0.5)),
     "newton": lambda: (matrices.newton_forward, (*_matrices(), 3)),
-    "inverse": lambda: (matrices.inverse_forward, _matrices()[:1]),
+    "inverse": lambda: (matrices.inverse, _matrices()[:1]),
     "march, vector_matrix": lambda: (march.march, march_arguments("vector_matrix")),
     "march, triplanes": lambda: (march.march, march_arguments("triplanes")),
 }
