@@ -1,7 +1,6 @@
 """Videos in and out."""
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -54,14 +53,9 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_video_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(VisionKitError, match=f"^{tmp_path / 'a.mp4'}: cannot be written .File too large.; check"):
-            write(tmp_path / "a.mp4", [texture(number) for number in range(8)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_video_that_finds_no_room_is_named_and_leaves_nothing(tmp_path, room_of_4096_bytes):
+    with pytest.raises(VisionKitError, match=f"^{tmp_path / 'a.mp4'}: cannot be written .File too large.; check"):
+        write(tmp_path / "a.mp4", [texture(number) for number in range(8)])
     assert not list(tmp_path.iterdir())
 
 
