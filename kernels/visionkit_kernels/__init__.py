@@ -4,6 +4,8 @@ Importing the package is cheap and works without triton; the first use of a kern
 
 | function | module |
 |---|---|
+| ``depthwise_conv`` | ``visionkit_kernels.depthwise`` |
+| ``layer_norm`` | ``visionkit_kernels.norm`` |
 | ``linear_attention``, ``mala_attention`` | ``visionkit_kernels.linear`` |
 | ``march_rays`` | ``visionkit_kernels.march`` |
 | ``gaussian_attention`` | ``visionkit_kernels.gaussian`` |
@@ -20,8 +22,10 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 MODULES = {
+    "depthwise_conv": "depthwise",
     "gaussian_attention": "gaussian",
     "inverse": "matrices",
+    "layer_norm": "norm",
     "linear_attention": "linear",
     "mala_attention": "linear",
     "march_rays": "march",

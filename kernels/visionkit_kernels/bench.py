@@ -178,6 +178,47 @@ def gaussian_cases() -> Iterator[Case]:
             yield Case("gaussian", job, new, run, soft, compiled=(tokens, inverse) == (3136, "newton"))
 
 
+def depthwise_cases() -> Iterator[Case]:
+    """MAViT-T's: positions, the values' local branch, the feed-forward part at 224 and at 1024 pixels."""
+    from visionkit.ops import depthwise_conv
+
+    for shape, size, residual in (
+        ((64, 56, 56, 64), 3, True),
+        ((64, 56, 56, 64), 5, False),
+        ((64, 56, 56, 224), 3, True),
+        ((4, 256, 256, 224), 3, True),
+    ):
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor, residual: bool = residual) -> Tensor:
+            with torch.autocast(DEVICE, torch.bfloat16):
+                return depthwise_conv(x, weight, bias, residual=residual)
+
+        new = map_and_weights(shape, (shape[-1], 1, size, size), shape[-1:])
+        job = f"{' x '.join(map(str, shape))}, {size} x {size}"
+        yield Case("depthwise", job, new, run, bytes=4 * math.prod(shape), compiled=shape[-1] == 224)
+
+
+def norm_cases() -> Iterator[Case]:
+    """Before a linear layer of MAViT-T's first and third stage at 224 pixels."""
+    from visionkit.ops import layer_norm
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return layer_norm(x, weight, bias, 1e-6).to(x.dtype)
+
+    for shape in ((64, 56, 56, 64), (64, 14, 14, 256)):
+        new = map_and_weights(shape, shape[-1:], shape[-1:])
+        yield Case("norm", " x ".join(map(str, shape)), new, run, bytes=4 * math.prod(shape), compiled=True)
+
+
+def map_and_weights(shape: tuple, *weights: tuple) -> Callable:
+    """Makes a map in bfloat16, and weights in float32, as training under autocast has them."""
+    return lambda: [
+        torch.randn(each, device=DEVICE, dtype=torch.float32 if i else torch.bfloat16).requires_grad_()
+        for i, each in enumerate((shape, *weights))
+    ]
+
+
 def march_cases() -> Iterator[Case]:
     """NViST's field: a training step's rays, one frame, a frame of 1080 lines. Solid bumps in empty space."""
     for job, rays, dtype in (
@@ -241,10 +282,11 @@ def model_cases() -> Iterator[Case]:
         yield Case("mavit_tiny", f"{batch} images of {size} pixels", new, run, compiled=size == 224)
 
 
-ROTATED = ("mala", "linear", "nala", "sigmoid", "gaussian")
+ATTENTIONS = ("mala", "linear", "nala", "sigmoid", "gaussian")
+ROTATED = (*ATTENTIONS, "depthwise", "norm")
 CASES = dict(
     march=march_cases, models=model_cases, mala=mala_cases, linear=linear_cases, wide=wide_cases, nala=nala_cases,
-    sigmoid=sigmoid_cases, gaussian=gaussian_cases,
+    sigmoid=sigmoid_cases, gaussian=gaussian_cases, depthwise=depthwise_cases, norm=norm_cases,
 )  # fmt: skip
 
 

@@ -201,6 +201,34 @@ def matrix_launches(count: int) -> list[Launch]:
     return record(matrices, host)
 
 
+def depthwise_launches(dtype: torch.dtype, size: int, channels: int) -> list[Launch]:
+    """The convolution, its transpose and the sums of its weight's gradient."""
+    from visionkit_kernels import depthwise
+
+    x = torch.empty(64, 56, 56, channels, dtype=dtype, device="meta")
+    weight, bias = torch.empty(channels, 1, size, size, device="meta"), torch.empty(channels, device="meta")
+
+    def host() -> None:
+        depthwise.forward(x, weight, bias, True)
+        depthwise.backward(torch.empty_like(x), x, weight, True)
+
+    return record(depthwise, host)
+
+
+def norm_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
+    """Both passes, weights in float32."""
+    from visionkit_kernels import norm
+
+    x = torch.empty(64 * TOKENS, dim, dtype=dtype, device="meta")
+    weight, bias = torch.empty(2, dim, device="meta")
+
+    def host() -> None:
+        norm.forward(x, weight, bias, 1e-6, dtype)
+        norm.backward(x, x, weight, 1e-6)
+
+    return record(norm, host)
+
+
 def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
     """All four kernels, through the host code."""
     from visionkit_kernels import nala
@@ -262,6 +290,12 @@ CASES = {
     "gaussian-bf16-32": lambda: gaussian_launches(torch.bfloat16, 32, 49),
     "gaussian-fp32-32": lambda: gaussian_launches(torch.float32, 32, 49),
     "gaussian-fp32-64": lambda: gaussian_launches(torch.float32, 64, 49),
+    "depthwise-bf16-3": lambda: depthwise_launches(torch.bfloat16, 3, 224),
+    "depthwise-bf16-5": lambda: depthwise_launches(torch.bfloat16, 5, 64),
+    "depthwise-fp32-5": lambda: depthwise_launches(torch.float32, 5, 64),
+    "layer-norm-bf16-64": lambda: norm_launches(torch.bfloat16, 64),
+    "layer-norm-bf16-320": lambda: norm_launches(torch.bfloat16, 320),
+    "layer-norm-fp32-4096": lambda: norm_launches(torch.float32, 4096),
     "matrices": lambda: matrix_launches(49),
     "nala-bf16-32": lambda: nala_launches(torch.bfloat16, 32),
     "nala-fp32-64": lambda: nala_launches(torch.float32, 64),

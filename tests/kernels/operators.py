@@ -3,7 +3,7 @@
 import torch
 from kernels.compare import DEVICE, inputs
 from kernels.marching import march_arguments
-from visionkit_kernels import gaussian, linear, march, matrices, nala, sigmoid
+from visionkit_kernels import depthwise, gaussian, linear, march, matrices, nala, norm, sigmoid
 
 
 def _heads(*last):
@@ -20,7 +20,16 @@ def _matrices():
     return a, a / 10
 
 
+def _map(*weights):
+    """Weights of these shapes between a map (2, 3, 4, 8) and the other arguments."""
+    return inputs((2, 3, 4, 8), dtype=torch.float32) + [
+        torch.randn(shape, device=DEVICE, requires_grad=True) for shape in weights
+    ]
+
+
 OPERATORS = {
+    "depthwise": lambda: (depthwise.depthwise_forward, (*_map((8, 1, 3, 3), (8,)), True)),
+    "norm": lambda: (norm.norm_forward, (*_map((8,), (8,)), 1e-6, torch.bfloat16)),
     "mala": lambda: (linear.linear_forward, (*_heads(16, 16, 8), *[None] * 3, "elu", "mala", False, 0.25, 1e-6)),
     "mala, gated": lambda: (
         linear.linear_forward,

@@ -31,7 +31,7 @@ def on_a_cpu(monkeypatch):
 def test_every_operation_has_a_shape_that_torch_compile_runs_and_attentions_run_beside_softmax(op):
     cases = list(bench.CASES[op]())
     assert any(case.compiled for case in cases)
-    assert op not in bench.ROTATED or all(case.sdpa or "gate" in case.job for case in cases)
+    assert op not in bench.ATTENTIONS or all(case.sdpa or "gate" in case.job for case in cases)
 
 
 @pytest.mark.parametrize("op", ["mala", "linear"])
@@ -51,6 +51,9 @@ def small_case(op, monkeypatch):
         return case._replace(inputs=inputs, run=run)
     if op == "gaussian":
         return case._replace(inputs=lambda: [torch.randn(1, 2, n, 32).requires_grad_() for n in (5, 9, 9)])
+    if op in ("depthwise", "norm"):
+        weights = [x.shape for x in case.inputs()[1:]]
+        return case._replace(inputs=bench.map_and_weights((1, 2, 3, weights[0][0]), *weights))
     return case._replace(inputs=bench.heads(1, 2, 6, 64))
 
 
@@ -59,7 +62,7 @@ def small_case(op, monkeypatch):
 def test_all_forms_of_a_case_run(op, monkeypatch):
     """Gaussian attention stood beside no softmax, and all but MALA beside no ``torch.compile``."""
     row = bench.measure(small_case(op, monkeypatch), CEILINGS, True)
-    forms = ("", "reference_", "compiled_") + (("sdpa_",) if op in bench.ROTATED else ())
+    forms = ("", "reference_", "compiled_") + (("sdpa_",) if op in bench.ATTENTIONS else ())
     assert {f"{form}{name}" for form in forms for name in ("seconds", "step_seconds")} <= set(row)
     assert not any("failed" in name for name in row), row
 

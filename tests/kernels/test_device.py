@@ -8,9 +8,11 @@ from kernels.operators import OPERATORS, opcheck
 from visionkit_kernels._common import little_shared_memory
 
 from visionkit.ops.attention import attend
+from visionkit.ops.depthwise import depthwise_conv
 from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
 from visionkit.ops.nala import nala_attention
+from visionkit.ops.norm import layer_norm
 from visionkit.ops.rotary import rotary_table_2d
 
 pytestmark = [
@@ -96,6 +98,23 @@ def test_gaussian(dtype, dim, inverse, seed):
 def test_gaussian_with_more_landmarks_than_a_tile(seed):
     tensors = inputs((1, 2, 150, 32), *[(1, 2, SIDE * SIDE, 32)] * 2, dtype=torch.bfloat16, seed=seed)
     assert_same_forms(with_landmarks, tensors)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size, shape", [(3, (2, 56, 56, 224)), (3, (1, 7, 7, 512)), (5, (2, 56, 56, 64))])
+@pytest.mark.parametrize("order", ["heads", "tokens", "channels"])
+def test_depthwise(dtype, size, shape, order, seed):
+    weights = inputs((shape[-1], 1, size, size), (1, 1, 1, shape[-1]), dtype=dtype, seed=seed)
+    maps = inputs(shape, dtype=dtype, order=order, seed=seed + 1)
+    run = lambda weight, bias, x: depthwise_conv(x, weight, bias.flatten(), residual=size == 3)
+    assert_same_forms(run, weights + maps)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dim", [64, 320, 4096])
+def test_norm(dtype, dim, seed):
+    tensors = inputs(*[(1, 1, 1, dim)] * 2, (2, 8, 100, dim), dtype=dtype, seed=seed)
+    assert_same_forms(lambda weight, bias, x: layer_norm(x, weight.flatten(), bias.flatten(), 1e-6), tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)

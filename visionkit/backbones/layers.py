@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks_of_all
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from visionkit.ops.depthwise import depthwise_conv
+from visionkit.ops.norm import layer_norm
 from visionkit.ops.rotary import Rotary, rotary_pairs, rotary_table_2d
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -94,22 +96,14 @@ class DepthwiseConv(nn.Conv2d):
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        # in full precision, which a GPU's TF32 is not, the map is added by the kernel's own centre: that saves a pass
-        inside = self.residual and x.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-        inside = inside and not torch.is_autocast_enabled("cpu")
-        if inside:
-            weight = weight + unit_kernel(weight)
-        y = channels_last(F.conv2d(channels_first(x), weight, self.bias, padding=self.padding, groups=self.groups))
-        return x + y if self.residual and not inside else y
+        return depthwise_conv(x, self.weight, self.bias, residual=self.residual)
 
 
-def unit_kernel(weight: Tensor) -> Tensor:
-    """The k x k kernel that changes nothing."""
-    size = weight.shape[-1]
-    kernel = torch.zeros(size, size, dtype=weight.dtype, device=weight.device)
-    kernel[size // 2, size // 2] = 1
-    return kernel
+class LayerNorm(nn.LayerNorm):
+    """Layer norm before a linear layer, so that under autocast it may give the type that this will take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class ConvFFN(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
-from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
+from visionkit.backbones.layers import ConvFFN, DepthwiseConv, LayerNorm, add_branch, linear
 from visionkit.backbones.published import complete, create, renamed, unwrap
 from visionkit.ops.rotary import Rotary
 
@@ -94,9 +94,9 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.pos = DepthwiseConv(dim, 3, residual=True)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = GatedAttention(dim, num_heads, attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.ffn = ConvFFN(dim, int(mlp_ratio * dim))
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from visionkit.backbones.base import default_cfg
 from visionkit.backbones.hybrid import PUBLISHED_TYPES, AttentionChoice, HybridBackbone, choose_attention
-from visionkit.backbones.layers import ConvFFN, DepthwiseConv, add_branch, linear
+from visionkit.backbones.layers import ConvFFN, DepthwiseConv, LayerNorm, add_branch, linear
 from visionkit.backbones.mavit import checkpoint_filter_fn  # released weights are named like MAViT's
 from visionkit.backbones.published import create
 from visionkit.ops.nala import check_feature_map
@@ -88,10 +88,10 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.cpe1 = DepthwiseConv(dim, 3, residual=True)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = GatedAttention(dim, num_heads, attention)
         self.cpe2 = DepthwiseConv(dim, 3, residual=True)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.ffn = ConvFFN(dim, int(mlp_ratio * dim))
         self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))

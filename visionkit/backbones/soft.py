@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from visionkit.backbones.attention import AttentionCore
 from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, default_cfg, init_weights
 from visionkit.backbones.hybrid import check_has_attention, check_unused, drop_path_rates
-from visionkit.backbones.layers import ConvNorm, add_branch, channels_first, channels_last, linear, linear_gelu
+from visionkit.backbones.layers import (
+    ConvNorm,
+    LayerNorm,
+    add_branch,
+    channels_first,
+    channels_last,
+    linear,
+    linear_gelu,
+)
 from visionkit.backbones.published import complete, create, renamed, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
@@ -221,9 +229,9 @@ class TokenBlock(nn.Module):
         self, dim: int, num_heads: int, drop: float, attention: str = "softmax", attention_options: dict | None = None
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = TokenAttention(dim, num_heads, attention, attention_options)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = nn.ModuleDict(dict(fc1=nn.Linear(dim, 4 * dim), fc2=nn.Linear(4 * dim, dim)))
         self.drop_path = DropPath(drop) if drop else nn.Identity()
 

@@ -1,0 +1,240 @@
+# ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
+"""Depthwise convolution of maps whose channels lie together, (B, H, W, C), with zeros beyond their edges.
+
+    y_hwc = b_c + sum_ij a_ijc x_(h+i)(w+j)c,   i, j = -K/2 .. K/2
+
+A residual x + y is the same with 1 more in the middle of a. Backward, dx is that convolution of dy with the kernel
+turned around, and
+
+    da_ijc = sum_hw dy_hwc x_(h+i)(w+j)c,   db_c = sum_hw dy_hwc.
+
+A program walks down a strip of the map, for a block of channels. It holds the kernel, or all sums for its gradient, in
+registers, reads each row K times, moved by a column at a time (all but the first from the cache), and adds it to the K
+rows that it has a part in. The map passes through memory once; there is nothing to multiply as matrices.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionkit_kernels._common import cut, on_device, sum_type
+
+SIZES = (3, 5)
+RUN = 16  # rows of a program's part of a map, at most
+CELLS = 512  # columns times channels of it
+
+
+@triton.jit
+def _place(part, runs, across, run, COLUMNS: tl.constexpr):
+    """A part's image, first row and columns."""
+    image = (part // (runs * across)).to(tl.int64)
+    return image, part // across % runs * run, part % across * COLUMNS + tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def _row(x, row, columns, spots, row_stride, column_stride, spot_stride, top, bottom, width, channels):
+    """One row of a map (columns, channels), zero outside of these rows and beyond its edges."""
+    inside = (row >= top) & (row < bottom) & (columns >= 0) & (columns < width)
+    place = columns[:, None].to(tl.int64) * column_stride + spots[None, :].to(tl.int64) * spot_stride
+    mask = inside[:, None] & (spots < channels)[None, :]
+    return tl.load(x + tl.cast(row, tl.int64) * row_stride + place, mask=mask, other=0.0)
+
+
+@triton.jit
+def _rows(x, row, columns, spots, xh, xw, xc, height, width, channels, K: tl.constexpr):
+    """K rows of a map, each K times, moved by a column at a time: all are asked for before one is used."""
+    near = ()
+    for entry in tl.static_range(K * K):
+        shifted = columns + entry % K - K // 2
+        near = near + (_row(x, row + entry // K, shifted, spots, xh, xw, xc, 0, height, width, channels),)
+    return near
+
+
+@triton.jit
+def depthwise_kernel(
+    x, weight, bias, out, xb, xh, xw, xc, height, width, channels, runs, across, blocks, run,
+    K: tl.constexpr, TURNED: tl.constexpr, RESIDUAL: tl.constexpr,
+    COLUMNS: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The convolution of one part of a map; TURNED by half a turn the kernel takes gradients back."""
+    program = tl.program_id(0)
+    spots = program % blocks * C + tl.arange(0, C)
+    image, top, columns = _place(program // blocks, runs, across, run, COLUMNS)
+    bottom = tl.minimum(top + run, height)
+    weights, sums, start = (), (), tl.zeros([COLUMNS, C], ACC)
+    if bias is not None:
+        start += tl.load(bias + spots, mask=spots < channels, other=0.0).to(ACC)[None, :]
+    for entry in tl.static_range(K * K):
+        a = tl.load(weight + (K * K - 1 - entry if TURNED else entry) * channels + spots, mask=spots < channels).to(ACC)
+        if RESIDUAL and entry == K * K // 2:
+            a += 1
+        weights = weights + (a[None, :],)
+    for _ in tl.static_range(K):
+        sums = sums + (start,)
+    for row in range(top - K // 2, bottom + K // 2, K):
+        near = _rows(x + image * xb, row, columns, spots, xh, xw, xc, height, width, channels, K)
+        for i in tl.static_range(K):
+            later = ()
+            for j in tl.static_range(K):  # outputs from K // 2 rows above to K // 2 rows below
+                y = sums[j]
+                for entry in tl.static_range(K):
+                    y += near[i * K + entry].to(ACC) * weights[(K - 1 - j) * K + entry]
+                if j == 0:
+                    done = y
+                else:
+                    later = later + (y,)
+            sums = later + (start,)
+            here = row + i - K // 2
+            inside = ((columns < width) & (here >= top) & (here < bottom))[:, None] & (spots < channels)[None, :]
+            place = ((image * height + here) * width + columns)[:, None] * channels + spots[None, :]
+            tl.store(out + place, done.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def depthwise_weight_kernel(
+    x, grad, out, xb, xh, xw, xc, gb, gh, gw, gc, height, width, channels, runs, across, blocks, run, parts, share,
+    K: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums over a share of the parts: (K * K + 1, C), the bias's last."""
+    program = tl.program_id(0)
+    spots = program % blocks * C + tl.arange(0, C)
+    split = program // blocks
+    zero = tl.zeros([COLUMNS, C], ACC)
+    sums, total = (), zero
+    for _ in tl.static_range(K * K):
+        sums = sums + (zero,)
+    for part in range(split * share, tl.minimum((split + 1) * share, parts)):
+        image, top, columns = _place(part, runs, across, run, COLUMNS)
+        bottom = tl.minimum(top + run, height)
+        slopes = ()
+        for _ in tl.static_range(K):
+            slopes = slopes + (zero,)
+        for row in range(top - K // 2, bottom + K // 2, K):
+            near = _rows(x + image * xb, row, columns, spots, xh, xw, xc, height, width, channels, K)
+            ahead = ()
+            for i in tl.static_range(K):
+                next_row = row + i + K // 2
+                ahead = ahead + (
+                    _row(grad + image * gb, next_row, columns, spots, gh, gw, gc, top, bottom, width, channels).to(ACC),
+                )
+            for i in tl.static_range(K):
+                total += ahead[i]
+                moved, added = (), ()
+                for j in tl.static_range(1, K):
+                    moved = moved + (slopes[j],)
+                slopes = moved + (ahead[i],)  # rows from K // 2 above this one to K // 2 below
+                for entry in tl.static_range(K * K):
+                    product = near[i * K + entry % K].to(ACC) * slopes[K - 1 - entry // K]
+                    added = added + (sums[entry] + product,)
+                sums = added
+    out += split.to(tl.int64) * (K * K + 1) * channels + spots
+    for entry in tl.static_range(K * K):
+        tl.store(out + entry * channels, tl.sum(sums[entry], 0), mask=spots < channels)
+    tl.store(out + K * K * channels, tl.sum(total, 0), mask=spots < channels)
+
+
+def _sizes(x: Tensor, weight: Tensor) -> tuple[dict, tuple[int, int, int, int]]:
+    """A launch's constants; runs of rows of an image, parts across it, blocks of channels, rows of a run.
+
+    A thread has few channels, as it holds all of their weights, or sums, at once.
+    """
+    (_, height, width, channels), k = x.shape, weight.shape[-1]
+    c = 64 if channels % 64 == 0 or channels > 256 else 32
+    acc = tl.float64 if sum_type(x.dtype) == torch.float64 else tl.float32
+    options = dict(K=k, COLUMNS=CELLS // c, C=c, ACC=acc, num_warps=4 if k == 3 else 8, enable_fp_fusion=True)
+    runs = triton.cdiv(height, RUN)
+    return options, (runs, triton.cdiv(width, CELLS // c), triton.cdiv(channels, c), triton.cdiv(height, runs))
+
+
+def launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, turned: bool = False) -> Tensor:
+    """The convolution, (B, H, W, C), in the type of x; with the kernel turned, its transpose."""
+    out = x.new_empty(x.shape)
+    sizes, (runs, across, blocks, run) = _sizes(x, weight)
+    with on_device(x):
+        depthwise_kernel[(x.shape[0] * runs * across * blocks,)](
+            x, _channels_last(weight), bias, out, *x.stride(), *x.shape[1:], runs, across, blocks, run,
+            TURNED=turned, RESIDUAL=residual, **sizes,
+        )  # fmt: skip
+    return out
+
+
+def launch_weight(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight (C, 1, K, K) and the bias (C,), in its type."""
+    sizes, (runs, across, blocks, run) = _sizes(x, weight)
+    k, parts = weight.shape[-1], x.shape[0] * runs * across
+    share, splits = cut(parts, 1, blocks, x.device, 4 if k == 3 else 2)  # as many as have room at once
+    sums = x.new_empty(splits, k * k + 1, x.shape[-1], dtype=sum_type(x.dtype))
+    with on_device(x):
+        depthwise_weight_kernel[(splits * blocks,)](
+            x, grad, sums, *x.stride(), *grad.stride(), *x.shape[1:], runs, across, blocks, run, parts, share, **sizes
+        )  # fmt: skip
+    entries, total = sums[:, :-1].sum(0), sums[:, -1].sum(0)
+    return entries.t().reshape(weight.shape).to(weight.dtype), total.to(weight.dtype)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.flatten(1).t().contiguous()
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
+    """y in the type of x."""
+    return launch_convolution(x, weight, bias, residual)
+
+
+def backward(grad: Tensor, x: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    return launch_convolution(grad, weight, None, residual, turned=True), *launch_weight(x, grad, weight)
+
+
+depthwise_forward = torch.library.custom_op("visionkit_kernels::depthwise", forward, mutates_args=())
+depthwise_backward = torch.library.custom_op("visionkit_kernels::depthwise_backward", backward, mutates_args=())
+
+
+@depthwise_forward.register_fake
+def _(x, weight, bias, residual):  # noqa: ANN202
+    return x.new_empty(x.shape)
+
+
+@depthwise_backward.register_fake
+def _(grad, x, weight, residual):  # noqa: ANN202
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.residual = inputs
+    ctx.biased = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad) -> tuple:
+    dx, dweight, dbias = depthwise_backward(grad, *ctx.saved_tensors, ctx.residual)
+    return dx, dweight, dbias if ctx.biased else None, None
+
+
+depthwise_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def refuses(x: Tensor, weight: Tensor) -> str | None:
+    """Why the kernels do not take these tensors, or None."""
+    if x.dim() != 4 or weight.shape != (x.shape[-1], 1, *weight.shape[-2:]) or weight.shape[-1] != weight.shape[-2]:
+        return "expected a map (B, H, W, C) and a weight (C, 1, K, K)"
+    if weight.shape[-1] not in SIZES:
+        return f"kernels of {' or '.join(str(size) for size in SIZES)} cells a side alone"
+    if weight.device != x.device:
+        return "tensors must lie on one device"
+    return "a tensor is empty" if x.numel() == 0 else None
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
+    """Depthwise convolution with zeros beyond the edges; with ``residual`` the map is added.
+
+    Args:
+        x: (B, H, W, C), any strides.
+        weight: (C, 1, K, K), K 3 or 5, in whatever type: products and sums are in float32, or in float64 of such maps.
+        bias: (C,) or None.
+
+    Returns:
+        (B, H, W, C), in the type of ``x``. It has gradients for all tensors.
+    """
+    return depthwise_forward(x, weight, bias, residual)
