@@ -11,6 +11,7 @@ Importing the package is cheap and works without triton; the first use of a kern
 | ``gaussian_attention`` | ``visionkit_kernels.gaussian`` |
 | ``newton_steps``, ``inverse`` | ``visionkit_kernels.matrices`` |
 | ``nala_attention`` | ``visionkit_kernels.nala`` |
+| ``rotary_2d`` | ``visionkit_kernels.rotary`` |
 | ``sigmoid_attention`` | ``visionkit_kernels.sigmoid`` |
 """
 
@@ -31,6 +32,7 @@ MODULES = {
     "march_rays": "march",
     "nala_attention": "nala",
     "newton_steps": "matrices",
+    "rotary_2d": "rotary",
     "sigmoid_attention": "sigmoid",
 }
 

@@ -229,6 +229,14 @@ def norm_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
     return record(norm, host)
 
 
+def rotary_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
+    """There and back."""
+    from visionkit_kernels import rotary
+
+    (x,), table = _heads(dtype, dim, 1), torch.empty(TOKENS, dim, dtype=dtype, device="meta")
+    return record(rotary, lambda: [rotary.forward(x, table, back) for back in (False, True)])
+
+
 def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
     """All four kernels, through the host code."""
     from visionkit_kernels import nala
@@ -296,6 +304,7 @@ CASES = {
     "layer-norm-bf16-64": lambda: norm_launches(torch.bfloat16, 64),
     "layer-norm-bf16-320": lambda: norm_launches(torch.bfloat16, 320),
     "layer-norm-fp32-4096": lambda: norm_launches(torch.float32, 4096),
+    "rotary-bf16-64": lambda: rotary_launches(torch.bfloat16, 64),
     "matrices": lambda: matrix_launches(49),
     "nala-bf16-32": lambda: nala_launches(torch.bfloat16, 32),
     "nala-fp32-64": lambda: nala_launches(torch.float32, 64),

@@ -3,7 +3,7 @@
 import torch
 from kernels.compare import DEVICE, inputs
 from kernels.marching import march_arguments
-from visionkit_kernels import depthwise, gaussian, linear, march, matrices, nala, norm, sigmoid
+from visionkit_kernels import depthwise, gaussian, linear, march, matrices, nala, norm, rotary, sigmoid
 
 
 def _heads(*last):
@@ -37,6 +37,7 @@ OPERATORS = {
     ),
     "nala": lambda: (nala.nala_forward, (*_heads(16, 16, 8), None, 3.0, 0.5, 1e-6, 1e-12)),
     "sigmoid": lambda: (sigmoid.sigmoid_forward, (*_heads(16, 16, 8), False)),
+    "rotary": lambda: (rotary.rotary_forward, (*_heads(8), torch.randn(5, 8, device=DEVICE), False)),
     "gaussian": lambda: (gaussian.gaussian_forward, (*_landmarks(8), *_heads(8, 4), *_landmarks(3), 0.5)),
     "newton": lambda: (matrices.newton_forward, (*_matrices(), 3)),
     "inverse": lambda: (matrices.inverse, _matrices()[:1]),

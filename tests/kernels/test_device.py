@@ -13,7 +13,7 @@ from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
 from visionkit.ops.nala import nala_attention
 from visionkit.ops.norm import layer_norm
-from visionkit.ops.rotary import rotary_table_2d
+from visionkit.ops.rotary import rotary_2d, rotary_table_2d
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,6 +108,13 @@ def test_depthwise(dtype, size, shape, order, seed):
     maps = inputs(shape, dtype=dtype, order=order, seed=seed + 1)
     run = lambda weight, bias, x: depthwise_conv(x, weight, bias.flatten(), residual=size == 3)
     assert_same_forms(run, weights + maps)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dim", [16, 48, 64])
+def test_rotary(dtype, dim, seed):
+    tensors = inputs((2, 3, SIDE * SIDE, dim), dtype=dtype, order="tokens", seed=seed)
+    assert_same_forms(lambda x: rotary_2d(x, *table(dim)), tensors)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
+from visionkit.ops import dispatch
 
 Rotary = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]  # sin, cos and perhaps their pairs
 
@@ -59,6 +60,9 @@ def rotary_2d(x: Tensor, sin: Tensor, cos: Tensor, pairs: Tensor | None = None) 
     Returns:
         (..., N, dim), in the type of ``x``.
     """
+    # torch.compile makes one kernel of the formula and what is around it
+    if not torch.compiler.is_compiling() and (run := dispatch.kernel("rotary_2d", x, sin, cos)):
+        return run(x, sin, cos, pairs)
     if _as_complex_numbers(x):
         return _turned_complex(x, rotary_pairs(sin, cos) if pairs is None else pairs)
     a, b = x[..., 0::2], x[..., 1::2]
