@@ -9,6 +9,7 @@ a kernel that needs too many of them is slower than the memory.
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -94,7 +95,8 @@ def compile_launch(launch: Launch, architecture: int) -> dict:
     done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
     registers, stack = _resources(done.asm["cubin"])
     loop, warps = _longest_loop(done.asm["cubin"]), done.metadata.num_warps
-    tile = launch.arguments.get("ROWS", 0) * launch.arguments.get("D", 0)
+    sizes = ("ROWS", "D") if "ROWS" in launch.arguments else ("COLUMNS", "C", "K")  # a loop takes K rows of a map
+    tile = math.prod(launch.arguments.get(size, 0) for size in sizes)
     return dict(
         kernel=launch.kernel.__name__, architecture=architecture, registers=registers, stack=stack,
         shared=done.metadata.shared, warps=warps, programs=launch.programs, loop=loop,
@@ -347,6 +349,8 @@ ALLOWED_STACK = {
     "gaussian-fp32-32": 256,  # 200 on sm_80, 32 on sm_90
     "gaussian-fp32-64": 1024,  # 624 on sm_80; 968 on sm_90
     "matrices": 512,  # 304 on sm_80, 336 on sm_90, in the Newton steps, which hold two matrices
+    "depthwise-bf16-5": 64,  # 8 on sm_90 by Triton 3.5, none by 3.8
+    "layer-norm-fp32-4096": 64,  # 8 on sm_90
     "nala-bf16-32": 64,
     "nala-fp32-64": 512,  # 480 on sm_80, 144 on sm_90
     "march-bf16": 4096,  # the backward holds the gradients of a whole network; 3792 on sm_80, 3208 on sm_90
