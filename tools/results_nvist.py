@@ -188,7 +188,7 @@ def render(meta: dict, table: dict[str, dict[str, float]], picture: str) -> str:
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
     ahead = {key: table["nvist"][key] - max(table[name][key] for name in BASELINES) for key in columns}
     verdict = f"{ahead['PSNR']:+.2f} dB and {ahead['SSIM']:+.3f} SSIM against the best baseline of each column"
-    missing = "" if "LPIPS" in columns else "\nLPIPS is left out: its weights were not at hand."
+    missing = "" if "LPIPS" in columns else "\nLPIPS is left out: its weights were not available."
     return PAGE.format(table="\n".join(lines), verdict=verdict, missing=missing, picture=picture, **meta)
 
 
@@ -200,7 +200,7 @@ scene's scale; the best plane of each scene is chosen by its targets, in the bas
 
 {table}
 
-{verdict} (the aim is +2 dB).
+{verdict} ([target](README.md): +2 dB).
 
 ![Six test scenes: the input view, then three pairs of a target view and what was rendered for it]({picture})
 
