@@ -1,4 +1,7 @@
-"""One function per operation: plain PyTorch that reads like the formula. No modules, no state."""
+"""One function per operation: plain PyTorch that reads like the formula, or a kernel in its place.
+
+No ``nn.Module``. The only state is which kernels are chosen (:mod:`visionkit.ops.dispatch`) and what was imported.
+"""
 
 from visionkit.ops.attention import attention_names
 from visionkit.ops.attention.linear import linear_attention
