@@ -32,8 +32,8 @@ def in_processes(
     """What ``make`` returns for each job, in this process or from several in any order.
 
     Args:
-        make: the work.
-        jobs: what it is called with.
+        make: the function to call.
+        jobs: the arguments of the calls, one each.
         workers: number of processes; 1 is this one.
         begin: called once in each process.
         chunksize: jobs that a process fetches at a time.

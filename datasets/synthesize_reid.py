@@ -254,9 +254,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder, for the stand-in alone")
     parser.add_argument("--scale", choices=SCALES, default="small")
-    parser.add_argument("--seed", type=int, default=0, help="0 or more")
+    parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; the pictures do not depend on it"
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="number of processes (default: one a core); the pictures do not depend on it",
     )
     args = parser.parse_args(argv)
     if args.seed < 0:

@@ -184,8 +184,10 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder, for the stand-in alone")
-    parser.add_argument("--scenes", type=int, default=1000, help="training scenes")
-    parser.add_argument("--test-scenes", type=int, default=50, help="scenes of layouts that training never shows")
+    parser.add_argument("--scenes", type=int, default=1000, help="number of training scenes")
+    parser.add_argument(
+        "--test-scenes", type=int, default=50, help="number of scenes of layouts that training never shows"
+    )
     parser.add_argument("--views", type=int, default=20, help="views of a scene")
     parser.add_argument("--size", type=_size, default=(160, 90), metavar="HxW", help="pixels of a view")
     parser.add_argument("--seed", type=int, default=0, help="0 or more")

@@ -44,7 +44,7 @@ def sample_points(
         images: (V, H, W, 3) uint8.
         depths: (V, H, W), along the optical axis, at pixel centres.
         c2w: (V, 3, 4).
-        focal: in pixels.
+        focal: focal length in pixels.
         per_view: pixels drawn in a view.
     """
     views, height, width = depths.shape
@@ -73,7 +73,7 @@ def write_model(
         folder: ``sparse/0``, made if absent.
         names: file names of the V pictures.
         c2w: (V, 3, 4).
-        focal: in pixels.
+        focal: focal length in pixels.
         size: (height, width).
         points: see [Points].
     """

@@ -193,7 +193,7 @@ def test_images_of_a_folder_that_is_gone_are_told(folder, checkpoint, capsys):
     gallery.rename(folder / "moved")
     capsys.readouterr()
     assert main(["index", str(folder / "moved"), "--index", str(index)]) == 0
-    assert "4 of the images kept are not there any more" in capsys.readouterr().out
+    assert "4 of the images kept no longer exist" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

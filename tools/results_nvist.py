@@ -53,7 +53,7 @@ def main() -> int:
     """Score everything, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a tree made by datasets/synthesize_views.py")
-    parser.add_argument("--weights", default=str(SHIPPED), help="by default those that are shipped")
+    parser.add_argument("--weights", default=str(SHIPPED), help="weights to score (default: the bundled small model's)")
     parser.add_argument("--export", metavar="CHECKPOINT", help="first write --weights from this checkpoint")
     parser.add_argument("--page", type=Path, default=Path("docs/results/nvist.md"))
     return run_command(run, parser.parse_args())

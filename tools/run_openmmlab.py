@@ -39,7 +39,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", type=Path, help="default: all of configs/mmdet and configs/mmseg")
+    parser.add_argument(
+        "configs", nargs="*", type=Path, help="config files (default: all of configs/mmdet and configs/mmseg)"
+    )
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the made-up images (default: 256)")
     parser.add_argument("--steps", type=int, default=3, help="training steps (default: 3)")
     return run_command(run, parser.parse_args())

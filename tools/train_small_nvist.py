@@ -1,4 +1,4 @@
-"""Train the small NViST that comes with visionkit, on a GPU in minutes or on a CPU in hours.
+"""Train the bundled small NViST, on a GPU in minutes or on a CPU in hours.
 
   python tools/train_small_nvist.py scenes --pool pool --seconds 540     # as many scenes as fit in that time
   python tools/train_small_nvist.py train --pool pool --minutes 50 --depths-alone --batch 16 --out depths.safetensors
@@ -74,22 +74,26 @@ def main() -> int:
     scenes = commands.add_parser("scenes", help="make scenes until the time is over")
     scenes.add_argument("--pool", type=Path, required=True, help="folder for the scenes")
     scenes.add_argument("--seconds", type=float, default=120)
-    scenes.add_argument("--scenes", type=int, default=20000, help="stop at so many")
-    scenes.add_argument("--test-scenes", type=int, default=32, help="of layouts that training never shows")
+    scenes.add_argument("--scenes", type=int, default=20000, help="number of scenes to stop at")
+    scenes.add_argument(
+        "--test-scenes", type=int, default=32, help="number of scenes of layouts that training never shows"
+    )
     scenes.add_argument("--views", type=int, default=10)
     scenes.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    scenes.add_argument("--workers", type=int, help="processes (default: one a core, on a GPU one)")
+    scenes.add_argument("--workers", type=int, help="number of processes (default: one a core, on a GPU one)")
     scenes.add_argument("--seed", type=int, default=0)
-    train = commands.add_parser("train", help="train on them")
+    train = commands.add_parser("train", help="train on the scenes")
     train.add_argument("--pool", type=Path, required=True)
     train.add_argument("--out", type=Path, default=Path("nvist_small.safetensors"))
     train.add_argument("--init", type=Path, help="weights to start from; parts that they lack start anew")
-    train.add_argument("--depths-alone", action="store_true", help="teach the frustum its depths and draw no rays")
-    train.add_argument("--size", choices=sorted(SIZES), help="of the model; by default what the device can train")
+    train.add_argument("--depths-alone", action="store_true", help="train the frustum's depths only, without rays")
+    train.add_argument("--size", choices=sorted(SIZES), help="size of the model (default: what the device can train)")
     train.add_argument("--minutes", type=float, default=5)
-    train.add_argument("--batch", type=int, default=8, help="scenes in a step")
-    train.add_argument("--views", type=int, default=4, help="views of a scene in a step, the input view among them")
-    train.add_argument("--rays", type=int, default=384, help="rays of a scene in a step")
+    train.add_argument("--batch", type=int, default=8, help="number of scenes in a step")
+    train.add_argument(
+        "--views", type=int, default=4, help="number of views of a scene in a step, the input view included"
+    )
+    train.add_argument("--rays", type=int, default=384, help="number of rays of a scene in a step")
     train.add_argument("--lr", type=float, default=6e-4)
     train.add_argument("--ema", type=float, default=0.998)
     train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")

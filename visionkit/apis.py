@@ -123,7 +123,7 @@ class ReIDInferencer:
         Args:
             query: an image, or a folder or list of them.
             gallery: a folder of images or a list of them, an index, or an index's folder.
-            topk: how many.
+            topk: number of images to return.
 
         Returns:
             A list for one image, a list of lists for several.
@@ -175,7 +175,7 @@ class ReIDInferencer:
 
 
 def choose_device(device: str) -> str:
-    """The device's name; ``"auto"`` is a GPU if there is one. Raises VisionKitError for one that is not there."""
+    """The device's name; ``"auto"`` is a GPU if there is one. Raises VisionKitError for one that is not available."""
     import torch
 
     if device == "auto":
@@ -183,7 +183,7 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise VisionKitError(f"device={device!r}: is not here; use auto, cpu or cuda (see visionkit doctor)") from error
+        raise VisionKitError(f"device={device!r}: is not available on this machine; use auto, cpu or cuda") from error
     return device
 
 

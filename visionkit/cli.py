@@ -20,10 +20,10 @@ from visionkit.files import FULL, cannot_write
 COMMANDS = {
     "train": ("visionkit.commands.train", "run the stages of a config"),
     "test": ("visionkit.commands.test", "evaluate a checkpoint on a config's target"),
-    "index": ("visionkit.commands.index", "make or extend a gallery index of a folder of images"),
-    "search": ("visionkit.commands.search", "find the images of an index that look like a query"),
+    "index": ("visionkit.commands.index", "make or update a gallery index of a folder of images"),
+    "search": ("visionkit.commands.search", "find the images of an index that look most like a query"),
     "prepare_capture": ("visionkit.commands.prepare_capture", "find the cameras of phone photos or of a video"),
-    "render": ("visionkit.commands.render", "new views of a photo, of a folder of them, or of a capture"),
+    "render": ("visionkit.commands.render", "render new views of a photo, of each photo in a folder, or of a capture"),
     "view": ("visionkit.commands.view", "look at a capture's cameras and points in the browser"),
     "convert": ("visionkit.commands.convert", "turn a published backbone checkpoint into safetensors"),
     "doctor": ("visionkit.commands.doctor", "show what is installed and what will be used"),
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         os.getcwd()
     except OSError:  # torch would end in a line about its own libraries
-        print("error: the folder that you are in is not there any more; change to another", file=sys.stderr)
+        print("error: the current folder no longer exists; change to another", file=sys.stderr)
         return 2
     parser = Parser("visionkit", description="Re-identification, new views, fast backbones.")
     parser.add_argument("--version", action="version", version=f"visionkit {__version__}")

@@ -12,8 +12,8 @@ def require(module: str, extra: str) -> ModuleType:
     """A library of one of visionkit's extras.
 
     Args:
-        module: to import.
-        extra: which brings it, as ``"nvs"``.
+        module: name of the module to import.
+        extra: name of the extra that installs it, ``"nvs"`` for instance.
 
     Raises:
         VisionKitError: it is not installed.

@@ -58,9 +58,9 @@ def write_image(image: "Image.Image", path: str | os.PathLike, **options: object
     """Writes a whole image or none. Pillow itself does not notice what a full disk has cut off.
 
     Args:
-        image: what to write.
+        image: the picture.
         path: the file; its folder must exist.
-        options: of Pillow's ``save``, ``format`` among them.
+        options: options of Pillow's ``save``, ``format`` among them.
 
     Raises:
         VisionKitError: the disk is full, or the path cannot be written.
@@ -76,7 +76,7 @@ def check_writable(path: str | os.PathLike, option: str) -> None:
 
     Args:
         path: a file or folder to be written.
-        option: which named it.
+        option: name of the option that gave the path, for the message.
 
     Raises:
         VisionKitError: it cannot.

@@ -147,7 +147,7 @@ def test_files_of_another_architecture(published, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["resnet50", "a.pth", "b.safetensors"], "resnet50: not a backbone of ours"),
+        (["resnet50", "a.pth", "b.safetensors"], "resnet50: not a backbone of visionkit"),
         (["mavit_tiny", "a.pth", "b.pth"], "b.pth: expected a name that ends in .safetensors"),
         (["mavit_tiny", "absent.pth", "b.safetensors"], "absent.pth: no such checkpoint"),
     ],

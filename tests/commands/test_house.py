@@ -101,7 +101,7 @@ def test_a_current_folder_that_is_gone_is_told_in_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(os, "getcwd", gone)
     assert main(["doctor"]) == 2
-    assert capsys.readouterr().err == ("error: the folder that you are in is not there any more; change to another\n")
+    assert capsys.readouterr().err == ("error: the current folder no longer exists; change to another\n")
 
 
 def test_doctor_knows_every_extra():

@@ -117,7 +117,7 @@ def test_small_weights_and_their_absence(tmp_path, model, monkeypatch):
     monkeypatch.setattr(files, "SHIPPED", tmp_path / "s.safetensors")
     assert NVSInferencer().near_far == (0.2, 1.5)
     monkeypatch.setattr(files, "SHIPPED", tmp_path / "none.safetensors")
-    with pytest.raises(VisionKitError, match="comes with visionkit is missing"):
+    with pytest.raises(VisionKitError, match="bundled small model is missing"):
         NVSInferencer()
 
 

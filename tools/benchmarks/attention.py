@@ -30,15 +30,21 @@ OPTIONS = dict(landmark=dict(retrieve=8))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``tools/benchmark.py attention``."""
     parser.add_argument("--ops", default="all", help="names, separated by commas (default: all)")
-    parser.add_argument("--masks", default="full,causal,window,block", help="separated by commas")
+    parser.add_argument("--masks", default="full,causal,window,block", help="masks, separated by commas (default: all)")
     parser.add_argument("--lengths", default="256..131072", help="FROM..TO in powers of two, or a list with commas")
-    parser.add_argument("--window", type=int, default=256, help="of the masks window and block (default: 256)")
+    parser.add_argument(
+        "--window", type=int, default=256, help="size of the masks window and block in tokens (default: 256)"
+    )
     parser.add_argument("--heads", type=int, default=1)
     parser.add_argument("--dim", type=int, default=64, help="channels of a head")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--limit", type=float, default=30.0, help="seconds that one call may take (default: 30)")
-    parser.add_argument("--device", default="all", choices=("all", "cpu", "cuda"), help="default: all that there are")
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for a device in all (default: no end)")
+    parser.add_argument(
+        "--device", default="all", choices=("all", "cpu", "cuda"), help="where to measure (default: all)"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=math.inf, help="seconds for all rows of a device (default: no limit)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plots", metavar="FOLDER", help="write time.png and memory.png there")
 

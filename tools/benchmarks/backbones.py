@@ -33,8 +33,10 @@ MODELS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``tools/benchmark.py backbones``."""
     names = sorted({name for name, _ in MODELS})
-    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help="default: all")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 512, 1024], help="default: 224 512 1024")
+    parser.add_argument(
+        "--models", nargs="+", choices=names, default=names, metavar="NAME", help="models to measure (default: all)"
+    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 512, 1024], help="pixels (default: 224 512 1024)")
     parser.add_argument("--batch", type=int, default=2, help="images at a time (default: 2)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--repeats", type=int, default=7, help="timed passes of each job (default: 7)")

@@ -31,7 +31,13 @@ HEAVY = ("score_msmt", "rerank_msmt", "kmeans", "jaccard")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``tools/benchmark.py reid``."""
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), help=f"default: all; heavy: {HEAVY}")
+    parser.add_argument(
+        "--jobs",
+        nargs="+",
+        choices=JOBS,
+        default=list(JOBS),
+        help=f"jobs to run (default: all); heavy ones: {', '.join(HEAVY)}",
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each job (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-reference", action="store_true", help="leave the reference loops out")

@@ -128,7 +128,7 @@ def main() -> int:
     """Exit status 1 if a study failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of a process (default: 120)")
-    parser.add_argument("--processes", type=int, default=2, help="at a time (default: 2)")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes at a time (default: 2)")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     options = parser.parse_args()
     if options.processes < 1:

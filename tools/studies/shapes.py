@@ -43,8 +43,8 @@ def make_shapes(count: int, seed: int, outlined: bool = False) -> tuple[Tensor, 
     """Images (count, 3, 32, 32) of mean about 0, and kinds (count,).
 
     Args:
-        count: how many.
-        seed: of everything.
+        count: number of images.
+        seed: seed of everything that is drawn.
         outlined: draw outlines on a bright ground instead: another domain of the same kinds.
 
     The same arguments give the same tensors, which nobody may change.

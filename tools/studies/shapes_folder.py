@@ -17,8 +17,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=4000, help="images (default: 4000)")
-    parser.add_argument("--val", type=int, default=800, help="images (default: 800)")
+    parser.add_argument("--train", type=int, default=4000, help="number of training images (default: 4000)")
+    parser.add_argument("--val", type=int, default=800, help="number of validation images (default: 800)")
     options = parser.parse_args()
     if min(options.train, options.val) < 1:
         parser.error(f"--train {options.train}, --val {options.val}: expected 1 or more")

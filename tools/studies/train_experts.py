@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder of the synthetic trees")
-    parser.add_argument("--cache", metavar="NPZ", help="keep decoded images there")
+    parser.add_argument("--cache", metavar="NPZ", help="file to keep decoded images in")
     parser.add_argument("--seconds", type=float, default=80, help="CPU seconds of each way (default: 80)")
     parser.add_argument("--json", metavar="OUT")
     options = parser.parse_args(arguments)

@@ -17,8 +17,8 @@ class PAdapter(nn.Module):
 
     Args:
         attention: a layer of timm's ViT, or [AttentionLayer].
-        reduction: width of the adapter, as a fraction of the layer's.
-        p: of [p_laplacian]; 2 is plain averaging.
+        reduction: divisor of the width: the adapter has ``dim // reduction`` channels.
+        p: exponent of [p_laplacian], above 1; 2 is plain averaging.
     """
 
     def __init__(self, attention: nn.Module, reduction: int = 8, p: float = 1.25) -> None:
@@ -49,7 +49,7 @@ def add_p_adapters(model: nn.Module, *, reduction: int = 8, p: float = 1.25, hea
 
     Args:
         model: a vision transformer with sub-modules ``*.attn`` that compute as timm's ``Attention`` does.
-        reduction, p: of [PAdapter].
+        reduction, p: options of every [PAdapter].
         head: name of a sub-module that is trained too; None for none.
 
     Returns:

@@ -36,7 +36,7 @@ class AttentionCore(nn.Module):
 
     Args:
         name: one of [attention_names].
-        num_heads, head_dim: for functions with parameters.
+        num_heads, head_dim: number of heads and channels of each, by which a function's own parameters are sized.
         **options: handed to the function on every call.
 
     Raises:
@@ -112,7 +112,7 @@ class AttentionLayer(nn.Module):
         num_heads: number of heads.
         attention: one of [attention_names].
         qkv_bias: whether the projection to q, k and v has a bias.
-        **options: of the attention.
+        **options: options of the attention function, the same in every call.
 
     Raises:
         VisionKitError: no such attention, or ``dim`` does not divide.
@@ -149,10 +149,10 @@ def set_attention(model: nn.Module, attention: str, **options: object) -> nn.Mod
     Projections, norms and dropout of the output stay. Attention masks and dropout of weights are not carried over.
 
     Args:
-        model: with sub-modules ``*.attn`` that compute as timm's ``Attention`` or [AttentionLayer] do. Others, with
-            relative positions, rotations or windows, are left as they are.
+        model: a transformer with sub-modules ``*.attn`` that compute as timm's ``Attention`` or [AttentionLayer] do.
+            Others, with relative positions, rotations or windows, are left as they are.
         attention: one of [attention_names].
-        **options: of the attention.
+        **options: options of the attention function, the same in every call.
 
     Returns:
         The model.

@@ -41,8 +41,8 @@ class HierarchicalBackbone(nn.Module):
         dims: channels of the four stages.
         num_classes: 0 for none.
         head_hidden_size: channels before the classifier.
-        pools: what ``global_pool`` may be.
-        global_pool: the one to begin with.
+        pools: accepted values of ``global_pool``.
+        global_pool: initial pooling, one of ``pools``.
 
     Raises:
         VisionKitError: another ``global_pool``.
@@ -103,7 +103,7 @@ class HierarchicalBackbone(nn.Module):
 
         Args:
             x: images (B, C, H, W).
-            indices: which stages; an int takes the last so many, None all.
+            indices: numbers of the stages, from 0; an int takes the last so many, None all.
             norm: apply the final norm, where the family has one, to the last map.
             stop_early: leave out the stages after the last chosen one.
             output_fmt: ``"NCHW"`` alone.

@@ -47,10 +47,10 @@ def calibrated_attention(
         >>> maps.sinks[2].float().mean()  # share of keys that are sinks in layer 2
 
     Args:
-        model: in eval mode as a rule.
-        threshold, beta, skip: of [calibrate_sinks]; ``skip=0`` for a model without a class token.
+        model: a model, usually in eval mode.
+        threshold, beta, skip: options of [calibrate_sinks]; ``skip=0`` for a model without a class token.
         layers: numbers of the layers to calibrate, from 0, in order of their calls; None for all.
-        heads: for a layer, the heads to calibrate; layers that are not named calibrate all.
+        heads: numbers of the heads to calibrate, by number of the layer; layers that are not named calibrate all.
 
     Raises:
         VisionKitError: ``beta`` outside [0, 1], or a forward pass without any softmax attention.

@@ -25,10 +25,10 @@ def backbone_with_fpn(name: str, out_channels: int = 256, pretrained: bool = Fal
     ``"0"`` to ``"3"`` and ``"pool"``, at strides 4 to 64.
 
     Args:
-        name: of a timm model, ours included.
-        out_channels: of every map of the pyramid.
-        pretrained: see ``timm.create_model``.
-        **options: of the model.
+        name: name of a timm model, those of visionkit included.
+        out_channels: channels of every map of the pyramid.
+        pretrained: load weights, as in ``timm.create_model``.
+        **options: further options of the model.
     """
     net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(0, 1, 2, 3), **options)
     pyramid = BackboneWithFPN(nn.Sequential(), {}, net.feature_info.channels(), out_channels)

@@ -52,7 +52,7 @@ def choose_attention(
         own: the family's linear attention.
         attn_types: four of ``"linear"`` (the family's own) and ``"softmax"``.
         attention: a name, or four, of [visionkit.backbones.attention.attention_names]; overrides ``attn_types``.
-        attention_options: of ``attention``'s function.
+        attention_options: options of ``attention``'s function.
         **switches: the model's options of ``own``, and whether they are given.
 
     Raises:
@@ -110,7 +110,7 @@ class HybridBackbone(HierarchicalBackbone):
     Args:
         block: ``(dim, num_heads, mlp_ratio, attention, drop_path, layer_scale)`` -> a block, called with a map
             (B, H, W, C) and its rotary table.
-        dims, depths, num_heads: of the four stages.
+        dims, depths, num_heads: channels, number of blocks and number of heads of each of the four stages.
         mlp_ratio: hidden channels of a block's feed-forward part, as a multiple of its channels.
         layer_scale: start of the factors on every branch, one a stage.
         attentions: one choice a stage.
@@ -120,7 +120,7 @@ class HybridBackbone(HierarchicalBackbone):
         global_pool: ``"avg"``, or ``""`` for none.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
-        device, dtype: of the parameters.
+        device, dtype: device and type of the parameters.
 
     Raises:
         VisionKitError: not four values a stage, heads that do not fit the channels, or an unknown ``global_pool``.

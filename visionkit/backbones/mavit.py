@@ -50,7 +50,7 @@ class GatedAttention(nn.Module):
     Args:
         dim: channels.
         num_heads: number of heads.
-        attention: what attends.
+        attention: the attention function and its options.
     """
 
     adds_onto = True
@@ -117,7 +117,7 @@ class MAViT(HybridBackbone):
         attn_types: ``"linear"`` (MALA) or ``"softmax"`` for each stage.
         normalise_rotated: take MALA's normaliser after rotation, see [visionkit.ops.mala.mala_attention].
         attention: another attention for all stages, or one name for each; overrides ``attn_types``.
-        attention_options: of ``attention``.
+        attention_options: options of ``attention``'s function.
         **options: ``in_chans``, ``num_classes``, ``global_pool``, ``drop_rate``, ``device``, ``dtype``.
     """
 

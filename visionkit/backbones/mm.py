@@ -23,15 +23,15 @@ class MMBackbone(BaseModule):
 
     Args:
         arch: ``"tiny"``, ``"small"``, ...
-        out_indices: which stages' maps are given, in this order.
+        out_indices: numbers of the stages whose maps are returned, from 0, in this order.
         frozen_stages: the stem and so many stages take no gradient and keep their norms' statistics; -1 for none of
             them, 0 for the stem alone.
         norm_eval: keep the statistics of all batch norms while training.
         out_norms: a layer norm on every map, as MALA's detectors have.
         with_cp: recompute blocks in the backward pass.
         pretrained: a published checkpoint, under its own names.
-        init_cfg: of mmengine; for ``dict(type="Pretrained", checkpoint=...)`` see [load_file].
-        **options: of the family, see its class.
+        init_cfg: initialisation as mmengine knows it; for ``dict(type="Pretrained", checkpoint=...)`` see [load_file].
+        **options: options of the family, see its class.
 
     Raises:
         VisionKitError: an unknown ``arch`` or stage, no stage, or timm's ``checkpoint_path`` among the options.

@@ -52,7 +52,7 @@ class GatedAttention(nn.Module):
     Args:
         dim: channels.
         num_heads: number of heads.
-        attention: what attends.
+        attention: the attention function and its options.
     """
 
     adds_onto = True
@@ -113,7 +113,7 @@ class NaLaFormer(HybridBackbone):
         attn_types: ``"linear"`` (norm-aware) or ``"softmax"`` for each stage.
         feature_map: ``"signs"``, as released, or ``"cosine"``, the paper's, see [visionkit.ops.nala.nala_attention].
         attention: another attention for all stages, or one name for each; overrides ``attn_types``.
-        attention_options: of ``attention``.
+        attention_options: options of ``attention``'s function.
         **options: ``in_chans``, ``num_classes``, ``global_pool``, ``drop_rate``, ``device``, ``dtype``.
     """
 

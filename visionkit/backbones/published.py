@@ -29,13 +29,13 @@ def create(
     """A model of a family, by timm's builder.
 
     Args:
-        cls: the family.
+        cls: class of the family.
         variant: the model's name.
-        pretrained: whether it gets weights.
+        pretrained: load the weights of the model.
         filter_fn: makes a file's weights those of the model.
         arch: options of the variant.
-        options: of the user, which come before them.
-        options_of: of the variant and a file's weights, which come before those of ``arch`` alone.
+        options: options given by the user, which override ``arch``.
+        options_of: function (variant, weights of a file) -> options, which override ``arch`` too.
     """
     options = with_weights(variant, pretrained, options)
     state = options["pretrained_cfg"].state_dict if pretrained else None
@@ -78,8 +78,8 @@ def unwrap(checkpoint: Mapping, path: str = "the checkpoint", prefix: str = "") 
     """The weights inside the usual wrappers, without the prefixes that parallel training and detectors put before.
 
     Args:
-        checkpoint: what a file holds.
-        path: of the file, for the message.
+        checkpoint: content of a file.
+        path: the file's path, for the message.
         prefix: only what lies under this name.
 
     Raises:

@@ -138,7 +138,7 @@ class TimmFeatures(nn.Module):
 
     Args:
         model_name: a timm name; visionkit's own families are registered there too.
-        out_index: which of the model's feature maps.
+        out_index: number of the feature map among the model's, from 0; negative ones count from the end.
         pretrained: fetch timm's weights; a warning and scratch if they cannot be. With
             ``pretrained_cfg_overlay=dict(file=...)`` they are read from that file.
         **kwargs: handed to ``timm.create_model``.

@@ -106,13 +106,13 @@ class SoftAttention(nn.Module):
     Args:
         dim: channels.
         num_heads: number of heads.
-        ratio: of the landmarks.
-        local_size: of the local branch's kernel, one a head.
-        symmetric: SOFT++.
+        ratio: height and width of the patch of cells that becomes one landmark.
+        local_size: kernel size of the local branch's convolution, one kernel a head.
+        symmetric: compute SOFT++ instead of SOFT.
         inverse: see [visionkit.ops.gaussian.gaussian_attention].
         landmark, max_landmarks: see [Landmarks].
         attention: another attention in place of the Gaussian one, called with q for its keys.
-        attention_options: of it.
+        attention_options: options of ``attention``'s function.
     """
 
     adds_onto = True
@@ -288,7 +288,7 @@ class SOFT(HierarchicalBackbone):
     Like timm's vision transformers ``forward_features`` gives the normalised tokens (B, 1 + N, C), class token first.
 
     Args:
-        dims, depths, num_heads: of the four stages.
+        dims, depths, num_heads: channels, number of blocks and number of heads of each of the four stages.
         symmetric: normalise the kernel of the landmarks by its row sums (SOFT++).
         inverse: ``"newton"``, as released, or ``"solve"``, see [visionkit.ops.gaussian.gaussian_attention].
         landmark: ``"conv"`` or ``"pool"``, see [Landmarks].
@@ -296,12 +296,12 @@ class SOFT(HierarchicalBackbone):
         last_stage: ``"softmax"``, as released, or ``"gaussian"``: the last stage is like the others, there is no class
             token, and the head takes the mean of the cells.
         attention: another attention for all stages, or one name for each.
-        attention_options: of ``attention``.
-        in_chans, num_classes: of image and classifier.
+        attention_options: options of ``attention``'s function.
+        in_chans, num_classes: channels of the image, and number of classes.
         global_pool: ``"token"``, ``"avg"`` or ``""``; default ``"token"``, or ``"avg"`` without a class token.
         drop_rate: dropout before the classifier.
         drop_path_rate: dropout (in the last stage stochastic depth) of the last block; it grows linearly from 0.
-        device, dtype: of the parameters.
+        device, dtype: device and type of the parameters.
 
     Raises:
         VisionKitError: not four values a stage, heads that do not divide the channels, or an unknown choice.

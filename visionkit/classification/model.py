@@ -18,11 +18,12 @@ class ImageClassifier(BaseModel):
     """Any classifier of timm, trained with Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899).
 
     Args:
-        model: a name of timm's, ``"mavit_tiny"`` for instance.
+        model: name of a timm model, ``"mavit_tiny"`` for instance.
         num_classes: number of classes.
-        model_options: of the model.
-        mixup, cutmix: parameter of the Beta distribution of their shares; 0 for none. Each batch takes one of the two.
-        smoothing: of the labels.
+        model_options: further options of ``timm.create_model``.
+        mixup, cutmix: parameter of the Beta distribution from which the shares of the mixed images are drawn; 0
+            switches it off. Each batch takes one of the two.
+        smoothing: label smoothing, the share of a label that is spread over all classes.
         bf16: train in bfloat16.
 
     Raises:

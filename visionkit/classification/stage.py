@@ -28,13 +28,14 @@ class ClassificationStage(RunnerStage):
         batch_size: images in a step of one process.
         epochs, warmup_epochs: length of the training, and of its warm-up.
         iters_per_epoch: steps of an epoch; None for as many as the data set fills.
-        lr, lr_batch: the rate for a batch of ``lr_batch`` images over all processes; others' scale with their batch.
+        lr, lr_batch: learning rate for a batch of ``lr_batch`` images over all processes; the rate used is scaled with
+            the batch.
         warmup_lr, min_lr: the first and the last rate.
-        weight_decay: of all parameters but vectors and class tokens.
+        weight_decay: AdamW's weight decay, for all parameters but vectors and class tokens.
         clip: largest norm of the gradient; None for no clipping.
         ema: decay of the running mean of the weights, which is what is evaluated and saved as ``state_dict``; None
             keeps the plain weights.
-        repeats: how often an image comes, each time augmented anew, in the order of an epoch (repeated augmentation).
+        repeats: number of times that an epoch shows an image, each time augmented anew (repeated augmentation).
         sync_bn: batch norms take their statistics over all GPUs.
         report, init_from: see [RunnerStage].
     """

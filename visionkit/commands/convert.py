@@ -1,4 +1,4 @@
-"""Turn a published backbone checkpoint into safetensors under our names.
+"""Turn a published backbone checkpoint into safetensors with the key names of visionkit.
 
 visionkit convert mavit_tiny MAViT_T.pth mavit_tiny.safetensors
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit convert``."""
-    parser.add_argument("model", help="its name: mavit_*, soft_*, soft_norm_* or nalaformer_*")
+    parser.add_argument("model", help="the model's name: mavit_*, soft_*, soft_norm_* or nalaformer_*, as mavit_tiny")
     parser.add_argument("checkpoint", help="the published .pth file (or a .safetensors one)")
     parser.add_argument("output", help="the .safetensors file to write")
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
     ours = sorted(name for family in ("mavit", "nalaformer", "soft") for name in timm.list_models(f"{family}_*"))
     if options.model not in ours:
-        raise VisionKitError(f"{options.model}: not a backbone of ours; expected one of {', '.join(ours)}")
+        raise VisionKitError(f"{options.model}: not a backbone of visionkit; expected one of {', '.join(ours)}")
     output = Path(options.output)
     if output.suffix != ".safetensors":
         raise VisionKitError(f"{output}: expected a name that ends in .safetensors")

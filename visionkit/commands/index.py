@@ -32,7 +32,7 @@ IMAGES_A_PART, SECONDS_A_PART = 2000, 60  # what a crash may lose, whichever com
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit index``."""
     parser.add_argument("folder", help="a folder of images; sub-folders are searched too")
-    parser.add_argument("--weights", help="a checkpoint, ours or CORE-ReID's authors'; an index remembers its own")
+    parser.add_argument("--weights", help="a checkpoint of visionkit train or of CORE-ReID's authors, for a new index")
     parser.add_argument("--index", help="the index's folder (default: FOLDER.index)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
@@ -73,10 +73,10 @@ def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, 
     """Make an index hold a folder's files as they are now; images of other folders stay.
 
     Args:
-        index: what ``place`` holds.
-        reid: its model.
-        folder: absolute path.
-        files: what ``stamp_of`` says of each image in the folder.
+        index: the index that lies at ``place``.
+        reid: the model of the index.
+        folder: absolute path of the images' folder.
+        files: the stamp (``stamp_of``) of each image in the folder, by absolute path.
         place: the index's folder.
 
     Returns:
@@ -101,7 +101,7 @@ def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, 
         f"{len(wanted) - added - changed} could not be read"
     )
     if gone := sum(not os.path.exists(path) for path in held - files.keys()):
-        print(f"{gone} of the images kept are not there any more: of folders that were moved or are not mounted")
+        print(f"{gone} of the images kept no longer exist; were their folders moved, or are they not mounted?")
     return 0
 
 

@@ -12,8 +12,8 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit prepare_capture``."""
     parser.add_argument("source", metavar="PHOTOS_OR_VIDEO", help="a folder of photos (HEIC too), or a video")
-    parser.add_argument("out", metavar="OUT", help="folder to write: images, cameras, and a picture of them")
-    parser.add_argument("--frames", type=int, default=60, help="frames to take of a video (default: 60)")
+    parser.add_argument("out", metavar="OUT", help="the folder to write: images, cameras, and a picture of the cameras")
+    parser.add_argument("--frames", type=int, default=60, help="number of frames to take of a video (default: 60)")
     parser.add_argument(
         "--max-side", type=int, default=1600, metavar="PIXELS", help="scale larger photos down (default: 1600)"
     )

@@ -38,32 +38,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit render``."""
     parser.add_argument("input", metavar="INPUT", help="a photo, a folder of photos, or a capture with cameras")
     parser.add_argument(
-        "-o", "--out", help="the video to write, a contact sheet beside it; for several photos a folder"
+        "-o", "--out", help="the .mp4 file to write, a contact sheet beside it; for a folder of photos a folder"
     )
     parser.add_argument(
         "--weights",
-        help="a checkpoint of visionkit train, or a .safetensors file (default: the small model that comes along)",
+        help="a checkpoint of visionkit train, or a .safetensors file (default: the bundled small model)",
     )
     parser.add_argument(
         "--trajectory",
         metavar="PATH",
-        help="swing, orbit, spiral, dolly or a .json file (default: swing; a capture's own cameras)",
+        help="swing, orbit, spiral, dolly or a .json file (default: swing; for a capture its own cameras)",
     )
-    parser.add_argument("--frames", type=int, help=f"frames of the video (default: {FRAMES})")
-    parser.add_argument("--degrees", type=float, help="reach of swing, orbit or spiral (default: 25, 40, 15)")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="long side of the views")
-    parser.add_argument("--fov", type=float, metavar="DEGREES", help="field of view across the long side")
-    parser.add_argument("--distance", type=float, help="of the camera from what it looks at, in scene sizes")
+    parser.add_argument("--frames", type=int, help=f"number of frames of the video (default: {FRAMES})")
+    parser.add_argument("--degrees", type=float, help="reach of swing, orbit or spiral (default: 25, 40 or 15)")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="long side of the views (default: the model's; with --fit 160)"
+    )
+    parser.add_argument("--fov", type=float, metavar="DEGREES", help="the photo's field of view across its long side")
+    parser.add_argument("--distance", type=float, help="distance of the camera from what it looks at, in scene sizes")
     parser.add_argument("--fit", action="store_true", help="fit a radiance field to the capture, without weights")
-    parser.add_argument("--start", action="store_true", help="start --fit at the model's prediction for one photo")
-    parser.add_argument("--steps", type=int, help="of --fit")
+    parser.add_argument("--start", action="store_true", help="begin --fit with the model's prediction for one photo")
+    parser.add_argument("--steps", type=int, help="optimisation steps of --fit (default: 250)")
     parser.add_argument(
         "--resolution",
         type=int,
         metavar="CELLS",
         help="cells along an axis of the finest grid of --fit (default: 128)",
     )
-    parser.add_argument("--seed", type=int, help="of --fit (default: 0)")
+    parser.add_argument("--seed", type=int, help="random seed of --fit (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 

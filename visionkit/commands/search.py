@@ -17,13 +17,13 @@ QUERIES, COLUMNS = 20, 50  # on a sheet, which must not grow beyond what its for
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit search``."""
     parser.add_argument("query", help="an image, or a folder of images")
-    parser.add_argument("index", help="a folder written by visionkit index")
-    parser.add_argument("--weights", help="the index's model, where its checkpoint was moved")
-    parser.add_argument("--topk", type=int, default=10, metavar="K", help="how many images (default: 10)")
+    parser.add_argument("index", help="an index: the folder written by visionkit index")
+    parser.add_argument("--weights", help="the checkpoint that made the index, if it was moved since")
+    parser.add_argument("--topk", type=int, default=10, metavar="K", help="number of images to list (default: 10)")
     parser.add_argument(
-        "--approximate", choices=("hnsw", "ivf"), help="faster on large galleries, and may miss a few (needs faiss)"
+        "--approximate", choices=("hnsw", "ivf"), help="a faster search that may miss a few images (needs faiss)"
     )
-    parser.add_argument("--sheet", metavar="FILE", help="also draw the answers, as .png, .jpg, .webp or .pdf")
+    parser.add_argument("--sheet", metavar="FILE", help="also draw the images found, as .png, .jpg, .webp or .pdf")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 

@@ -15,11 +15,11 @@ from visionkit.errors import VisionKitError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit test``."""
     parser.add_argument("config", help="a config file; it is Python code and is run, so only give one that you trust")
+    parser.add_argument("checkpoint", help="a checkpoint written by visionkit train or released by CORE-ReID's authors")
     parser.add_argument(
-        "checkpoint", help="a checkpoint written by visionkit train, or a file of CORE-ReID's own release"
+        "--stage", metavar="NAME", help="the stage that the checkpoint belongs to (default: the name of its folder)"
     )
-    parser.add_argument("--stage", metavar="NAME", help="the checkpoint's stage (default: its folder's name)")
-    parser.add_argument("--work-dir", help="where logs are written (default: work_dirs/<config's name>_test)")
+    parser.add_argument("--work-dir", help="folder for the logs (default: work_dirs/<config's name>_test)")
     add_cfg_options(parser, "stages.target.metric.rerank=True")
 
 

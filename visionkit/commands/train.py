@@ -19,21 +19,21 @@ from visionkit.commands.cfg_options import add_cfg_options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit train``."""
     parser.add_argument("config", help="a config file; it is Python code and is run, so only give one that you trust")
-    parser.add_argument("--work-dir", help="where everything is written (default: work_dirs/<config's name>)")
+    parser.add_argument("--work-dir", help="folder for everything that is written (default: work_dirs/<config's name>)")
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="go on where an earlier run in this folder stopped (the default)",
     )
-    parser.add_argument("--stage", metavar="NAME", help="run this stage alone; those before it must be finished")
-    parser.add_argument("--seed", type=int, help="everything random follows from it (default: the config's, else 1)")
+    parser.add_argument("--stage", metavar="NAME", help="run only this stage; those before it must be finished")
+    parser.add_argument("--seed", type=int, help="random seed (default: the config's, else 1)")
     add_cfg_options(parser, "stages.target.epochs=5")
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
-        help="how the processes were started; pytorch means torchrun",
+        help="launcher of the processes (default: none); pytorch means torchrun",
     )
 
 

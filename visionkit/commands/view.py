@@ -11,11 +11,11 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit view``."""
     parser.add_argument("capture", metavar="CAPTURE", help="a prepared capture, or a transforms.json")
-    parser.add_argument("--port", type=int, default=8080, help="of the page (default: 8080)")
+    parser.add_argument("--port", type=int, default=8080, help="port of the page (default: 8080)")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="where to listen; 0.0.0.0 lets other machines look (default: 127.0.0.1)",
+        help="address to listen on; 0.0.0.0 lets other machines look (default: 127.0.0.1)",
     )
 
 

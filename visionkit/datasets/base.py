@@ -47,8 +47,8 @@ class ReIDDataset(Dataset):
         styled: Train only: ``dict(root=..., camera="origin"|"style")`` adds the images ``<stem>_fake_<A>to<B>.*`` of a
             folder, with their origin's identity and with the camera of the origin or, for "style", camera B.
         include_test: Train only: the query and gallery identities join, each with a label of its own.
-        cache: None, or "memory" to decode each file once and keep it at ``cache_size`` = (H, W).
-        cache_size: See ``cache``.
+        cache: None, or "memory" to decode each file once and keep it at ``cache_size``.
+        cache_size: (height, width) in pixels of the images in the cache; needed with ``cache="memory"``.
 
     Raises:
         VisionKitError: a folder or list of the tree is missing, a split is empty, a name cannot be parsed.

@@ -33,7 +33,7 @@ class FolderReID(ReIDDataset):
             or the split's folder, written with "/". The default reads ``0002_c1s1_000451.jpg``, ``anna/cam2_17.jpg``
             and ``anna_2_17.jpg``.
         train_share: Share of the identities that train, when there are no sub-folders.
-        seed: Of that division.
+        seed: Seed of the division into train and test identities, when there are no sub-folders.
         args, kwargs: See :class:`ReIDDataset`.
     """
 

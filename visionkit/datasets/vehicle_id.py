@@ -25,7 +25,7 @@ class VehicleID(ReIDDataset):
 
     Args:
         subset: Test vehicles: 800, 1600 or 2400.
-        trial: Which division, 0 to 9; the number seeds it.
+        trial: Number of the division into query and gallery, 0 to 9, which also seeds it.
         args, kwargs: See :class:`ReIDDataset`.
     """
 

@@ -42,7 +42,8 @@ def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint and ``<path>.sha256`` so that a crash at any moment leaves the previous file whole.
 
     Args:
-        checkpoint: What :func:`load_checkpoint` may read: tensors, numbers, strings and containers of them.
+        checkpoint: A dictionary that :func:`load_checkpoint` may read: of tensors, numbers, strings and containers of
+            them.
         path: The file. Its folder is made.
 
     Raises:
@@ -108,7 +109,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
 
     Args:
         path: A file written by :func:`save_checkpoint`, a published ``torch.save`` file or a safetensors file.
-        map_location: Where tensors go.
+        map_location: Device that the tensors are put on.
 
     Returns:
         The stored dictionary. A safetensors file gives ``{"state_dict": tensors}``.

@@ -25,7 +25,7 @@ class SafeCheckpointHook(Hook):
 
     Args:
         best: The metric that picks ``best.pth`` (higher is better); None keeps no best.
-        keep: How many of the newest epochs stay on disk.
+        keep: Number of the newest epochs whose checkpoints are kept.
     """
 
     priority = "VERY_LOW"

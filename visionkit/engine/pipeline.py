@@ -81,9 +81,9 @@ def run_pipeline(
 
     Args:
         cfg: ``stages = dict(name=dict(type=..., ...), ...)`` and what the stages share (``source``, ``target``, ...).
-        work_dir: Each stage works in ``work_dir/<name>``.
+        work_dir: Folder of the run; each stage works in ``work_dir/<name>``.
         seed: Everything random follows from it.
-        launcher: How the processes were started.
+        launcher: Launcher of the processes: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
         only: Run this stage alone; those before it must be finished.
         resume: Go on where an earlier run in ``work_dir`` stopped; False refuses a folder that holds a run.
 

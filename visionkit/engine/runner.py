@@ -104,7 +104,7 @@ class VisionKitRunner(Runner):
 
         Args:
             path: The file.
-            position: What else a run needs to go on inside an epoch.
+            position: Further entries that a run needs to go on inside an epoch.
         """
         buffers = self._buffers_of_processes()
         if not is_main_process():

@@ -41,7 +41,7 @@ class RunnerStage:
         report: Name of this model in the results; None evaluates nothing.
         init_from: An earlier stage, or a checkpoint file, that the model starts from. A model that defines
             ``load_source(state_dict)`` decides itself what it takes.
-        init_checkpoint: Which of that stage's checkpoints, ``"last"`` or ``"best"``.
+        init_checkpoint: Checkpoint of that stage to start from, ``"last"`` or ``"best"``.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ def train(
 
     Args:
         cfg: The Runner's config (model, loaders, loops, optimiser, ...).
-        folder: Its work folder.
+        folder: Work folder of the run.
         seed: The run's seed.
-        launcher: How the processes were started.
+        launcher: Launcher of the processes: ``"none"``, ``"pytorch"``, ``"slurm"`` or ``"mpi"``.
         start_from: Weights for a run that starts anew.
 
     Returns:

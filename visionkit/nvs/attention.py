@@ -15,7 +15,7 @@ def set_self_attention(model: nn.Module, attention: str, **options: object) -> n
     Args:
         model: NViST or its decoder.
         attention: one of [visionkit.backbones.attention.attention_names].
-        **options: of the attention.
+        **options: options of the attention function, the same in every call.
 
     Returns:
         The model.

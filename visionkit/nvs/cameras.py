@@ -117,7 +117,7 @@ def relative_to(poses: np.ndarray, reference: np.ndarray, distance: float) -> np
     Args:
         poses: (N, 3, 4) c2w.
         reference: (3, 4) c2w of the input view.
-        distance: its distance from the scene's centre.
+        distance: distance of the reference camera from the scene's centre.
     """
     shift = np.eye(3, 4)
     shift[2, 3] = -distance

@@ -55,9 +55,9 @@ class SceneViews(Dataset):
         views: views of a training sample, the input view included; None gives evaluation samples, whose input is the
             middle view and whose targets are all others.
         include_input: the input view is a target too (the released evaluation).
-        centre: of the scene, whose distance from the input view's camera the model is told. ``viewed``, the point that
-            the cameras look at: the photograph tells how far that is but for its unit, so the distance tells the unit.
-            ``cube``, the unit cube's (released), which says little of it.
+        centre: the point of the scene to which the input view's distance is told to the model. ``viewed``: where the
+            cameras look; a photograph tells how far that is but for its unit, so the distance tells the unit. ``cube``:
+            the unit cube's centre (released), whose distance says little of it.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ def sample(
 
     Args:
         images: (V, H, W, 3) uint8, the input view first.
-        cameras: theirs, in the scene's unit cube.
-        distance: of the input view's from the scene's centre.
-        near_far: see [SceneViews].
+        cameras: cameras of the V views, in the scene's unit cube.
+        distance: distance of the input view's camera from the scene's centre.
+        near_far: distances between which rays are sampled, see [SceneViews].
     """
     cameras = list(cameras)
     c2w = relative_to(np.stack([camera.c2w for camera in cameras]), cameras[0].c2w, distance)
@@ -171,10 +171,10 @@ class MVImgNet(SceneViews):
         split: ``train`` or ``test``. Test are the classes that ``<root>/test_classes.json`` lists; without that file,
             in each class every ``test_every``-th scene by name, from the first.
         img_size: see [SceneViews].
-        views: see [SceneViews]; of the training split alone, the test split gives evaluation samples.
+        views: number of views of a training sample, see [SceneViews]; the test split gives evaluation samples.
         include_input, centre: see [SceneViews].
         images: folder of the photographs in a scene; they may be smaller than COLMAP's.
-        test_every: see ``split``.
+        test_every: step between test scenes of a class, see ``split``.
         max_scenes: use so many scenes, evenly spread by name; None uses all.
     """
 
@@ -360,8 +360,8 @@ class ShapeNetSRN(SceneViews):
     Backgrounds are white. Poses are taken as they are: x right, y down, z forward, around the object's centre.
 
     Args:
-        root: holds ``<kind>_train``, ``<kind>_val`` and ``<kind>_test``, or is the one asked for; one more folder
-            in between is fine.
+        root: folder that holds ``<kind>_train``, ``<kind>_val`` and ``<kind>_test``, or the one of them that ``split``
+            names; one more folder in between is fine.
         kind: ``cars`` or ``chairs``.
         split: ``train``, ``val`` or ``test``.
         img_size: see [SceneViews].

@@ -88,7 +88,8 @@ class FieldRenderer(nn.Module):
         """Renders rays through the decoder's grids.
 
         Args:
-            planes, vectors: what the representation has.
+            planes, vectors: grids of the representation, see [visionkit.nvs.decoder.Decoder]; None for those that it
+                does not have.
             rays: origins, directions, near, far and box, see [render_vector_matrix].
             options: ``num_samples``, ``seed``, ``jitter``, ``min_weight``, ``chunk`` and ``ray_gradients``, see there.
         """

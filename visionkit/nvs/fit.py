@@ -201,9 +201,9 @@ class SceneField(nn.Module):
     """A capture's radiance field: density and colour in grids of their own, and NViST's small colour network.
 
     Args:
-        settings: sizes.
-        bounds: of the capture.
-        views: photographs to fit; each gets an exposure of its own.
+        settings: sizes of the grids and of the colour network, and their start.
+        bounds: where the capture's content lies.
+        views: number of photographs to fit; each gets an exposure of its own.
     """
 
     def __init__(self, settings: Settings, bounds: Bounds, views: int) -> None:
@@ -307,11 +307,11 @@ def fit(
 
     Args:
         scene: the capture.
-        rows: photographs to use.
-        settings: see there.
+        rows: numbers of the photographs to use.
+        settings: sizes, steps, rates and the seed, see [Settings].
         watch: called after every step with its number and the field.
         start: a prediction to start at; ``scene`` and ``settings`` are then the ones that it gives.
-        device: where to compute.
+        device: device to compute on.
     """
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)

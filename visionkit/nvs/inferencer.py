@@ -63,9 +63,9 @@ class NVSInferencer:
 
         Args:
             photo: a file or a PIL image.
-            fov: degrees across the long side, instead of what EXIF says.
-            distance: of the camera from what it looks at, in units of the scene; by default the usual one of the
-                model's training scenes. It mostly scales the result.
+            fov: field of view across the long side in degrees, instead of what EXIF says.
+            distance: distance of the camera from what it looks at, in units of the scene; by default the usual one of
+                the model's training scenes. It mostly scales the result.
         """
         ratio = None if fov is None else focal_from_field_of_view(fov, 1)
         if distance is not None and not 0.05 <= distance <= 5:
@@ -94,9 +94,10 @@ class NVSInferencer:
         """Renders one camera.
 
         Args:
-            grids: what [represent] gives.
-            camera: in the input view's frame, whose origin is the scene's centre.
-            distance: of the input view's camera from there, as [represent] was told; by default the usual one.
+            grids: the scene's grids, from [represent].
+            camera: the camera to render, in the input view's frame, whose origin is the scene's centre.
+            distance: distance of the input view's camera from that origin, as [represent] was told; by default the
+                usual one.
         """
         distance = distance or self.distance
         near, far = self.reach(distance)
@@ -177,7 +178,7 @@ def crop(image: np.ndarray, focal: float, size: Sequence[int]) -> tuple[np.ndarr
 
     Args:
         image: (H, W, 3) uint8.
-        focal: in pixels of ``image``.
+        focal: focal length in pixels of ``image``.
         size: (height, width).
     """
     scale = min(image.shape[0] / size[0], image.shape[1] / size[1])

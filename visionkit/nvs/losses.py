@@ -13,7 +13,7 @@ _BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS (Zhang et al., CVPR 2018) on images in [0, 1]; off, with a warning, where its weights are not at hand.
+    """LPIPS (Zhang et al., CVPR 2018) on images in [0, 1]; off, with a warning, where its weights are not available.
 
     The distance is defined on [-1, 1]. The released NViST hands it images in [0, 1], in training and evaluation.
 

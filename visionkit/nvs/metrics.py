@@ -25,8 +25,8 @@ def check_scored(size: tuple[int, int], long_side: int) -> None:
     """Raises VisionKitError if views are smaller than SSIM's window.
 
     Args:
-        size: (height, width) that gives their shape.
-        long_side: theirs, in pixels.
+        size: (height, width) that gives the shape of the views.
+        long_side: long side of the views, in pixels.
     """
     short, long = min(size), max(size)
     if round(short * long_side / long) < SSIM_WINDOW:

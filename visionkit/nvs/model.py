@@ -57,14 +57,14 @@ class NViST(BaseModel):
             ``extra_rays`` alone, which a CPU can afford.
         extra_rays: random rays per scene beside that view.
         lpips_weight, distortion_weight: the paper's loss weights.
-        depth_weight: of the loss of known depths.
+        depth_weight: weight of the loss of known depths.
         lpips_scaling: see [PerceptualLoss].
         bf16: run encoder and decoder in bfloat16 when training, on a GPU the colour network too.
         chunk: rays of a scene rendered at a time.
         mae_checkpoint: MAE weights to start the encoder and part of the decoder from.
         frustum_depths: steps of depth of the input view's own frustum, see [FrustumHead]; the paper's has none, 0.
-        attention: of the decoder's self-attending blocks, see [set_self_attention].
-        encoder_attention: of the encoder's blocks, see [visionkit.backbones.set_attention].
+        attention: attention of the decoder's self-attending blocks, see [set_self_attention].
+        encoder_attention: attention of the encoder's blocks, see [visionkit.backbones.set_attention].
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class NViST(BaseModel):
         """Renders rays of B scenes.
 
         Args:
-            grids: what [represent] predicts.
+            grids: the scenes' grids, from [represent].
             origins, directions: (B, R, 3), unit directions, in the input view's frame.
             near_far: (B, 2).
             min_weight: colours of samples below this weight are skipped; 0 skips only what is invisible.

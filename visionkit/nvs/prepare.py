@@ -61,9 +61,9 @@ def prepare_capture(
     Args:
         source: a folder of photographs, or a video.
         out: folder to write: ``images/``, ``sparse/0/`` and ``cameras.png``.
-        frames: how many frames of a video to take.
+        frames: number of frames to take of a video.
         max_side: larger photographs are scaled down to this many pixels on the long side.
-        say: told what is being done.
+        say: function that is called with a line on each step of the work.
 
     Raises:
         VisionKitError: nothing to read, ``out`` is taken, or too few photographs fit together.

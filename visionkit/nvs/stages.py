@@ -44,7 +44,7 @@ class ScenesStage(RunnerStage):
     Args:
         name: the stage's name.
         model: options of the model.
-        epochs, iters_per_epoch: length of the training.
+        epochs, iters_per_epoch: number of epochs, and of steps in each.
         batch_size: scenes in a step.
         views: views of a scene in a step, the input view included.
         warmup_iters: steps of the linear warm-up; a cosine to 1e-6 follows.
@@ -162,7 +162,7 @@ class MAEStage(ScenesStage):
 
     Args:
         name: the stage's name.
-        lr: AdamW's rate.
+        lr: AdamW's learning rate.
         batch_size, views: scenes in a step and views of each; all views are masked and reconstructed.
         **options: see [ScenesStage]; ``model`` are options of [visionkit.nvs.model.MAEFineTuning].
     """
@@ -199,7 +199,7 @@ class NViSTStage(ScenesStage):
 
     Args:
         name: the stage's name.
-        lr: AdamW's rates of ``encoder``, ``decoder`` and ``renderer``.
+        lr: AdamW's learning rates by part: ``encoder`` (default 4e-5), ``decoder`` and ``renderer`` (2e-4 each).
         metric: options of [visionkit.nvs.metrics.ViewMetric].
         **options: see [ScenesStage]; ``model`` are options of [visionkit.nvs.model.NViST].
     """

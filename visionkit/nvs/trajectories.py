@@ -30,9 +30,9 @@ def curve(name: str, frames: int, degrees: float | None = None) -> np.ndarray:
     - ``dolly``: closer and back
 
     Args:
-        name: see above.
-        frames: F.
-        degrees: reach, of the first three.
+        name: one of the names above, or the path of a JSON file.
+        frames: number of frames F.
+        degrees: reach of the first three, in degrees; None for the default in brackets.
 
     Raises:
         VisionKitError: an unknown name, a file with something wrong in it, or a reach for a path that has none.
@@ -105,7 +105,7 @@ def poses(path: np.ndarray, distance: float, base: np.ndarray | None = None) -> 
 
     Args:
         path: (F, 3), see [curve].
-        distance: of the input camera from what it looks at.
+        distance: distance of the input camera from the point that it looks at.
         base: (3, 4) rigid motion of the frame in which that point is the origin and the input camera looks along +z;
             by default that frame itself.
 

@@ -26,8 +26,8 @@ def serve(scene: Scene, port: int = 8080, host: str = "127.0.0.1") -> ViserServe
 
     Args:
         scene: the capture.
-        port: of the page; the next free one if it is taken. 0 takes any.
-        host: the address that it listens at; by default this machine alone can see it.
+        port: port of the page; the next free one if it is taken. 0 takes any.
+        host: address to listen on; by default this machine alone can see the page.
 
     Raises:
         VisionKitError: viser is not installed, the address is none to listen at, or a photograph cannot be read.
@@ -96,7 +96,7 @@ def point_colours(scene: Scene, images: list[np.ndarray]) -> np.ndarray:
 
     Args:
         scene: the capture.
-        images: its photographs, each (H, W, 3) uint8 of any size.
+        images: photographs of the capture, each (H, W, 3) uint8 of any size.
     """
     colours = np.full((len(scene.points), 3), GREY, np.uint8)
     for row, image in enumerate(images):

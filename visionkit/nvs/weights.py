@@ -1,4 +1,4 @@
-"""The small NViST that comes with visionkit, and the files such models are kept in.
+"""The bundled small NViST, and the files such models are kept in.
 
 A file is safetensors in half precision. Its metadata hold ``model``, the options of [visionkit.nvs.model.NViST] as
 JSON, and ``scale``, what is known of the training scenes: ``near_far``, and the usual ``distance`` of an input camera
@@ -34,8 +34,8 @@ def save_small(path: str | os.PathLike, model: NViST, options: dict[str, Any], s
 
     Args:
         path: the file; its folder must exist.
-        model: whose weights are written, as float16.
-        options: what it was built from.
+        model: model whose weights are written, as float16.
+        options: options that the model was built from.
         scale: ``near_far`` (two numbers), ``distance``, and ``centre`` (see [visionkit.nvs.data.SceneViews]).
     """
     tensors = {key: value.half().contiguous() for key, value in model.state_dict().items()}
@@ -149,6 +149,6 @@ def load_shipped() -> tuple[NViST, dict[str, Any]]:
     """The small model that comes with the package, in evaluation mode, and its ``scale``."""
     if not SHIPPED.is_file():
         raise VisionKitError(
-            f"{SHIPPED}: the model that comes with visionkit is missing; install visionkit again or give --weights"
+            f"{SHIPPED}: the bundled small model is missing; install visionkit again or give --weights"
         )
     return load_small(SHIPPED)

@@ -56,9 +56,9 @@ def gaussian_attention(
         v: (B, heads, N, dim_v).
         landmarks: (B, heads, m, dim), to be compared with scaled queries; default the means of 49 even runs of them
             (all of them, if there are fewer).
-        scale: what q is multiplied by; default dim ** -0.25.
-        symmetric: SOFT++ instead of SOFT.
-        inverse: see above.
+        scale: factor of q; default dim ** -0.25.
+        symmetric: compute SOFT++ instead of SOFT.
+        inverse: ``"newton"`` or ``"solve"``, as above.
         steps: Newton steps; the released code's 20 are an option of its configuration.
 
     Returns:

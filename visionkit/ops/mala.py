@@ -54,7 +54,7 @@ def mala_attention(
             [visionkit.ops.rotary.rotary_pairs] of them.
         scale: s; default dim ** -0.5.
         eps: added to z where it divides.
-        normalise_rotated: see above.
+        normalise_rotated: take z after the rotation, as above.
         local, gate: (B, heads, N, dim_v) with any strides, so that views of maps (B, N, heads * dim_v) do. Both or
             neither.
 

@@ -85,7 +85,7 @@ def render_vector_matrix(
     Args:
         planes: (3, B, C, R, R), the first ``sigma_dim`` channels density, the others colour.
         vectors: (3, B, C, R, 1).
-        network: of 3 * (C - sigma_dim) features.
+        network: colour network of 3 * (C - sigma_dim) features.
         origins, directions: (B, rays, 3), unit directions.
         near, far: distances, broadcast with (B, rays).
         aabb: (2, 3), the corners of the grids.
@@ -186,7 +186,7 @@ def render_cp(
 
     Args:
         vectors: (3, B, C, R, 1), the first ``sigma_dim`` channels density, the others colour.
-        network: of C - sigma_dim features.
+        network: colour network of C - sigma_dim features.
         options: ``background``, ``min_weight``, ``ray_gradients`` and ``keep_weights``.
         origins and the others: see [render_vector_matrix].
     """

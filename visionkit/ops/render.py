@@ -70,7 +70,7 @@ def ray_edges(
         jitter: None for even edges; ``"ray"`` moves all edges but the last by U(0, 1) of an interval, every ray on its
             own; ``"shared"`` moves those of all rays alike (the released code).
         seed: a whole number as a tensor of no dimension, of which the noise is a function; by default it is drawn.
-        rays: of every scene, the rays that edges are wanted of; with one seed they are the same as among all.
+        rays: the rays of every scene that edges are wanted of; with one seed they are the same as among all.
 
     Returns:
         (B, R, num_samples + 1), R as many as ``rays`` says.
@@ -99,9 +99,9 @@ def ray_noise(seed: Tensor, rays: Tensor, num_samples: int, dtype: torch.dtype =
 
     Args:
         seed: a whole number, a tensor of no dimension.
-        rays: (...) numbers of the rays.
-        num_samples: how many.
-        dtype: of the result, whose values have 24 bits.
+        rays: numbers of the rays, of any shape (...).
+        num_samples: number of intervals along a ray.
+        dtype: type of the result, whose values have 24 bits.
 
     Returns:
         (..., num_samples).
@@ -338,7 +338,7 @@ def render_rays(
         edges: (B, R, N + 1), see [ray_edges].
         aabb: (2, 3), the corners that [-1, 1]^3 stands for.
         background: colour behind everything, broadcasts with (B, R, 3); None is black.
-        min_weight: see above.
+        min_weight: weight up to which a sample gets no colour, as above.
         keep_weights: return weights and edges too.
         ray_gradients: whether gradients flow to origins, directions and edges, and so to near and far.
     """

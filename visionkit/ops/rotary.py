@@ -19,9 +19,10 @@ def rotary_table_2d(
     """Sines and cosines of the angles of every cell of a grid.
 
     Args:
-        height, width: of the grid, in tokens.
+        height, width: size of the grid, in tokens.
         dim: channels of a head, a multiple of 4.
-        device, dtype: of the tables. Angles are float32 whatever it is, as published weights saw them.
+        device, dtype: device and type of the tables. Angles are computed in float32 in any case, as published weights
+            saw them.
 
     Returns:
         sin and cos, each (height * width, dim), rows first.

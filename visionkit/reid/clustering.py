@@ -133,8 +133,8 @@ class JaccardDBSCANLabels:
         k1: neighbours that are looked at (20 in MMT, 30 in OpenUnReID).
         k2: neighbours over which memberships are averaged.
         weights: ``"exp"`` or ``"softmax"``, see :class:`visionkit.reid.rerank.KReciprocal`.
-        count_self: likewise.
-        backend: of the neighbour search, see :func:`visionkit.reid.knn.nearest_neighbours`.
+        count_self: count an image among its own k1 neighbours, see :class:`visionkit.reid.rerank.KReciprocal`.
+        backend: library of the neighbour search, see :func:`visionkit.reid.knn.nearest_neighbours`.
     """
 
     def __init__(

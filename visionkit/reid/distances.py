@@ -79,7 +79,7 @@ class BlockDistances:
         gallery: features (G, D).
         metric: ``"euclidean"`` (squared, which ranks alike), ``"cosine"`` (1 - cosine), or a function of two tensors
             (B, D), (T, D) that returns (B, T).
-        device: where to compute; by default where the query features are, for arrays a GPU where there is one.
+        device: device to compute on; by default that of the query features, for arrays a GPU where there is one.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ class EnsembleFusion(nn.Module):
         ecab: True; False: no gate (psi = GMP + GAP); ``"released"``: psi = GMP * (GMP + GAP), which is what the
             released code's ablation without ECAB computes.
         secab: weight the teacher's map by SECAB (V2).
-        local: with False only theta_global.
+        local: fuse the local features too; with False only theta_global.
     """
 
     def __init__(self, channels: int, ecab: bool | str = True, secab: bool = False, local: bool = True) -> None:

@@ -175,7 +175,7 @@ class GalleryIndex:
         """Open an index; its features stay on the disk.
 
         Args:
-            folder: what :meth:`save` wrote.
+            folder: folder that :meth:`save` wrote.
             model: the model that queries will come from.
 
         Raises:
@@ -210,10 +210,10 @@ class GalleryIndex:
 
         Args:
             query: features (Q, D).
-            topk: how many images.
+            topk: number of images for each query.
             approximate: None for the exact answer, or ``"hnsw"`` or ``"ivf"`` (faiss): much faster on a million
                 images, and may miss a few. What faiss builds is kept in the index's folder.
-            device: where the exact answer is computed; by default on a GPU where there is one.
+            device: device of the exact search; by default a GPU where there is one.
 
         Raises:
             VisionKitError: an empty index, a query of another width or with values that are not finite, or a wrong

@@ -52,12 +52,13 @@ def nearest_neighbours(
 
     Args:
         query: (Q, D) tensor, array or memory map.
-        gallery: (G, D), likewise.
-        k: how many; at most G are returned.
+        gallery: (G, D) tensor, array or memory map.
+        k: number of neighbours; at most G are returned.
         backend: ``"torch"`` (blocks of distances and ``topk``), ``"faiss"`` (needs the extra ``faiss``), or ``"auto"``:
             faiss on a CPU where it is installed, which is faster, unless the largest distance is wanted, else torch.
-        device: where torch computes; by default where the query features are, for arrays a GPU where there is one.
-        farthest: also return each query's largest distance (always by torch).
+        device: device that torch computes on; by default that of the query features, for arrays a GPU where there is
+            one.
+        farthest: return each query's largest distance too (always by torch).
         refine: compute all distances that are returned in float64; else those whose order was certain keep float32's
             rounding.
 
@@ -100,9 +101,9 @@ def self_neighbours(features: Features, k: int, *, distributed: bool = False, **
 
     Args:
         features: (N, D).
-        k: how many, the row itself included.
+        k: number of neighbours, the row itself included.
         distributed: share the rows between the processes of torch.distributed; each gets the whole answer.
-        options: of :func:`nearest_neighbours`.
+        options: further options of :func:`nearest_neighbours`.
     """
     found = (
         _shared_search(features, k, **options) if distributed else nearest_neighbours(features, features, k, **options)

@@ -35,7 +35,7 @@ class ViewReranker(nn.Module):
         features: width of the image features.
         dim: width of the encoder.
         views: number of views.
-        heads: of the encoder's attention.
+        heads: number of heads of the encoder's attention.
     """
 
     def __init__(self, features: int, dim: int = 64, views: int = 4, heads: int = 4) -> None:
@@ -99,7 +99,7 @@ def rerank_with(model: ViewReranker, query: Tensor, gallery: Tensor, length: int
     at least.
 
     Args:
-        model: in eval mode.
+        model: a re-ranker in eval mode.
         query: (Q, D).
         gallery: (G, D).
         length: candidates re-ranked.

@@ -33,10 +33,10 @@ def update_teacher(teacher: nn.Module, student: nn.Module, alpha: float, buffers
     """teacher <- alpha * teacher + (1 - alpha) * student, in place.
 
     Args:
-        teacher: changed.
-        student: of the same architecture.
-        alpha: how much of the teacher stays.
-        buffers: what happens to batch norm statistics: ``own`` leaves the teacher's alone (released code), ``copy``
+        teacher: network that is changed in place.
+        student: network of the same architecture.
+        alpha: share of the teacher that stays, 0 to 1.
+        buffers: treatment of the batch norms' statistics: ``own`` leaves the teacher's alone (released code), ``copy``
             takes the student's, ``average`` averages them like the parameters; counters are then copied.
     """
     _lerp(list(teacher.parameters()), list(student.parameters()), 1 - alpha)

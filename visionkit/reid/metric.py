@@ -32,7 +32,7 @@ class ReIDMetric(BaseMetric):
         topk: ranks to report.
         rerank: options of k-reciprocal re-ranking, or True for the published ones; its scores are reported beside the
             plain ones, as ``rerank_*``.
-        per_camera: also report mAP and rank-1 of each query camera, counted from 1 as in the data sets' file names.
+        per_camera: report mAP and rank-1 of each query camera too, counted from 1 as in the data sets' file names.
         use_cameras: False for a data set without cameras (VehicleID): then no image is junk.
         prefix: put before each name in the log.
     """

@@ -104,10 +104,10 @@ class ReIDEncoder(nn.Module):
 
     Args:
         backbone: MODELS config of a backbone, or a module with ``num_features``.
-        num_classes: room in the classifier.
-        local: whether there are local branches.
-        bn_group_size: in training, images that batch norms see together; None for the whole batch. A view is forwarded
-            in groups of at least this size, as if each were on a device of its own.
+        num_classes: largest number of classes of the classifier.
+        local: add the two local branches.
+        bn_group_size: number of images that batch norms see together in training; None for the whole batch. A view is
+            forwarded in groups of at least this size, as if each were on a device of its own.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ def multiple_negatives_loss(
         anchors: (B, D).
         positives: (B, D), row i the partner of row i.
         scale: inverse temperature of the cosines.
-        symmetric: see above.
+        symmetric: average the losses of finding partners from anchors and anchors from partners; False takes the first
+            alone.
         groups: (B,) integers; pairs of one group are no negatives of each other. None: all are.
     """
     logits = scale * F.normalize(anchors, dim=-1) @ F.normalize(positives, dim=-1).mT
@@ -40,7 +41,7 @@ class CoOccurrence:
     """Draws pairs of items that share a key.
 
     Args:
-        keys: for each item, what it occurs in, e.g. its tracklet; items alone with their key are in no pair.
+        keys: key of each item, the tracklet that it occurs in for instance; an item alone with its key is in no pair.
     """
 
     def __init__(self, keys: Sequence[Hashable]) -> None:

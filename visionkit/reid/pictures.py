@@ -54,9 +54,9 @@ def ranked_lists(
         query_features: (Q, D).
         gallery_features: (G, D).
         query_rows: (path, pid, camid) of each query.
-        gallery_rows: likewise for the gallery.
-        num_queries: how many queries to show.
-        topk: how many gallery images for each.
+        gallery_rows: (path, pid, camid) of each gallery image.
+        num_queries: number of queries to show.
+        topk: number of gallery images for each query.
         use_cameras: False where cameras are not known: then no image of the query's identity is junk.
     """
     distances = BlockDistances(query_features, gallery_features)
@@ -81,7 +81,7 @@ def draw_ranked_lists(lists: Sequence[RankedList], path: str | Path, title: str 
     The place of a gallery image whose file is gone stays grey and says so.
 
     Args:
-        lists: from :func:`ranked_lists`.
+        lists: the lists, from :func:`ranked_lists`.
         path: image file to write (its ending gives the format).
         title: a line at the top.
 
@@ -126,7 +126,7 @@ def draw_projection(
         pids: (N,) identities or pseudo-labels; -1 (noise) is left out.
         camids: (N,), 0-based; the legend counts from 1, as the data sets' file names do.
         path: image file to write.
-        title: above the picture.
+        title: a line above the picture.
 
     Raises:
         VisionKitError: fewer than four images to show.

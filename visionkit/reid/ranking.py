@@ -70,19 +70,19 @@ def evaluate(
 
     Args:
         query_features: (Q, D) tensor, array or memory-mapped array; float64 is ranked in float64, all else in float32.
-        gallery_features: (G, D), likewise.
+        gallery_features: (G, D) tensor, array or memory-mapped array.
         query_pids: (Q,) identities.
         query_camids: (Q,) cameras, or None for a data set without cameras (VehicleID), as ``gallery_camids`` then is.
-        gallery_pids: (G,).
-        gallery_camids: (G,).
+        gallery_pids: (G,) identities.
+        gallery_camids: (G,) cameras, or None.
         metric: ``"euclidean"``, ``"cosine"`` or a function (B, D), (T, D) -> (B, T).
         ap: ``"finite_sum"`` (1/R sum i/rank_i; what most papers report) or ``"trapezoid"`` (the official Market-1501
             code; 0.5 to 2.7 points lower).
         topk: ranks of the CMC curve to report.
         chunk: queries a block; by default so many that a block of distances takes some tens of MB.
         rerank: options of :class:`visionkit.reid.rerank.KReciprocal` (k1, k2, lambda_value, ...) or None.
-        per_camera: also score each query camera by itself.
-        device: where to compute; by default where the query features are, for arrays a GPU where there is one.
+        per_camera: score each query camera by itself too.
+        device: device to compute on; by default that of the query features, for arrays a GPU where there is one.
         distributed: share the blocks between the processes of torch.distributed. Every process must call this with
             the same arguments and gets the same result, equal to that of one process.
 
@@ -142,10 +142,10 @@ def evaluate_blocks(
     """Score distances that are made block by block: ``distances(start, stop)`` returns (stop - start, G).
 
     Args:
-        distances: called with a range of queries.
+        distances: function of a range of queries (start, stop) that returns their distances (stop - start, G).
         shape: (Q, G).
-        query_pids, query_camids, gallery_pids, gallery_camids: as the other options, see :func:`evaluate`.
-        ap, topk, chunk, per_camera, distributed: likewise.
+        query_pids, query_camids, gallery_pids, gallery_camids: identities and cameras, see :func:`evaluate`.
+        ap, topk, chunk, per_camera, distributed: options of the scores, see :func:`evaluate`.
 
     Raises:
         VisionKitError: as :func:`evaluate` does.

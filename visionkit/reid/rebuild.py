@@ -68,7 +68,7 @@ def released_network(state_dict: Mapping[str, Tensor], stage: str) -> SourceReID
 
     Args:
         state_dict: the released state dict.
-        stage: what :func:`~visionkit.reid.published.released_stage` says of it.
+        stage: stage of training, as :func:`~visionkit.reid.published.released_stage` tells it.
 
     Raises:
         VisionKitError: entries are missing, or of another network.

@@ -38,8 +38,8 @@ class KReciprocal:
         weights: ``"exp"`` weighs a neighbour by exp(-original), as the published code does; ``"softmax"`` by
             exp(-squared Euclidean distance), as SpCL and OpenUnReID do.
         count_self: the image itself is one of its k1 neighbours (SpCL, OpenUnReID); else it comes on top of them.
-        backend: of the neighbour search, see :func:`visionkit.reid.knn.nearest_neighbours`.
-        device: where distances are computed.
+        backend: library of the neighbour search, see :func:`visionkit.reid.knn.nearest_neighbours`.
+        device: device that distances are computed on.
         distributed: share the neighbour search between the processes of torch.distributed.
 
     Raises:
@@ -90,7 +90,7 @@ def rerank_distances(query: Features, gallery: Features, **options: object) -> T
     Args:
         query: features (Q, D).
         gallery: features (G, D).
-        options: of :class:`KReciprocal`: k1, k2, lambda_value, weights, count_self, ...
+        options: options of :class:`KReciprocal`: k1, k2, lambda_value, weights, count_self, ...
     """
     blocks = KReciprocal(query, gallery, **options)
     size = block_rows(len(gallery))
@@ -115,10 +115,10 @@ def jaccard_graph(
         k1: neighbours that may be reciprocal.
         k2: neighbours over which memberships are averaged; 1 for none.
         max_distance: larger distances are left out.
-        weights: see :class:`KReciprocal`.
-        count_self: likewise.
-        backend: of the neighbour search.
-        device: where distances are computed.
+        weights: weights of the neighbours, see :class:`KReciprocal`.
+        count_self: count an image among its own k1 neighbours, see :class:`KReciprocal`.
+        backend: library of the neighbour search, see :func:`visionkit.reid.knn.nearest_neighbours`.
+        device: device that distances are computed on.
 
     Returns:
         (N, N) float32, each row sorted by distance, as scikit-learn wants a precomputed neighbour graph. Pairs that are

@@ -52,9 +52,9 @@ class ReIDStage(RunnerStage):
 
     Args:
         name: The stage's name.
-        epochs, iters_per_epoch: Length of the training.
-        identities, instances: A batch holds so many identities with so many images each.
-        lr, weight_decay: Adam's.
+        epochs, iters_per_epoch: Number of epochs, and of steps in each.
+        identities, instances: Number of identities in a batch, and of images of each.
+        lr, weight_decay: Adam's learning rate and weight decay.
         val_interval: Epochs between validations, 5 in :class:`SourcePretraining`; None validates never, as on a source
             without query and gallery, and keeps no best checkpoint.
         augmentation: Changes to :func:`~visionkit.datasets.transforms.train_transforms`.

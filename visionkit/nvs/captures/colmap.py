@@ -32,7 +32,7 @@ def read_colmap(folder: str | os.PathLike, images: str = "images") -> Scene:
     Unreadable points are done without.
 
     Args:
-        folder: holds the photographs and ``sparse/0``.
+        folder: folder of the capture, with the photographs and ``sparse/0``.
         images: folder of the photographs in it. They may be smaller than COLMAP's.
 
     Raises:

@@ -231,8 +231,9 @@ def turned(
     """A camera whose picture is turned clockwise by quarter turns.
 
     Args:
-        c2w, K, size, distortion: one camera's, see [Scene].
-        turns: how many.
+        c2w, K, size, distortion: the camera's pose (3, 4), intrinsics (3, 3), (height, width) and distortion, see
+            [Scene].
+        turns: number of quarter turns, clockwise.
     """
     for _ in range(turns):
         height, width = size

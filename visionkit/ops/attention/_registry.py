@@ -125,8 +125,8 @@ def attend(
         q, k, v: (B, H, N, D).
         mask: ``"full"``; ``"causal"`` (key j is seen by query i if j <= i); ``"window"`` (|i - j| <= window);
             ``"block"`` (i // window == j // window).
-        window: see ``mask``.
-        options: of the mechanism, its learned tensors among them.
+        window: window or block size in tokens, for these two masks.
+        options: options of the mechanism, its learned tensors among them.
 
     Returns:
         (B, H, N, Dv), empty if the batch is, or the queries are.

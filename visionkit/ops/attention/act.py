@@ -27,7 +27,7 @@ def calibrate_sinks(weights: Tensor, *, threshold: float = 0.1, beta: float = 0.
 
     Args:
         weights: (..., N, M), rows that sum to one.
-        threshold: see above.
+        threshold: mean attention, over the queries, above which a key is a sink.
         beta: share that a sink keeps.
         skip: first keys that are never sinks (the class token).
 

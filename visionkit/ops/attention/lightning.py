@@ -61,7 +61,7 @@ def lightning_step(
     Args:
         state: (B, H, D, Dv) of the tokens before, or None for the first.
         q, k, v: (B, H, 1, D), this token.
-        log_decay: as above.
+        log_decay: log λ, (H,); None for :func:`head_decay` of a first layer.
 
     Returns:
         The state with this token, and its output (B, H, 1, Dv).

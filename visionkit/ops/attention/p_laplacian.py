@@ -24,7 +24,7 @@ def p_laplacian(weights: Tensor, features: Tensor, mu: Tensor | float, p: float 
         weights: A, (B, N, N), rows that sum to one.
         features: F, (B, N, R).
         mu: share of the token itself, above 0.
-        p: above 1.
+        p: exponent, above 1.
 
     Returns:
         (B, N, R).

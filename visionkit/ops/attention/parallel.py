@@ -42,7 +42,7 @@ def by_heads(
         function: ``(q, k, v, *, ...)`` of this library, e.g. ``softmax_attention``.
         q, k, v: (B, H, N / P, D), H a multiple of the number of processes P.
         group: the processes; None for all.
-        options: of the function; tensors with an axis of heads must be those of the process's own heads.
+        options: options of the function; tensors with an axis of heads must be those of the process's own heads.
 
     Returns:
         (B, H, N / P, Dv).
@@ -104,7 +104,8 @@ def by_states(
         q, k: (B, H, N / P, D).
         v: (B, H, N / P, Dv).
         group: the processes; None for all.
-        options: of the mechanism, but for windows, gates and branches; ``rotary`` of the process's own tokens.
+        options: options of the mechanism, but for windows, gates and branches; ``rotary`` is that of the process's own
+            tokens.
 
     Returns:
         (B, H, N / P, Dv).
@@ -135,7 +136,7 @@ def linear_by_states(
         q, k: (B, H, N / P, D).
         v: (B, H, N / P, Dv).
         causal: key j is seen by query i only if j <= i.
-        feature_map, output: of ``linear_attention``.
+        feature_map, output: options of ``linear_attention``.
         group: the processes; None for all.
 
     Returns:
@@ -184,7 +185,7 @@ def _means_of_all(*means: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
 
 
 def _exchange(x: Tensor, share: int, gather: int, group: dist.ProcessGroup) -> Tensor:
-    """Gives axis ``share`` away in equal parts, one to each process, and lines up what comes along axis ``gather``."""
+    """Gives axis ``share`` away in equal parts, one to each process, and joins what arrives along axis ``gather``."""
     size = dist.get_world_size(group)
     parts = [part.contiguous() for part in x.chunk(size, dim=share)]
     received = collective.all_to_all([torch.empty_like(part) for part in parts], parts, group)

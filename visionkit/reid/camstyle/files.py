@@ -24,7 +24,7 @@ def styled_name(origin: str, from_camera: str, to_camera: str) -> str:
     """The file name of an image in another camera's style. Cameras count from 1, as in the data sets' file names.
 
     Args:
-        origin: What the original is called, see `origin_names`.
+        origin: Name of the original, see `origin_names`.
         from_camera, to_camera: Labels of the original's camera and of the style's.
     """
     return f"{origin}_fake_{from_camera}to{to_camera}.jpg"
@@ -61,9 +61,9 @@ def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], style
     """Checks a folder of images made before, which may hold real ones too, as the authors' ``bounding_box_train_all``.
 
     Args:
-        folder: Holds ``<original stem>_fake_<A>to<B>.*`` files; other images are passed over, and styled ones of an
-            unknown origin (a distractor, say) with a warning.
-        origins: As `origins_by_name` gives.
+        folder: A folder of ``<original stem>_fake_<A>to<B>.*`` files; other images are passed over, and styled ones of
+            an unknown origin (a distractor, say) with a warning.
+        origins: The originals by name, from `origins_by_name`.
         styles: The labels of the cameras whose style an image may have.
 
     Returns:

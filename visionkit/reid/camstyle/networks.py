@@ -93,7 +93,7 @@ class PatchDiscriminator(nn.Module):
         in_channels: Channels of the image.
         ndf: Width of the first layer; each further layer doubles it, up to eight times ``ndf``.
         num_layers: Number of layers with stride 2. With 3 a score sees 70x70 pixels, with 2 34x34, with 1 16x16.
-        running_stats: As in `ResnetGenerator`.
+        running_stats: Whether the normalisation keeps running statistics, as in `ResnetGenerator`.
     """
 
     def __init__(self, in_channels: int = 3, ndf: int = 64, num_layers: int = 3, running_stats: bool = False) -> None:

@@ -29,10 +29,10 @@ def translate_files(
     Args:
         generator: A network from and to (B, 3, H, W) in [-1, 1], in eval mode.
         paths: The originals.
-        outputs: Where each translation goes.
+        outputs: The file to write for each original.
         image_size: (height, width) at which the network sees an image.
-        batch_size: Images at once.
-        device: Where to compute.
+        batch_size: Number of images at a time.
+        device: Device to compute on.
 
     Returns:
         The number of files written now.
