@@ -202,7 +202,10 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
-    """Whether nothing watches: no gradient of either mode, tracer, compiler, counter of operations or hook."""
+    """Whether a layer may run in oneDNN alone: plain float32 on a CPU, and nothing has to see its single operations.
+
+    What would have to: gradients of either mode, autocast, a tracer, a compiler, a dispatch mode or a hook.
+    """
     plain = type(x) is Tensor and is_plain(layer)
     full = plain and x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
     if not full or torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):

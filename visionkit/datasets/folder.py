@@ -18,15 +18,17 @@ PATTERN = r"""(?x) ^ (?:(?P<below>.+)/)?? (?P<pid>[^/_]+)
 
 @DATASETS.register_module()
 class FolderReID(ReIDDataset):
-    """Crops in any folder. With the sub-folders ``train``, ``query`` and ``gallery`` these are the splits; without
-    them the identities are divided by a seeded rule.
+    """Crops in any folder. Sub-folders ``train``, ``query`` and ``gallery`` are the splits; without them the identities
+    are divided at random by a seed:
 
-    That rule: a share of the identities trains; of each other one that two cameras saw, one image per camera is a
-    query; everything else of the test identities is the gallery. It goes by the identities' names, so that new people
-    change sides with hardly anybody.
+    - ``train``: all images of a share of the identities;
+    - ``query``: of each other identity that two or more cameras saw, one image per camera;
+    - ``gallery``: all other images of these other identities.
 
-    Identities and cameras may be words or numbers; they are numbered in sorted order over the whole tree (identities
-    keep their own number if all are numbers, where -1 is junk as elsewhere but 0 an identity like any other).
+    The order is a hash of seed and name, so few identities change sides when new ones are added.
+
+    Identities and cameras may be words or numbers. Both are numbered in sorted order over the whole tree, but
+    identities keep their own numbers if all are numbers: -1 is then junk, and 0 an identity like any other.
 
     Args:
         pattern: Regular expression with the groups ``pid`` and ``camid``, searched in the path relative to the root

@@ -196,7 +196,7 @@ def check_positive(where: str, **numbers: Any) -> None:
 
 def check_choice(where: str, choices: Iterable[Any], **options: Any) -> None:
     """Refuse settings that are none of ``choices``."""
-    choices = list(choices)  # a list may be asked for a list, a dictionary not
+    choices = list(choices)  # in a dictionary, a value that cannot be hashed would be a TypeError
     for option, value in options.items():
         if value not in choices:
             raise VisionKitError(f"{where}: {option}={value!r}; expected {' or '.join(map(repr, choices))}")

@@ -40,39 +40,29 @@ START = -0.15  # density's value before training, see SceneField.field
 
 
 class Settings(NamedTuple):
-    """How a field is fitted.
+    """How a field is fitted."""
 
-    long_side: pixels of the photographs' long side. steps: of gradient descent. density_steps: before them, on the
-    points' distances alone. rays, point_rays: per step, of pixels and of points. samples: along a ray. coloured:
-    samples of a ray, the heaviest, that get a colour. density, colour: cells along an axis of the finest grids.
-    channels: of density and of colour. width: of the colour network. growth: shares of the steps at which the grids
-    double. grid_rate, net_rate, exposure_rate: learning rates at the start, of grids, colour network and exposures.
-    last_rate: what is left of them at the end. depth_weight: of the points' distances; a fifth of it at the end.
-    density_smooth, colour_smooth: of the grids' roughness. distortion_weight: of the distortion loss. seed: of all
-    that is drawn.
-    """
-
-    long_side: int = 160
-    steps: int = 250
-    density_steps: int = 60
-    rays: int = 1536
-    point_rays: int = 512
-    samples: int = 56
-    coloured: int = 12
-    density: int = 64
-    colour: int = 128
-    channels: tuple[int, int] = (8, 12)
-    width: int = 32
-    growth: tuple[float, ...] = (0.15, 0.4)
-    grid_rate: float = 0.03
-    net_rate: float = 0.015
-    exposure_rate: float = 2e-3
-    last_rate: float = 0.05
-    depth_weight: float = 0.1
-    density_smooth: float = 0.02
-    colour_smooth: float = 0.003
-    distortion_weight: float = 0.003
-    seed: int = 0
+    long_side: int = 160  # long side of the photographs in pixels
+    steps: int = 250  # steps of gradient descent
+    density_steps: int = 60  # steps before those, on the points' distances alone
+    rays: int = 1536  # rays of pixels in a step
+    point_rays: int = 512  # rays of points in a step
+    samples: int = 56  # samples along a ray
+    coloured: int = 12  # samples of a ray, those of largest weight, that get a colour
+    density: int = 64  # cells along an axis of the finest density grid
+    colour: int = 128  # cells along an axis of the finest colour grid
+    channels: tuple[int, int] = (8, 12)  # channels of density and of colour
+    width: int = 32  # width of the colour network
+    growth: tuple[float, ...] = (0.15, 0.4)  # shares of the steps at which the grids double
+    grid_rate: float = 0.03  # learning rate of grids and background at the start
+    net_rate: float = 0.015  # learning rate of the colour network at the start
+    exposure_rate: float = 2e-3  # learning rate of the photographs' exposures at the start
+    last_rate: float = 0.05  # share of the rates that is left at the end
+    depth_weight: float = 0.1  # weight of the points' distances at the start; a fifth of it at the end
+    density_smooth: float = 0.02  # weight of the density grid's roughness
+    colour_smooth: float = 0.003  # weight of the colour grid's roughness
+    distortion_weight: float = 0.003  # weight of the distortion loss
+    seed: int = 0  # seed of all that is drawn
 
 
 class Rays(NamedTuple):

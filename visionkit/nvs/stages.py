@@ -31,7 +31,8 @@ from visionkit.registry import HOOKS, METRICS, MODELS, STAGES
 
 LAST_LR = 1e-6
 PARTS = ("encoder", "decoder", "renderer")
-# what a trained model may be scored with as one likes: settings of training, the image's size (shapes tell), samples
+# options in which a scored model may differ from the trained one: those of training, rendering, and the image size,
+# for which the shapes of the weights are checked
 FREE = {
     "img_size", "num_samples", "jitter", "whole_view", "extra_rays", "lpips_weight", "distortion_weight",
     "depth_weight", "lpips_scaling", "bf16", "chunk", "mae_checkpoint",

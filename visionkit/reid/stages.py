@@ -379,10 +379,16 @@ class TargetFinetuning(ReIDStage):
         reset_optimizer: Forget Adam's moments at every epoch, as the released code does.
         compare_with_truth: Log NMI and ARI of every clustering against the target's identities, where it has any.
             Nothing is chosen by them.
-        **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Where it gives no
-            ``ema_limit``, the mean teacher's memory is the papers' share of the run; ``preset="released"`` has theirs.
-            So are then, unless given, the start from the source's best checkpoint, three starts of k-means, and grey
-            rectangles of which a third is cut off; those of stage 1 are its own ``augmentation=dict(released=True)``.
+        **options: See :class:`ReIDStage`; ``model`` holds the switches of ``visionkit.CoreReID``. Its ``ema_limit`` is
+            by default :func:`~visionkit.reid.mean_teacher.ema_limit` of the number of steps.
+
+    ``model=dict(preset="released")`` also sets, where they are not given:
+
+    - ``ema_limit`` to the published 0.999;
+    - ``init_checkpoint="best"``: the start from the source's best checkpoint;
+    - ``kmeans=dict(n_init=3)``: three starts of k-means;
+    - ``augmentation=dict(released=True)``: grey rectangles as the released code draws them. For stage 1 give this
+      option to :class:`SourcePretraining` too.
     """
 
     network = CoreReID
