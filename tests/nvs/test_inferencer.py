@@ -336,7 +336,7 @@ def test_a_capture_is_shown_beside_the_truth(weights, tmp_path, capsys, monkeypa
     for small in ([], ["--size", "21"]):  # the model's own views are 20 x 10
         assert main(["render", str(capture), "-o", str(out), "--weights", weights, *small]) == 2
         told = capsys.readouterr().err
-        assert f"--size {(small or ['', 20])[1]}: " in told and "expected at least 22" in told
+        assert f"long_side={(small or ['', 20])[1]} (--size): " in told and "expected at least 22" in told
     monkeypatch.undo()
     path = tmp_path / "path.mp4"
     options = ["--trajectory", "dolly", "--frames", "2"]
@@ -363,7 +363,7 @@ def test_a_capture_is_fitted_and_scored_on_photos_that_were_held_out(tmp_path, c
     monkeypatch.setattr(fit, "Settings", lambda: small._replace(long_side=14))
     monkeypatch.setattr(fit, "check", lambda settings: None)
     assert main(["render", str(capture), "-o", str(out), "--fit"]) == 2
-    assert "--size 14: gives views too small to be scored" in capsys.readouterr().err
+    assert "long_side=14 (--size): gives views too small to be scored" in capsys.readouterr().err
     monkeypatch.setattr(fit, "Settings", lambda: small)
     assert main(["render", str(capture), "-o", str(out), "--fit", "--frames", "2"]) == 0
     told = capsys.readouterr().out

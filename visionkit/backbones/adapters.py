@@ -61,7 +61,7 @@ def add_p_adapters(model: nn.Module, *, reduction: int = 8, p: float = 1.25, hea
     owners = [owner for owner in model.modules() if is_plain_attention(getattr(owner, "attn", None))]
     if not owners:
         raise VisionKitError(
-            f"{type(model).__name__}: has no attention layers like those of timm's ViT to put adapters behind"
+            f"{type(model).__name__}: has no attention layers like those of timm's ViT; give a plain vision transformer"
         )
     if head is not None and not hasattr(model, head):
         raise VisionKitError(

@@ -137,7 +137,9 @@ class AttentionLayer(nn.Module):
             VisionKitError: a mask was given.
         """
         if attn_mask is not None or is_causal:
-            raise VisionKitError(f"attn_mask, is_causal: attention={self.core.name!r} is used here without masks")
+            raise VisionKitError(
+                f"attn_mask, is_causal: attention={self.core.name!r} is used here without masks; leave them out"
+            )
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = self.core(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(y)))

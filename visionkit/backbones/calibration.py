@@ -65,7 +65,9 @@ def calibrated_attention(
 
     def end(*_: object) -> None:
         if not maps.sinks:
-            raise VisionKitError(f"{type(model).__name__}: calls no scaled_dot_product_attention, nothing to calibrate")
+            raise VisionKitError(
+                f"{type(model).__name__}: calls no scaled_dot_product_attention, nothing to calibrate; use another"
+            )
 
     def calibrate(weights: Tensor) -> Tensor:
         layer = len(maps.sinks)

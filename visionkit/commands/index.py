@@ -93,7 +93,9 @@ def update(index: GalleryIndex, reid: ReIDInferencer, folder: str, files: dict, 
         print(f"interrupted; {place} holds {len(index)} images and the same command adds the rest", file=sys.stderr)
         return 128 + stopped[0]
     if len(index) == 0:
-        raise VisionKitError(f"{folder}: none of its {len(files)} images could be read; nothing was indexed")
+        raise VisionKitError(
+            f"{folder}: none of its {len(files)} images could be read, nothing was indexed; restore them"
+        )
     held = set(index.paths)
     added, changed, missing = len(plan.new & held), len(plan.changed & held), len(plan.missing)
     print(

@@ -129,7 +129,7 @@ def render_photos(source: Path, options: argparse.Namespace) -> int:
         frames = _all_beside(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
         write(frames, out, options.frames, first=view.image)
     if failed == len(photos):
-        raise VisionKitError(f"{source}: none of its {failed} photos can be used")
+        raise VisionKitError(f"{source}: none of its {failed} photos can be used, for the reasons above; give others")
     return 0
 
 

@@ -15,7 +15,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise VisionKitError(f"{path}: cannot be read as a text list ({error})") from error
+        raise VisionKitError(f"{path}: cannot be read as a text list ({error}); restore it") from error
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield line.strip(), f"{path}, line {number}"

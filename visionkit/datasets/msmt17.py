@@ -65,5 +65,7 @@ class MSMT17(ReIDDataset):
         match = re.fullmatch(r"(\S+) +(\d+)", line)
         camera = re.match(r"\d+_\d+_(\d+)_", os.path.basename(match[1])) if match else None
         if camera is None:
-            raise VisionKitError(f"{place}: expected `0000/0000_000_<camera>_<...>.jpg <pid>`, found {line[:60]!r}")
+            raise VisionKitError(
+                f"{place}: expected `0000/0000_000_<camera>_<...>.jpg <pid>`, found {line[:60]!r}; restore the list"
+            )
         return Sample(str(folder / match[1]), int(match[2]), int(camera[1]) - 1)

@@ -62,7 +62,9 @@ def styled_samples(
         match = STYLED_NAME.match(stem) if suffix.lower() in IMAGE_SUFFIXES else None
         found = originals.get(match["stem"], []) if match else []
         if len(found) > 1:
-            raise VisionKitError(f"{name}: styled {file} could come from {found[0].path} or {found[1].path}")
+            raise VisionKitError(
+                f"{name}: styled {file} could come from {found[0].path} or {found[1].path}; rename one"
+            )
         if found:
             path = os.path.join(root, file)
             camid = found[0].camid if camera == "origin" else _style_camera(path, match["b"])
@@ -70,7 +72,9 @@ def styled_samples(
         elif match:
             strange += 1
     if not rows:
-        raise VisionKitError(f"{name}: {root} holds no <stem>_fake_<A>to<B> image of a train image of this data set")
+        raise VisionKitError(
+            f"{name}: {root} holds no <stem>_fake_<A>to<B> image of a train image; make them or leave styled out"
+        )
     if strange:
         warnings.warn(
             f"{name}: {strange} of the styled images in {root} are left out, their originals are no train images; "

@@ -65,7 +65,7 @@ class VehicleID(ReIDDataset):
         for line, place in read_lines(self.root / "train_test_split" / f"{name}.txt"):
             fields = line.split()
             if len(fields) != 2 or not fields[1].isdigit():
-                raise VisionKitError(f"{place}: expected `<image> <vehicle>`, found {line[:60]!r}")
+                raise VisionKitError(f"{place}: expected `<image> <vehicle>`, found {line[:60]!r}; restore the list")
             rows.append(Sample(str(self.root / "image" / f"{Path(fields[0]).stem}.jpg"), int(fields[1]), 0))
         return rows
 

@@ -64,7 +64,7 @@ class VERIWild(ReIDDataset):
     def _sample(self, line: str, place: str, cameras: dict[str, int]) -> Sample:
         image = line.split()[0].removesuffix(".jpg")
         if re.fullmatch(r"\d+/\w+", image) is None:
-            raise VisionKitError(f"{place}: expected `<vehicle>/<image>.jpg`, found {line[:60]!r}")
+            raise VisionKitError(f"{place}: expected `<vehicle>/<image>.jpg`, found {line[:60]!r}; restore the list")
         if image not in cameras:
             raise VisionKitError(f"{place}: {image} has no line in vehicle_info.txt; get the complete file")
         return Sample(str(self.root / "images" / f"{image}.jpg"), int(image.split("/")[0]), cameras[image])
@@ -76,5 +76,7 @@ class VERIWild(ReIDDataset):
             if match:
                 cameras[match[1]] = int(match[2]) - 1
             elif number > 0:  # the first line may be a header
-                raise VisionKitError(f"{place}: expected `<vehicle>/<image>;<camera>;...`, found {line[:60]!r}")
+                raise VisionKitError(
+                    f"{place}: expected `<vehicle>/<image>;<camera>;...`, found {line[:60]!r}; restore the list"
+                )
         return cameras

@@ -26,7 +26,9 @@ class PseudoLabelDataset(Dataset):
     def __init__(self, dataset: ReIDDataset | dict) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         if self.dataset.split != "train":
-            raise VisionKitError(f"PseudoLabelDataset wraps a train split, not {self.dataset.split}")
+            raise VisionKitError(
+                f"PseudoLabelDataset wraps a train split, not {self.dataset.split}; give split='train'"
+            )
         self._use(np.full(len(self.dataset), -1), np.arange(len(self.dataset)))
 
     def set_labels(self, labels: np.ndarray) -> None:

@@ -134,9 +134,13 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         what = f"it would run {name!r}" if name else "it is not a plain checkpoint"
         raise VisionKitError(f"{path}: refused, {what}; only files of plain tensors are read") from error
     except Exception as error:  # a damaged zip or pickle fails in many ways
-        raise VisionKitError(f"{path}: cannot be read as a checkpoint (damaged or another format)") from error
+        raise VisionKitError(
+            f"{path}: cannot be read as a checkpoint (damaged or another format); get it again"
+        ) from error
     if not isinstance(checkpoint, dict):
-        raise VisionKitError(f"{path}: holds a {type(checkpoint).__name__}, expected a dictionary of weights")
+        raise VisionKitError(
+            f"{path}: holds a {type(checkpoint).__name__}, expected a dictionary; give a file of weights"
+        )
     return checkpoint
 
 
@@ -184,7 +188,9 @@ def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
     try:
         return load_file(path, device=str(map_location))
     except (SafetensorError, OSError, ValueError) as error:
-        raise VisionKitError(f"{path}: cannot be read as safetensors (damaged or another format)") from error
+        raise VisionKitError(
+            f"{path}: cannot be read as safetensors (damaged or another format); get it again"
+        ) from error
 
 
 def state_dict_of(checkpoint: Mapping, path: str | Path) -> Mapping[str, torch.Tensor]:

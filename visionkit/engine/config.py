@@ -50,7 +50,9 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     try:
         cfg = Config.fromfile(str(path), lazy_import=False)  # else an import makes it one
     except SyntaxError as error:
-        raise VisionKitError(f"{path}, line {error.lineno}: not valid Python ({error.msg})") from error
+        raise VisionKitError(
+            f"{path}, line {error.lineno}: not valid Python ({error.msg}); correct the line"
+        ) from error
     except Exception as error:
         if isinstance(error, KeyError) and "__name__" in str(error):  # of an import from ., which read_base() takes
             raise VisionKitError(
@@ -90,7 +92,7 @@ def build(registry: Registry, cfg: dict[str, Any], where: str) -> Any:
     check_keys([key for key in cfg if key != "type"], _parameters(cls), where)
     missing = _missing(cls, cfg)
     if missing:
-        raise VisionKitError(f"{where}: {name} needs {', '.join(missing)}")
+        raise VisionKitError(f"{where}: {name} needs {', '.join(missing)}, which the config must give")
     cfg.pop("type")
     with building(where):
         return cls(**cfg)
@@ -105,7 +107,7 @@ def building(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {_one_line(error)}"
-        raise VisionKitError(f"{where}: cannot be built from its settings ({what})") from error
+        raise VisionKitError(f"{where}: cannot be built from its settings ({what}); correct them") from error
 
 
 def find(registry: Registry, name: str, where: str) -> Any:

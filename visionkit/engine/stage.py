@@ -78,7 +78,7 @@ class RunnerStage:
         if self.init_from is not None and self.init_from not in earlier and not Path(self.init_from).is_file():
             raise VisionKitError(
                 f"stage {self.name}: init_from={self.init_from!r} is neither an earlier stage "
-                f"({', '.join(earlier) or 'there is none'}) nor a checkpoint file"
+                f"({', '.join(earlier) or 'there is none'}) nor a checkpoint file; give one of these"
             )
 
     def run(self, context: Context) -> None:
@@ -205,7 +205,9 @@ def load_weights(model: Any, state: dict[str, Any], path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise VisionKitError(f"{path}: is of another architecture ({first_difference(error)})") from error
+        raise VisionKitError(
+            f"{path}: is of another architecture ({first_difference(error)}); give one of this model"
+        ) from error
 
 
 def final_checkpoint(folder: Path) -> Path:

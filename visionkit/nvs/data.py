@@ -296,7 +296,7 @@ def read_scenes(
 def posed(scene: Scene, name: str) -> PosedScene:
     """A scene, normalised and without its points. Raises VisionKitError if it has one view alone or no extent."""
     if len(scene) < 2:
-        raise VisionKitError(f"{name}: has one view alone")
+        raise VisionKitError(f"{name}: has one view alone; give 2 or more")
     normal = scene.normalised()
     bare = dataclasses.replace(
         normal.scene, name=name, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene)
@@ -435,7 +435,7 @@ def read_srn(folder: Path) -> Scene:
         height, width = (int(float(value)) for value in [line for line in lines[1:] if line.strip()][-1].split())
         c2w = np.stack([np.loadtxt(poses[stem]).reshape(4, 4)[:3] for stem in stems])
     except (OSError, ValueError, IndexError) as error:
-        raise VisionKitError(f"{folder}: intrinsics.txt or a pose cannot be read ({error})") from error
+        raise VisionKitError(f"{folder}: intrinsics.txt or a pose cannot be read ({error}); restore it") from error
     count = len(stems)
     return Scene(
         name=folder.name,

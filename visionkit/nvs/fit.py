@@ -394,12 +394,13 @@ def _optimiser(model: SceneField) -> torch.optim.Optimizer:
 def check(settings: Settings) -> None:
     """Raises VisionKitError for sizes that cannot be."""
     if not 32 <= settings.long_side <= 1600:
-        raise VisionKitError(f"--size: expected 32 to 1600 pixels on the long side, got {settings.long_side}")
+        raise VisionKitError(f"long_side={settings.long_side} (--size): expected 32 to 1600 pixels")
     if settings.steps < 1:
         raise VisionKitError(f"--steps: expected at least 1, got {settings.steps}")
     doubled = 2 ** len(settings.growth)
     if not 16 <= settings.colour <= 512 or settings.colour % doubled or settings.density % doubled:
-        raise VisionKitError(f"--resolution: expected a multiple of 8 from 16 to 512, got {settings.colour}")
+        got = f"{settings.colour} (colour={settings.colour}, density={settings.density})"
+        raise VisionKitError(f"--resolution: expected a multiple of 8 from 16 to 512, got {got}")
     if not 0 <= settings.seed < 2**63:
         raise VisionKitError(f"--seed: expected 0 to 2^63 - 1, got {settings.seed}")
 

@@ -190,7 +190,7 @@ def _scaled(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
     if long_side is None:
         return size
     if not 16 <= long_side <= 4096:
-        raise VisionKitError(f"--size: expected 16 to 4096 pixels on the long side, got {long_side}")
+        raise VisionKitError(f"long_side={long_side} (--size): expected 16 to 4096 pixels")
     return tuple(max(1, round(side * long_side / max(size))) for side in size)
 
 

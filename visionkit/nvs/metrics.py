@@ -32,8 +32,8 @@ def check_scored(size: tuple[int, int], long_side: int) -> None:
     if round(short * long_side / long) < SSIM_WINDOW:
         least = math.ceil(SSIM_WINDOW * long / short)
         raise VisionKitError(
-            f"--size {long_side}: gives views too small to be scored, which takes {SSIM_WINDOW} pixels on the short"
-            f" side; expected at least {least}"
+            f"long_side={long_side} (--size): gives views too small to be scored, which takes {SSIM_WINDOW} pixels on"
+            f" the short side; expected at least {least}"
         )
 
 

@@ -171,7 +171,9 @@ class NViST(BaseModel):
                 the centre see [visionkit.nvs.data.SceneViews].
         """
         if tuple(image.shape[-2:]) != self.img_size:
-            raise VisionKitError(f"image is {tuple(image.shape[-2:])}, expected {self.img_size} (height, width)")
+            raise VisionKitError(
+                f"image is {tuple(image.shape[-2:])}, expected {self.img_size} (height, width); resize it"
+            )
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
             tokens = self.encoder(image)
             planes, vectors = (None if grid is None else grid.float() for grid in self.decoder(tokens, camera_params))

@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, state_dict: dict[str, Tensor], source: str) -
         if state_dict[key].shape != value.shape:
             raise VisionKitError(
                 f"{source}: {key!r} is {tuple(state_dict[key].shape)}, expected {tuple(value.shape)}; "
-                "the checkpoint belongs to a model of another size"
+                "the checkpoint belongs to a model of another size; give its options"
             )
     for key in state_dict:
         if key not in own:

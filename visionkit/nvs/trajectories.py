@@ -76,9 +76,11 @@ def curve_from_file(path: str | os.PathLike, frames: int) -> np.ndarray:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise VisionKitError(f"{path}: no such trajectory file") from error
+        raise VisionKitError(
+            f"{path}: no such trajectory file; give an existing one, or {', '.join(TRAJECTORIES)}"
+        ) from error
     except (OSError, ValueError) as error:
-        raise VisionKitError(f"{path}: is not valid JSON ({error})") from error
+        raise VisionKitError(f"{path}: is not valid JSON ({error}); correct it") from error
     if not isinstance(content, list) or len(content) < 2:
         raise VisionKitError(f'{path}: expected a list of 2 or more key frames, as {{"azimuth": 20, "distance": 0.9}}')
     keys = np.array([_key_frame(path, number, entry) for number, entry in enumerate(content)])

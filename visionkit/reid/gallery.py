@@ -102,10 +102,14 @@ class GalleryIndex:
         """
         features = np.ascontiguousarray(features, dtype=np.float32)
         if features.ndim != 2 or len(features) != len(paths):
-            raise VisionKitError(f"gallery index: {len(paths)} paths for features of shape {features.shape}")
+            raise VisionKitError(
+                f"gallery index: {len(paths)} paths for features of shape {features.shape}; give a path each"
+            )
         if self.parts and features.shape[1] != self.parts[0].features.shape[1]:
             wanted = self.parts[0].features.shape[1]
-            raise VisionKitError(f"gallery index: holds {wanted}-d features, got {features.shape[1]}-d ones")
+            raise VisionKitError(
+                f"gallery index: holds {wanted}-d features, got {features.shape[1]}-d ones; use one model"
+            )
         if not np.isfinite(features).all():
             raise VisionKitError("gallery index: features hold NaN or infinite values; check the model's weights")
         if len(paths):
@@ -357,11 +361,15 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
         raise VisionKitError(f"{file}: cannot be read as a gallery index (damaged?); make the index again") from error
     paths = names.split("\0") if names else []
     if features.ndim != 2 or len(features) != len(paths):
-        raise VisionKitError(f"{file}: damaged, it holds {len(paths)} paths for features of shape {features.shape}")
+        raise VisionKitError(
+            f"{file}: damaged, it holds {len(paths)} paths for features of shape {features.shape}; index again"
+        )
     if stamps is None:  # parts were written without, once
         stamps = np.full((len(paths), 2), UNKNOWN)
     if stamps.dtype != np.int64 or stamps.shape != (len(paths), 2):
-        raise VisionKitError(f"{file}: damaged, it holds {len(paths)} paths for stamps of shape {stamps.shape}")
+        raise VisionKitError(
+            f"{file}: damaged, it holds {len(paths)} paths for stamps of shape {stamps.shape}; index again"
+        )
     return Part(None, paths, stamps, file, digest), (meta["model"], meta.get("weights", ""))
 
 

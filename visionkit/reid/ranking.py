@@ -98,7 +98,7 @@ def evaluate(
         distances = BlockDistances(query_features, gallery_features, metric, device)
     else:
         if metric != "euclidean":
-            raise VisionKitError(f"rerank: made for metric='euclidean', got {metric!r}")
+            raise VisionKitError(f"rerank: made for metric='euclidean', got {metric!r}; use that, or no rerank")
         shared = dict(device=device, distributed=distributed)
         distances = KReciprocal(query_features, gallery_features, **shared, **rerank)
     return evaluate_blocks(distances, (len(query_features), len(gallery_features)), *labels, **options)

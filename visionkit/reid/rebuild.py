@@ -56,7 +56,7 @@ def rebuild(path: str | Path) -> Rebuilt:
             "released CORE-ReID, or build the model, load the weights and pass the model"
         ) from error
     if len(image_size) != 2 or min(image_size) < 1:
-        raise VisionKitError(f"{path}: holds the image size {image_size}, expected (height, width)")
+        raise VisionKitError(f"{path}: holds the image size {image_size}, expected (height, width); get it again")
     return Rebuilt(_build(config, weights, path).eval(), image_size)
 
 
@@ -110,7 +110,9 @@ def _build(config: Any, weights: Mapping[str, Tensor], path: str | Path) -> nn.M
     except Exception as error:
         raise VisionKitError(f"{path}: the model that it describes cannot be built; is it damaged?") from error
     if not hasattr(model, "extract"):
-        raise VisionKitError(f"{path}: holds a {type(model).__name__}, expected a re-identification model")
+        raise VisionKitError(
+            f"{path}: holds a {type(model).__name__}, expected a re-identification model; give one of visionkit train"
+        )
     _load(model, weights, path)
     return model
 

@@ -310,7 +310,8 @@ class SourcePretraining(ReIDStage):
         super().check(cfg, earlier)
         if self.styled and self.styled not in earlier and not Path(str(self.styled)).is_dir():
             raise VisionKitError(
-                f"stage {self.name}: styled={self.styled!r} is neither an earlier stage nor a folder of styled images"
+                f"stage {self.name}: styled={self.styled!r} is neither an earlier stage nor a folder of styled "
+                "images; give one of these"
             )
         if plain(cfg["backbone"]).get("weights") not in (None, "imagenet"):  # a file
             build_backbone(cfg["backbone"])

@@ -52,7 +52,7 @@ def read_transforms(path: str | os.PathLike) -> Scene:
             unsupported |= terms
     if not rows:
         raise VisionKitError(
-            f"{path}: none of its {len(skipped)} frames can be used ({skipped[0][0]}: {skipped[0][1]})"
+            f"{path}: none of its {len(skipped)} frames can be used ({skipped[0][0]}: {skipped[0][1]}); mend them"
         )
     if unsupported:
         skipped.append((", ".join(sorted(unsupported)), "of the lens: not supported; the capture is used without"))
@@ -81,7 +81,7 @@ def _read_json(path: Path) -> dict:
     except FileNotFoundError as error:
         raise VisionKitError(f"{path}: no such file; give a transforms.json or the folder that holds it") from error
     except (OSError, ValueError) as error:
-        raise VisionKitError(f"{path}: is not valid JSON ({error})") from error
+        raise VisionKitError(f"{path}: is not valid JSON ({error}); restore it") from error
     if not isinstance(content, dict):
         raise VisionKitError(f"{path}: expected a JSON object with frames")
     return content
