@@ -75,7 +75,10 @@ class AttentionCore(nn.Module):
         return self.function(q, k, v, **options)
 
     def fuses_gate(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Whether a kernel will run that adds a local branch and multiplies by a gate in its last pass."""
+        """Whether a kernel will run that adds a local branch and multiplies by a gate in its last pass.
+
+        q, k and v are (B, heads, N, head_dim).
+        """
         return self.takes_gate and dispatch.kernel(f"{self.name}_attention", q, k, v) is not None
 
     def extra_repr(self) -> str:

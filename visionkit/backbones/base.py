@@ -122,7 +122,7 @@ class HierarchicalBackbone(nn.Module):
         return channels_first(x)
 
     def to_features(self, x: Tensor, stage: int) -> Tensor:
-        """What a stage gave -> the result of ``forward_features``, if it is the last."""
+        """What a stage gave, (B, H, W, C) -> the result of ``forward_features``, if it is the last: (B, C, H, W)."""
         return channels_first(x)
 
     def set_global_pool(self, global_pool: str) -> None:
@@ -199,7 +199,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def enter(self, x: Tensor) -> Tensor:
-        """Halve the map, but for the first stage."""
+        """Halve the map, but for the first stage: (B, H, W, C) -> (B, H', W', C')."""
         return self.downsample(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -151,13 +151,16 @@ class SoftAttention(nn.Module):
         return linear(self.proj, attended + self.local(v), onto=onto)
 
     def forward_wide(self, x: Tensor, v: Tensor, onto: Tensor | None) -> Tensor:
-        """In float32 from the attention on: its rows sum to up to the number of tokens, which float16 cannot hold."""
+        """x, v and ``onto`` (B, H, W, C) -> (B, H, W, C), in float32 from the attention on.
+
+        Its rows sum to up to the number of tokens, which float16 cannot hold.
+        """
         attended = self.attend(x, self.split(v).float()).transpose(1, 2).reshape(x.shape)
         y = in_type_of(attended + self.local(v), self.proj)
         return y if onto is None else onto + y
 
     def attend(self, x: Tensor, v: Tensor) -> Tensor:
-        """A map and its values -> (B, heads, H * W, head_dim), in the type of the values."""
+        """A map (B, H, W, C) and its values (B, heads, H * W, head_dim) -> the same shape and type as the values."""
         if self.core is not None:
             q = self.split(linear(self.q, x))
             return self.core(q, q, v)
@@ -255,7 +258,7 @@ class PositionedStage(Stage):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Halve the map, but for the first stage, and add the positions."""
+        """Halve the map, but for the first stage, and add the positions: (B, H, W, C) -> (B, H', W', C')."""
         x = self.downsample(x)
         return x + self.positions(x.shape[1:3])
 

@@ -51,7 +51,7 @@ class ImageClassifier(BaseModel):
     def forward(
         self, images: dict[str, Tensor] | None = None, mode: str = "loss", **batch: Tensor
     ) -> dict[str, Tensor] | Tensor:
-        """``mode="loss"``: of ``image`` (B, 3, H, W) and ``label`` (B,); ``mode="predict"``: logits (B, classes)."""
+        """``image`` (B, 3, H, W), ``label`` (B,) -> the loss or, with ``mode="predict"``, logits (B, classes)."""
         batch = batch if images is None else images
         image, label = batch["image"], batch["label"]
         if mode != "loss":

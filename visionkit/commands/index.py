@@ -128,7 +128,7 @@ def compare(known: dict, folder: str, files: dict) -> Plan:
 def parts(
     batches: Iterable[tuple[list, np.ndarray]], stopped: list, advance: Callable[[int], None]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Batches of (paths, features) put together until they are worth a file, or until something is in ``stopped``.
+    """Batches of (paths, features (B, D)) put together until they are worth a file, or something is in ``stopped``.
 
     ``advance`` is told of each batch's length.
     """

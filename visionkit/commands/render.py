@@ -220,7 +220,10 @@ def fit(source: Path, options: argparse.Namespace) -> int:
 def score_held_out(
     model: SceneField, scene: Scene, rows: list[int], long_side: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Print how near the fitted field comes to photos it has not seen; returns (photo, rendered, depth) of each."""
+    """Print how near the fitted field comes to photos it has not seen; returns (photo, rendered, depth) of each.
+
+    Pictures are (H, W, 3) uint8, depths (H, W).
+    """
     from visionkit.nvs.metrics import psnr, ssim
 
     scores, views = [], []
@@ -236,7 +239,7 @@ def score_held_out(
 
 
 def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, first: np.ndarray | None = None) -> None:
-    """The video, and beside it a contact sheet of frames spread over it."""
+    """The video of frames (H, W, 3) uint8, and beside it a contact sheet of frames spread over it."""
     import numpy as np
 
     from visionkit.nvs.video import VideoWriter, contact_sheet, save_picture
@@ -311,7 +314,7 @@ def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
 
 
 def depth_range(depths: list[np.ndarray], near: float, far: float) -> tuple[float, float]:
-    """Distances between which colours are spread: from the nearest that some views show to ``far``.
+    """Distances between which colours are spread: from the nearest that some views' depths (H, W) show to ``far``.
 
     What is rendered from lies behind ``near``, often far behind: that would leave dark colours alone to the subject.
     """

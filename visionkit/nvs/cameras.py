@@ -39,7 +39,7 @@ class Camera:
         return dataclasses.replace(self, focal=(self.focal[0] * scale[0], self.focal[1] * scale[1]), size=tuple(size))
 
     def moved(self, c2w: np.ndarray) -> "Camera":
-        """The same lens elsewhere."""
+        """The same lens at another pose, (3, 4) or (4, 4) c2w."""
         return dataclasses.replace(self, c2w=np.asarray(c2w, dtype=np.float64)[:3])
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

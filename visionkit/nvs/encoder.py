@@ -106,7 +106,7 @@ class ViTEncoder(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] with ImageNet's mean and deviation taken out."""
+        """Images (B, 3, H, W) in [0, 1] with ImageNet's mean and deviation taken out; the same shape."""
         return (images - self.pixel_mean) / self.pixel_std
 
     def tokens(self, images: Tensor) -> Tensor:

@@ -71,7 +71,13 @@ class FieldRenderer(nn.Module):
         return ColourNetwork(first.weight, first.bias, inner.weight, inner.bias, last.weight, last.bias)
 
     def field(self, planes: Tensor | None, vectors: Tensor | None, dense: bool = False) -> Field:
-        """The radiance field of the decoder's grids; ``dense`` as in [vector_matrix_field]."""
+        """The radiance field of the decoder's grids.
+
+        Args:
+            planes: (3, B, C, R, R), or None for CP.
+            vectors: (3, B, C, R, 1), or None for tri-planes.
+            dense: look density up in one dense grid, see [vector_matrix_field].
+        """
         if self.representation == "vector_matrix":
             return vector_matrix_field(planes, vectors, self.sigma_dim, self.network.rgb, dense)
         if self.representation == "triplanes":
@@ -88,8 +94,7 @@ class FieldRenderer(nn.Module):
         """Renders rays through the decoder's grids.
 
         Args:
-            planes, vectors: grids of the representation, see [visionkit.nvs.decoder.Decoder]; None for those that it
-                does not have.
+            planes, vectors: (3, B, C, R, R) and (3, B, C, R, 1); None for those that the representation does not have.
             rays: origins, directions, near, far and box, see [render_vector_matrix].
             options: ``num_samples``, ``seed``, ``jitter``, ``min_weight``, ``chunk`` and ``ray_gradients``, see there.
         """

@@ -182,7 +182,7 @@ class Grid(nn.Module):
             setattr(self, name, nn.Parameter(fine[:, None]))
 
     def roughness(self) -> Tensor:
-        """Mean squared difference of neighbours."""
+        """Mean squared difference of neighbouring cells, a scalar."""
         planes = self.planes.diff(dim=-1).square().mean() + self.planes.diff(dim=-2).square().mean()
         return planes + self.vectors.diff(dim=-2).square().mean()
 
@@ -265,7 +265,10 @@ def drawn(rays: Rays, count: int, generator: torch.Generator) -> Rays:
 
 
 def distance_error(weights: Tensor, middle: Tensor, distance: Tensor) -> Tensor:
-    """How far from the known distances rays end, relative to them; a ray that ends nowhere counts 1."""
+    """How far from the known distances rays end, relative to them; a ray that ends nowhere counts 1.
+
+    Weights and distances of samples (R, N), known distances (R,) -> a scalar.
+    """
     off = (weights * (middle - distance[:, None]).abs()).sum(dim=1) / distance
     return (off + 1 - weights.sum(dim=1)).mean()
 

@@ -165,7 +165,7 @@ class NVSInferencer:
 
 
 def square_pixels(scene: Scene, row: int) -> tuple[np.ndarray, float]:
-    """A photograph of a capture, stretched where its pixels are no squares, and its focal length in pixels."""
+    """A photograph (H, W, 3) uint8, stretched where its pixels are no squares, and its focal length in pixels."""
     camera = scene.camera(row)
     (focal_x, focal_y), (height, width) = camera.focal, camera.size
     if abs(focal_x / focal_y - 1) < 5e-3:  # as calibrations err

@@ -183,7 +183,7 @@ class NViST(BaseModel):
         return Grids(planes, vectors, frustum)
 
     def field(self, grids: Grids) -> Field:
-        """The radiance field of what [represent] predicts, of points in [-1, 1]^3."""
+        """The radiance field of what [represent] predicts, of points (B, P, 3) in [-1, 1]^3."""
         field = self.renderer.field(grids.planes, grids.vectors, dense=True)
         return self.frustum_head.complete(field, grids.frustum) if grids.frustum is not None else field
 

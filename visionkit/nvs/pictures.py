@@ -31,7 +31,7 @@ def view_sheet(image: Tensor, predicted: Tensor, columns: int = 4) -> np.ndarray
 
 
 def write_sheet(path: Path, rows: list[np.ndarray]) -> Path:
-    """Writes rows of one width below each other."""
+    """Writes rows, each (H, W, 3) uint8 of one width W, below each other."""
     space = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
     stack = [part for i, row in enumerate(rows) for part in ([space] if i else []) + [row]]
     save_picture(Image.fromarray(np.concatenate(stack)), path)

@@ -62,7 +62,7 @@ def curve(name: str, frames: int, degrees: float | None = None) -> np.ndarray:
 
 
 def curve_from_file(path: str | os.PathLike, frames: int) -> np.ndarray:
-    """A smooth path through the key frames of a file.
+    """A smooth path (frames, 3) through the key frames of a file, see [curve].
 
     The file is a list of at least two, as ``[{"azimuth": -20}, {"azimuth": 20, "elevation": 5, "distance": 0.9}]``;
     what is left out is 0, 0 and 1.

@@ -78,7 +78,7 @@ class VideoWriter:
         return self
 
     def add(self, frame: np.ndarray) -> None:
-        """Appends a frame; odd sides lose a pixel, which H.264 asks for."""
+        """Appends a frame (H, W, 3) uint8; odd sides lose a pixel, which H.264 asks for."""
         av = require("av", "nvs")
         frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         if self.container is None:

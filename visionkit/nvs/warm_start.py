@@ -69,7 +69,7 @@ class WarmStart:
 
 
 def opaqueness(density: Tensor) -> Tensor:
-    """Share of light that a thin slab keeps."""
+    """Share of light that a thin slab absorbs, of any shape."""
     return 1 - torch.exp(-THICKNESS * density)
 
 

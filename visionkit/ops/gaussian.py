@@ -140,7 +140,7 @@ def exponents(x: Tensor, y: Tensor) -> Tensor:
 
 
 def add_ridge(a: Tensor, ridge: float) -> Tensor:
-    """a + ridge * I."""
+    """a + ridge * I, (..., m, m)."""
     return a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
 
@@ -169,7 +169,7 @@ def solve(a: Tensor, b: Tensor, invert: Callable[[Tensor], Tensor] | None = None
 
 
 def with_gradient(inverse: Tensor, a: Tensor) -> Tensor:
-    """The inverse of ``a``, taken without a gradient, with that of an inverse: dA = -Y^T dY Y^T."""
+    """The inverse (..., m, m) of ``a``, taken without a gradient, with that of an inverse: dA = -Y^T dY Y^T."""
     if not needs_gradient(a):
         return inverse
     return inverse - inverse @ (a - a.detach()) @ inverse  # the second term is zero and carries the gradient
@@ -194,7 +194,7 @@ def newton_inverse(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
 
 
 def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
-    """SOFT++'s inverse: one starting scale for the whole tensor; the gradient runs through it and every step.
+    """SOFT++'s inverse (..., m, m): one starting scale for all matrices; the gradient runs through it and every step.
 
     The scale is halved, at most ten times, until no column of I - A V_0 sums to more than 1.01.
     """
@@ -213,7 +213,7 @@ def newton_inverse_shared(a: Tensor, steps: int = NEWTON_STEPS) -> Tensor:
 
 
 def newton_steps(a: Tensor, start: Tensor, steps: int) -> Tensor:
-    """V <- 2 V - V A V, so often."""
+    """V <- 2 V - V A V for so many steps; all are (..., m, m)."""
     if not (torch.is_grad_enabled() and a.requires_grad) and (kernel := dispatch.kernel("newton_steps", a, start)):
         return kernel(a, start, steps)
     v = start

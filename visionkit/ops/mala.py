@@ -86,6 +86,8 @@ def mala_rows(
 ) -> Tensor:
     """The PyTorch form of [mala_attention] without its gate, in float32 at least.
 
+    q, k (B, heads, N, dim) and v (B, heads, N, dim_v) -> (B, heads, N, dim_v).
+
     Where these keys are a part of all keys, ``share`` turns means over the part, of phi(k_j)^T v_j, phi(k_j) and v_j,
     into means over all.
     """

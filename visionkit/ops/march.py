@@ -220,5 +220,5 @@ def _on(background: Tensor | None, seen: tuple[Tensor, ...]) -> Rendering:
 def edges_along(
     origins: Tensor, near: Tensor, far: Tensor, num_samples: int, seed: Tensor | None, jitter: str
 ) -> Callable[[slice], Tensor]:
-    """What gives [ray_edges] of some rays; without a seed even ones."""
+    """A function from a slice of rays to their [ray_edges], (B, rays, num_samples + 1); without a seed even ones."""
     return lambda rays: ray_edges(near, far, num_samples, origins, None if seed is None else jitter, seed, rays)

@@ -78,6 +78,8 @@ def nala_rows(
 ) -> Tensor:
     """The PyTorch form of [nala_attention], in float32 at least.
 
+    q, k (B, heads, N, dim) and v (B, heads, N, dim_v) -> (B, heads, N, dim_v).
+
     Where these keys are a part of all keys, ``share`` turns means over the part, of K_j^T v_j and K_j, into means over
     all.
     """
@@ -112,7 +114,10 @@ def sign_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard:
 
 
 def cosine_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard: float) -> tuple[list, list]:
-    """|d|^p times the cosine and the sine of the direction d, for q; |k|^power times those of k's direction, for k."""
+    """|d|^p times the cosine and the sine of the direction d, for q; |k|^power times those of k's direction, for k.
+
+    (..., N, dim) -> two halves of (..., N, dim) for q, and two for k.
+    """
     direction, exponent = _direction_and_exponent(q, power, offset, zero_guard)
     k_direction = k / k.norm(dim=-1, keepdim=True).clamp(min=zero_guard)
     q_size = direction.abs().clamp(min=torch.finfo(q.dtype).tiny) ** exponent  # not 0, as above

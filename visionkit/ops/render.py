@@ -392,9 +392,9 @@ def render_rays_in_chunks(
     chunk: int,
     **options: object,
 ) -> Rendering:
-    """[render_rays] over ``chunk`` rays of every scene at a time.
+    """[render_rays] over ``chunk`` rays of every scene at a time; shapes as there.
 
-    ``edges`` may be a function that gives those of some rays, so that not all lie in memory at once.
+    ``edges`` may be a function from a slice of rays to their edges, so that not all lie in memory at once.
 
     With gradients and several chunks each is recomputed in the backward pass, so that what is kept per ray does not
     grow with the number of samples (unless ``keep_weights`` asks for it). A single one would be kept whole anyway.

@@ -183,7 +183,13 @@ def cluster_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def cluster_statistics(
     labels: np.ndarray, num_clusters: int | None = None, true_labels: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Numbers for the log: clusters, empty ones, images left out, sizes; agreement with ``true_labels`` if given."""
+    """Numbers for the log: clusters, empty ones, images left out, sizes; agreement with ``true_labels`` if given.
+
+    Args:
+        labels: (N,) cluster of each image; -1 for one that is left out.
+        num_clusters: number of clusters, empty ones included; by default up to the largest label.
+        true_labels: (N,) identities.
+    """
     sizes = np.bincount(labels[labels >= 0], minlength=num_clusters or 0)
     filled = sizes[sizes > 0] if sizes.any() else np.zeros(1)
     statistics = dict(

@@ -22,9 +22,9 @@ LARGEST_BLOCK = 128 << 20
 
 
 def rows(features: Features, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:
-    """Read rows of a tensor, an array or a memory-mapped file as float32 (float64 stays) on ``device``.
+    """Read rows (stop - start, D) of features (N, D) as float32 (float64 stays) on ``device``.
 
-    What lies in memory or in a file's map is not copied: do not write to it.
+    Features are a tensor, an array or a memory map, which are not copied: do not write to the rows.
     """
     part = as_tensor(features[start:stop])
     return part.to(device, part.dtype if part.dtype == torch.float64 else torch.float32)

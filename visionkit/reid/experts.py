@@ -34,7 +34,7 @@ class Expert(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See above. A single training image passes the norm by its running statistics."""
+        """(B, D) -> (B, D). A single training image passes the norm by its running statistics."""
         x = x + self.up(F.gelu(self.down(x)))
         if self.training and len(x) == 1:
             return F.batch_norm(x, self.neck.running_mean, self.neck.running_var, self.neck.weight, self.neck.bias)
@@ -83,5 +83,5 @@ class DomainExperts(nn.Module):
 
 
 def routing_loss(routed: Routed) -> Tensor:
-    """Cross-entropy of the router against the enforced route."""
+    """Cross-entropy of the router's logits (B, domains) against the enforced route (B,), a scalar."""
     return F.cross_entropy(routed.logits, routed.domain)

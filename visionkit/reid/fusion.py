@@ -30,7 +30,7 @@ class Pooled(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """GAP + GMP."""
+        """GAP + GMP, (B, C)."""
         return self.mean + self.max
 
 

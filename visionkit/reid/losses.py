@@ -34,7 +34,7 @@ def batch_hard(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def softmax_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
     """Cross-entropy between softmax(d_ap, d_an) and the target (margin, 1 - margin), mean over the anchors.
 
-    With margin 0 it is mean softplus(d_ap - d_an). Shapes as in :func:`batch_hard`; 0 if there is no triplet.
+    With margin 0 it is mean softplus(d_ap - d_an). (B, D) and (B,) -> a scalar; 0 if there is no triplet.
     """
     positive, negative = batch_hard(features, labels)
     gap = positive - negative
@@ -42,7 +42,7 @@ def softmax_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.0) 
 
 
 def hard_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
-    """mean max(0, d_ap - d_an + margin). Shapes as in :func:`batch_hard`; 0 if there is no triplet."""
+    """mean max(0, d_ap - d_an + margin). (B, D) and (B,) -> a scalar; 0 if there is no triplet."""
     positive, negative = batch_hard(features, labels)
     return _mean(F.relu(positive - negative + margin), features)
 

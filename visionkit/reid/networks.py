@@ -244,7 +244,7 @@ class SourceReID(ReIDModel):
         return losses
 
     def descriptor(self, image: Tensor) -> Tensor:
-        """See :class:`ReIDModel`: the feature after the neck."""
+        """See :class:`ReIDModel`: (B, 3, H, W) -> the feature after the neck (B, C)."""
         return F.normalize(self._encode(image)[1])
 
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,7 +330,10 @@ class CoreReID(ReIDModel):
         image: Tensor | None = None,
         **_: Any,
     ) -> dict[str, Tensor] | Tensor:
-        """``loss``: of one batch of items per view. ``predict``: descriptors of ``image`` by the teacher alone."""
+        """``loss``: losses by name, of a batch of items per view. ``predict``: the teacher's descriptors of ``image``.
+
+        Images are (B, 3, H, W), labels (B,); descriptors are those of :meth:`extract`, (B, D).
+        """
         if is_prediction(mode):
             return self.extract(image)
         views = dict(zip(PARTS, (("global_view", global_view), ("top", top), ("bottom", bottom))))
@@ -347,7 +350,7 @@ class CoreReID(ReIDModel):
         return self
 
     def descriptor(self, image: Tensor) -> Tensor:
-        """See :class:`ReIDModel`: the teacher's features of all parts, concatenated."""
+        """See :class:`ReIDModel`: (B, 3, H, W) -> the teacher's features of all P parts, concatenated, (B, P * C)."""
         return F.normalize(torch.cat(self.final(image).features, dim=1))
 
     def extract_fused(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -113,7 +113,7 @@ class Scene:
         return np.asarray(picture)
 
     def moved(self, centre: np.ndarray, scale: float) -> "Scene":
-        """The scene with ``centre`` at the origin and lengths multiplied by ``scale``."""
+        """The scene with ``centre`` (3,) at the origin and lengths multiplied by ``scale``."""
         c2w = self.c2w.copy()
         c2w[:, :, 3] = (c2w[:, :, 3] - centre) * scale
         return dataclasses.replace(self, c2w=c2w, points=(self.points - centre) * scale)
@@ -123,7 +123,7 @@ class Scene:
         return viewed_distances(self.c2w) if centre == "viewed" else np.linalg.norm(self.centres, axis=1)
 
     def trusted_points(self) -> np.ndarray:
-        """Indices of the points that many photographs agree on and that are no outliers of position.
+        """Indices (K,) of the points that many photographs agree on and that are no outliers of position.
 
         Those seen in at least 10 photographs, as the paper takes them; where a small capture leaves fewer than 100,
         those seen in at least 3. Of these, the ones within the central 95% along each axis.

@@ -38,7 +38,10 @@ def causal_linear(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor | None = Non
 
 
 def bidirectional_linear(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
-    """The same over all j, with the gates between i and j: a pass each way, own token counted once."""
+    """[causal_linear] over all j, with the gates between i and j: a pass each way, own token counted once.
+
+    Shapes as there.
+    """
     q_back, k_back, v_back = q.flip(-2), k.flip(-2), v.flip(-2)
     ahead = causal_linear(q, k, v, log_gate)
     behind = causal_linear(q_back, k_back, v_back, log_gate.roll(-1, -1).flip(-1)).flip(-2)

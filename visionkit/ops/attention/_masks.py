@@ -97,7 +97,10 @@ def by_rows(
 
 
 def in_blocks(function: Callable, q: Tensor, k: Tensor, v: Tensor, block: int, /, **options: object) -> Tensor:
-    """A mechanism inside non-overlapping blocks of tokens; the last may be shorter. ``block`` may be an option too."""
+    """A mechanism inside non-overlapping blocks of tokens; the last may be shorter. ``block`` may be an option too.
+
+    q, k and v (B, H, N, D) -> (B, H, N, Dv).
+    """
     n = q.shape[-2]
     whole = n - n % block
 

@@ -94,7 +94,7 @@ def chosen_blocks(
 
 
 def smallest_set(scores: Tensor, gamma: float, least: int = 1) -> Tensor:
-    """Booleans of the fewest entries along the last axis that hold a share gamma of its sum, at least ``least``."""
+    """Scores (..., N) -> booleans (..., N): the fewest entries with a share gamma of the sum, at least ``least``."""
     if gamma >= 1:
         return torch.ones_like(scores, dtype=torch.bool)
     value, index = scores.sort(dim=-1, descending=True)
@@ -105,7 +105,7 @@ def smallest_set(scores: Tensor, gamma: float, least: int = 1) -> Tensor:
 
 
 def js_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of distributions along the last axis, in nats; at most log 2."""
+    """Jensen-Shannon divergence of distributions (..., N) -> (...), in nats; at most log 2."""
     middle = (p + q) / 2
     kl = lambda a: torch.special.xlogy(a, a / middle.clamp(min=torch.finfo(a.dtype).tiny)).sum(-1)
     return ((kl(p) + kl(q)) / 2).clamp(min=0)

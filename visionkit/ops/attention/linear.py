@@ -94,7 +94,7 @@ def rows(means: Tensor, seen: Tensor | int, output: str) -> Tensor:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x √d / ‖x‖ along the last axis; 0 stays 0."""
+    """x √d / ‖x‖ along the last axis, (..., d) -> (..., d); 0 stays 0."""
     return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
 
 

@@ -102,5 +102,5 @@ def image_to_tensor(image: Image.Image) -> Tensor:
 
 
 def tensor_to_image(tensor: Tensor) -> Image.Image:
-    """The inverse of `image_to_tensor`, with rounding."""
+    """(3, H, W) in [-1, 1] as a PIL image: the inverse of `image_to_tensor`, with rounding."""
     return v2.functional.to_pil_image(((tensor.float().cpu() + 1.0) * 127.5).round().clamp(0, 255).byte())

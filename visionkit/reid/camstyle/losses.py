@@ -22,12 +22,18 @@ def lsgan_loss(scores: Tensor, real: bool) -> Tensor:
 
 
 def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """Half the least-squares loss of real images against 1 plus that of translated images against 0."""
+    """Half the sum of the least-squares losses of real scores against 1 and of translated ones against 0.
+
+    Scores of any shape -> a scalar.
+    """
     return 0.5 * (lsgan_loss(real_scores, True) + lsgan_loss(fake_scores, False))
 
 
 def cycle_loss(image: Tensor, reconstructed: Tensor, weight: float = 10.0) -> Tensor:
-    """``weight`` times the mean absolute difference of an image and its translation there and back."""
+    """``weight`` times the mean absolute difference of an image and its translation there and back.
+
+    (B, C, H, W) twice -> a scalar.
+    """
     return weight * l1_loss(reconstructed, image)
 
 
@@ -35,8 +41,8 @@ def identity_loss(image: Tensor, translated: Tensor, cycle_weight: float = 10.0,
     """Penalises a generator for changing an image that already has its style.
 
     Args:
-        image: A real image of the generator's output domain.
-        translated: The generator's output for it.
+        image: (B, C, H, W), real images of the generator's output domain.
+        translated: (B, C, H, W), the generator's output for them.
         cycle_weight: The weight of `cycle_loss`.
         weight: This loss's weight relative to it.
     """

@@ -78,7 +78,8 @@ class CycleGAN(BaseModel):
     def generator_losses(self, real: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The generators' losses by name, and the translated images ``dict(a=..., b=...)``.
 
-        The discriminators receive no gradient.
+        ``real`` is ``dict(a=..., b=...)`` of images (B, 3, H, W) in [-1, 1], as are the translated ones. The
+        discriminators receive no gradient.
         """
         to = {"a": self.generator_ba, "b": self.generator_ab}
         fake = {"b": to["b"](real["a"]), "a": to["a"](real["b"])}
@@ -93,7 +94,7 @@ class CycleGAN(BaseModel):
         return losses, fake
 
     def discriminator_losses(self, real: dict[str, Tensor], shown: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The discriminators' losses for real images and for translated ones drawn from the pools."""
+        """The discriminators' losses for real images (B, 3, H, W) and for translated ones drawn from the pools."""
         judges = {"a": self.discriminator_a, "b": self.discriminator_b}
         return {
             f"discriminator_{side}": discriminator_loss(judge(real[side]), judge(shown[side]))
