@@ -43,7 +43,7 @@ class ConvNorm(nn.Module):
 
     Args:
         in_dim, dim: channels.
-        stride: of the convolution.
+        stride: stride of the convolution.
         activation: ``"relu"``, ``"gelu"``, or ``"none"``.
     """
 
@@ -143,7 +143,7 @@ def linear(layer: nn.Linear, x: Tensor, gamma: Tensor | None = None, onto: Tenso
     Where nothing is differentiated a CPU leaves product and sum to one call of oneDNN, which passes over the map once.
 
     Args:
-        layer: with a bias.
+        layer: a linear layer with a bias.
         x: (..., in_features).
         gamma: a factor for each output. It costs least in the weights, which are mostly smaller than the map, or in the
             sum.
@@ -176,7 +176,7 @@ def linear_gelu(layer: nn.Linear, x: Tensor, approximate: str = "none") -> Tenso
     """GELU of layer(x), as [linear] in one call where nothing is differentiated.
 
     Args:
-        layer: with a bias.
+        layer: a linear layer with a bias.
         x: (..., in_features).
         approximate: ``"none"`` for the exact GELU, ``"tanh"`` for its approximation.
 
