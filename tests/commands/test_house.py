@@ -104,6 +104,11 @@ def test_a_current_folder_that_is_gone_is_told_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == ("error: the current folder no longer exists; change to another\n")
 
 
+def test_the_package_is_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "visionkit", "nothing"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: argument COMMAND: invalid choice")
+
+
 def test_doctor_knows_every_extra():
     extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("dev = ")[0]
     names = set(re.findall(r'"([a-z-]+)>=', extras))
