@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import cut, on_device, sum_type
+from visionkit_kernels._direct import differentiable, direct
 
 SIZES = (3, 5)
 RUN = 16  # rows of a program's part of a map, at most
@@ -208,11 +209,12 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad) -> tuple:
-    dx, dweight, dbias = depthwise_backward(grad, *ctx.saved_tensors, ctx.residual)
+    dx, dweight, dbias = direct(depthwise_backward, backward)(grad, *ctx.saved_tensors, ctx.residual)
     return dx, dweight, dbias if ctx.biased else None, None
 
 
 depthwise_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(depthwise_forward, forward, _setup, _backward)
 
 
 def refuses(x: Tensor, weight: Tensor) -> str | None:
@@ -237,4 +239,4 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residu
     Returns:
         (B, H, W, C), in the type of ``x``. It has gradients for all tensors.
     """
-    return depthwise_forward(x, weight, bias, residual)
+    return _run(x, weight, bias, residual)

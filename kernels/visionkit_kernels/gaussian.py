@@ -38,6 +38,7 @@ from visionkit_kernels._common import (
     sum_type,
     tokens_first,
 )
+from visionkit_kernels._direct import differentiable, direct
 
 LARGEST_HEAD = 64
 TILE = 64  # landmarks
@@ -288,11 +289,12 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _backward(ctx, grad, _) -> tuple:
-    return *gaussian_backward(grad, *ctx.saved_tensors, ctx.scale), None
+def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN002
+    return *direct(gaussian_backward, backward)(grad, *ctx.saved_tensors, ctx.scale), None
 
 
 gaussian_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(gaussian_forward, forward, _setup, _backward)
 
 
 def refuses(landmarks: Tensor, q: Tensor, v: Tensor) -> str | None:
@@ -322,4 +324,4 @@ def gaussian_attention(landmarks: Tensor, q: Tensor, v: Tensor, small: Tensor, s
     Returns:
         (B, heads, N, dim_v), in the type of ``v``. It has gradients for all tensors.
     """
-    return gaussian_forward(landmarks.to(sum_type(v.dtype)), q.to(v.dtype), v, small, scale)[0]
+    return _run(landmarks.to(sum_type(v.dtype)), q.to(v.dtype), v, small, scale)

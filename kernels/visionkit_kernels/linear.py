@@ -54,6 +54,7 @@ from visionkit_kernels._common import (
     turn,
     turn_back,
 )
+from visionkit_kernels._direct import differentiable, direct
 from visionkit_kernels.tiles import capability, chosen
 
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
@@ -477,11 +478,12 @@ def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
 
 
 def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN001, ANN002
-    dq, dk, dv, *gating = linear_backward(grad, *ctx.saved_tensors, *ctx.options)
+    dq, dk, dv, *gating = direct(linear_backward, launch_backward)(grad, *ctx.saved_tensors, *ctx.options)
     return dq, dk, dv, None, *(gating or [None] * 2), *[None] * len(ctx.options)
 
 
 linear_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(linear_forward, launch_forward, _setup, _backward)
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -521,7 +523,7 @@ def linear_attention(
     if feature_map not in FEATURES or output not in OUTPUTS:
         raise ValueError(f"feature_map={feature_map!r}, output={output!r}: expected one of {FEATURES}, {OUTPUTS}")
     q, k, v = one_type(q, k, v)
-    return linear_forward(q, k, v, None, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])[0]
+    return _run(q, k, v, None, None, None, feature_map, output, False, 1.0, eps / k.shape[-2])
 
 
 def mala_attention(
@@ -541,4 +543,4 @@ def mala_attention(
         local, gate, _ = one_type(local, gate, v)
     q, k, v = one_type(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return linear_forward(q, k, v, pairs(rotary, q, k), local, gate, "elu", "mala", normalise_rotated, scale, eps)[0]
+    return _run(q, k, v, pairs(rotary, q, k), local, gate, "elu", "mala", normalise_rotated, scale, eps)

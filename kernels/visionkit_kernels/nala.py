@@ -36,6 +36,7 @@ from visionkit_kernels._common import (
     turn,
     turn_back,
 )
+from visionkit_kernels._direct import differentiable, direct
 
 LARGEST_HEAD = 64
 
@@ -338,10 +339,11 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, *_) -> tuple:  # noqa: ANN002
-    return *nala_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
+    return *direct(nala_backward, launch_backward)(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
 
 
 nala_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(nala_forward, launch_forward, _setup, _backward)
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -373,4 +375,4 @@ def nala_attention(
     No gradient flows to ``rotary``. Half-precision products are taken in TF32, sums in float32.
     """
     q, k, v = one_type(q, k, v)
-    return nala_forward(q, k, v, pairs(rotary, q, k), power, offset, eps, zero_guard)[0]
+    return _run(q, k, v, pairs(rotary, q, k), power, offset, eps, zero_guard)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import cut, load_tile, on_device, padded, store_tile, sum_type
+from visionkit_kernels._direct import differentiable, direct
 
 WIDEST = 4096
 ENTRIES = 2048  # of a tile
@@ -113,10 +114,11 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad) -> tuple:
-    return *norm_backward(grad, *ctx.saved_tensors, ctx.eps), None, None
+    return *direct(norm_backward, backward)(grad, *ctx.saved_tensors, ctx.eps), None, None
 
 
 norm_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(norm_forward, forward, _setup, _backward)
 
 
 def refuses(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
@@ -142,4 +144,4 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     Returns:
         (..., C). It has gradients for all tensors.
     """
-    return norm_forward(x, weight, bias, eps, dtype)
+    return _run(x, weight, bias, eps, dtype)

@@ -18,6 +18,7 @@ from visionkit_kernels._common import (
     turn,
     turn_back,
 )
+from visionkit_kernels._direct import differentiable, direct
 
 ENTRIES = 2048  # of a tile
 
@@ -65,10 +66,11 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad) -> tuple:
-    return rotary_forward(grad, *ctx.saved_tensors, not ctx.back), None, None
+    return direct(rotary_forward, forward)(grad, *ctx.saved_tensors, not ctx.back), None, None
 
 
 rotary_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(rotary_forward, forward, _setup, _backward)
 
 
 def refuses(x: Tensor, sin: Tensor, cos: Tensor) -> str | None:
@@ -88,11 +90,11 @@ def rotary_2d(x: Tensor, sin: Tensor, cos: Tensor, both: Tensor | None = None) -
     """Turns every pair of neighbouring channels.
 
     Args:
-        x: (B, heads, N, dim), any strides; dim even. It has a gradient, also of any order.
+        x: (B, heads, N, dim), any strides; dim even. It has a gradient.
         sin, cos: (N, dim), alike for both channels of a pair.
         both: cos and sin of every pair as one table (N, dim), if it is there already.
 
     Returns:
         (B, heads, N, dim), in the type of ``x``, its memory (B, N, heads, dim).
     """
-    return rotary_forward(x, pairs((sin, cos) if both is None else (sin, cos, both), x, x), False)
+    return _run(x, pairs((sin, cos) if both is None else (sin, cos, both), x, x), False)

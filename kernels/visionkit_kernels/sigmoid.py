@@ -27,6 +27,7 @@ from visionkit_kernels._common import (
     store_tile,
     tokens_first,
 )
+from visionkit_kernels._direct import differentiable, direct
 from visionkit_kernels.tiles import chosen
 
 LARGEST_HEAD = 128
@@ -220,10 +221,11 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad) -> tuple:
-    return *sigmoid_backward(grad, *ctx.saved_tensors, ctx.causal), None
+    return *direct(sigmoid_backward, launch_backward)(grad, *ctx.saved_tensors, ctx.causal), None
 
 
 sigmoid_forward.register_autograd(_backward, setup_context=_setup)
+_run = differentiable(sigmoid_forward, launch_forward, _setup, _backward)
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -247,4 +249,4 @@ def sigmoid_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) 
     Returns:
         (B, heads, Nq, dim_v), in the type of ``v``.
     """
-    return sigmoid_forward(*one_type(q, k, v), causal)
+    return _run(*one_type(q, k, v), causal)
