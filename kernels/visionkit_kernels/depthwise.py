@@ -20,10 +20,11 @@ from torch import Tensor
 
 from visionkit_kernels._common import cut, on_device, sum_type
 from visionkit_kernels._direct import differentiable, direct
+from visionkit_kernels.tiles import chosen
 
 SIZES = (3, 5)
 RUN = 16  # rows of a program's part of a map, at most
-CELLS = 512  # columns times channels of it
+CELLS = 512  # of it in a row: columns times channels
 
 
 @triton.jit
@@ -135,23 +136,28 @@ def depthwise_weight_kernel(
     tl.store(out + K * K * channels, tl.sum(total, 0), mask=spots < channels)
 
 
-def _sizes(x: Tensor, weight: Tensor) -> tuple[dict, tuple[int, int, int, int]]:
-    """A launch's constants; runs of rows of an image, parts across it, blocks of channels, rows of a run.
+def config(way: str, k: int, dtype: torch.dtype, device: torch.device) -> dict:
+    """Sizes and launch options; a thread has few channels, as it holds all of their weights, or sums, at once."""
+    sizes = dict(CELLS=CELLS, RUN=RUN, num_warps=4 if k == 3 else 8, PROGRAMS=4 if k == 3 else 2)
+    return chosen(f"depthwise {way} {k}", sizes, dtype, device)
 
-    A thread has few channels, as it holds all of their weights, or sums, at once.
-    """
+
+def _sizes(way: str, x: Tensor, weight: Tensor) -> tuple[dict, tuple[int, int, int, int], int]:
+    """A launch's constants; runs of rows of an image, parts across it, blocks of channels, rows of a run; programs of a
+    multiprocessor."""
     (_, height, width, channels), k = x.shape, weight.shape[-1]
+    sizes = config(way, k, x.dtype, x.device)
     c = 64 if channels % 64 == 0 or channels > 256 else 32
+    columns, runs, programs = sizes.pop("CELLS") // c, triton.cdiv(height, sizes.pop("RUN")), sizes.pop("PROGRAMS")
     acc = tl.float64 if sum_type(x.dtype) == torch.float64 else tl.float32
-    options = dict(K=k, COLUMNS=CELLS // c, C=c, ACC=acc, num_warps=4 if k == 3 else 8, enable_fp_fusion=True)
-    runs = triton.cdiv(height, RUN)
-    return options, (runs, triton.cdiv(width, CELLS // c), triton.cdiv(channels, c), triton.cdiv(height, runs))
+    sizes.update(K=k, COLUMNS=columns, C=c, ACC=acc, enable_fp_fusion=True)
+    return sizes, (runs, triton.cdiv(width, columns), triton.cdiv(channels, c), triton.cdiv(height, runs)), programs
 
 
 def launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, turned: bool = False) -> Tensor:
     """The convolution, (B, H, W, C), in the type of x; with the kernel turned, its transpose."""
     out = x.new_empty(x.shape)
-    sizes, (runs, across, blocks, run) = _sizes(x, weight)
+    sizes, (runs, across, blocks, run), _ = _sizes("forward", x, weight)
     with on_device(x):
         depthwise_kernel[(x.shape[0] * runs * across * blocks,)](
             x, _channels_last(weight), bias, out, *x.stride(), *x.shape[1:], runs, across, blocks, run,
@@ -162,9 +168,9 @@ def launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, residual:
 
 def launch_weight(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the weight (C, 1, K, K) and the bias (C,), in its type."""
-    sizes, (runs, across, blocks, run) = _sizes(x, weight)
+    sizes, (runs, across, blocks, run), programs = _sizes("backward", x, weight)
     k, parts = weight.shape[-1], x.shape[0] * runs * across
-    share, splits = cut(parts, 1, blocks, x.device, 4 if k == 3 else 2)  # as many as have room at once
+    share, splits = cut(parts, 1, blocks, x.device, programs)
     sums = x.new_empty(splits, k * k + 1, x.shape[-1], dtype=sum_type(x.dtype))
     with on_device(x):
         depthwise_weight_kernel[(splits * blocks,)](

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from visionkit_kernels import bench, tiles
+from visionkit_kernels import bench, bench_cases, tiles
 
 KNOBS = {
     "linear reduce": dict(ROWS=(32, 64, 128), num_warps=(2, 4, 8), num_stages=(1, 2, 3, 4), PROGRAMS=(2, 3, 4, 8)),
@@ -24,11 +24,13 @@ KNOBS = {
     "linear backward": dict(ROWS=(16, 32, 64), num_warps=(2, 4, 8), num_stages=(1, 2, 3), PROGRAMS=(2, 3, 4, 8)),
     "sigmoid forward": dict(KEYS=(32, 64, 128), ROWS=(64, 128), num_warps=(4, 8), num_stages=(2, 3, 4)),
     "sigmoid backward": dict(KEYS=(32, 64, 128), ROWS=(32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3)),
+    "depthwise forward": dict(CELLS=(256, 512, 1024), RUN=(8, 16, 32), num_warps=(2, 4, 8)),
+    "depthwise backward": dict(CELLS=(256, 512, 1024), RUN=(8, 16, 32), num_warps=(2, 4, 8), PROGRAMS=(2, 3, 4)),
     "march forward": dict(RAYS=(16, 32, 64, 128), num_warps=(1, 2, 4, 8)),
     "march backward": dict(RAYS=(16, 32, 64, 128), num_warps=(4, 8)),
 }
-CASES = dict(mala=bench.mala_cases, linear=bench.linear_cases, sigmoid=bench.sigmoid_cases, march=bench.march_cases)
-CASES["wide"] = bench.wide_cases  # last, for what time is left
+OPERATIONS = "mala", "linear", "sigmoid", "march", "depthwise", "wide"  # the last for what time is left
+CASES = {op: bench_cases.CASES[op] for op in OPERATIONS}
 WORTH = 0.97  # a find must take at most this share of the default's time, or noise would choose
 SECONDS = 240
 TOLERANCE = 2e-2  # of the largest value: sums are taken in another order
@@ -57,7 +59,7 @@ def agree(found: list[Tensor], expected: list[Tensor]) -> bool:
     )
 
 
-def tune_case(case: bench.Case, known: dict[str, dict], over: Callable[[], bool]) -> Iterator[tuple[str, dict]]:
+def tune_case(case: bench_cases.Case, known: dict[str, dict], over: Callable[[], bool]) -> Iterator[tuple[str, dict]]:
     """Yields kernel and find for all that a case launches and that is not known yet."""
     sets = bench.input_sets(case)
     forward = bench.forward_call(case.run)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from visionkit_kernels import bench  # noqa: E402
+from visionkit_kernels import bench, bench_cases  # noqa: E402
 
 SMALL = [(1, 2, (2, 3))] * 6
 CEILINGS = dict(copy_bytes_per_second=1e12, product_flops_per_second=1e15)
@@ -20,7 +20,7 @@ def on_a_cpu(monkeypatch):
         calls[0]()
         return 1.0, True
 
-    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setattr(bench_cases, "DEVICE", "cpu")
     monkeypatch.setattr(bench, "SETS_BYTES", 0)
     monkeypatch.setattr(bench, "median_seconds", once)
     monkeypatch.setattr(bench, "_peak", lambda call: 0)
@@ -31,7 +31,7 @@ def on_a_cpu(monkeypatch):
 def test_every_operation_has_a_shape_that_torch_compile_runs_and_attentions_run_beside_softmax(op):
     cases = list(bench.CASES[op]())
     assert any(case.compiled for case in cases)
-    assert op not in bench.ATTENTIONS or all(case.sdpa or "gate" in case.job for case in cases)
+    assert op not in bench_cases.ATTENTIONS or all(case.sdpa or "gate" in case.job for case in cases)
 
 
 @pytest.mark.parametrize("op", ["mala", "linear"])
@@ -43,18 +43,18 @@ def test_the_lengths_that_targets_speak_of(op):
 
 def small_case(op, monkeypatch):
     """The operation's first case that is compiled, at a size for the interpreter."""
-    monkeypatch.setattr(bench, "SHAPES", SMALL)
-    monkeypatch.setattr(bench, "MAIN", SMALL[:1])
+    monkeypatch.setattr(bench_cases, "SHAPES", SMALL)
+    monkeypatch.setattr(bench_cases, "MAIN", SMALL[:1])
     case = next(case for case in bench.CASES[op]() if case.compiled)
     if op == "march":
-        inputs, run = bench.march_job(20, torch.bfloat16)
+        inputs, run = bench_cases.march_job(20, torch.bfloat16)
         return case._replace(inputs=inputs, run=run)
     if op == "gaussian":
         return case._replace(inputs=lambda: [torch.randn(1, 2, n, 32).requires_grad_() for n in (5, 9, 9)])
     if op in ("depthwise", "norm"):
         weights = [x.shape for x in case.inputs()[1:]]
-        return case._replace(inputs=bench.map_and_weights((1, 2, 3, weights[0][0]), *weights))
-    return case._replace(inputs=bench.heads(1, 2, 6, 64))
+        return case._replace(inputs=bench_cases.map_and_weights((1, 2, 3, weights[0][0]), *weights))
+    return case._replace(inputs=bench_cases.heads(1, 2, 6, 64))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for a device")
@@ -62,7 +62,7 @@ def small_case(op, monkeypatch):
 def test_all_forms_of_a_case_run(op, monkeypatch):
     """Gaussian attention stood beside no softmax, and all but MALA beside no ``torch.compile``."""
     row = bench.measure(small_case(op, monkeypatch), CEILINGS, True)
-    forms = ("", "reference_", "compiled_") + (("sdpa_",) if op in bench.ATTENTIONS else ())
+    forms = ("", "reference_", "compiled_") + (("sdpa_",) if op in bench_cases.ATTENTIONS else ())
     assert {f"{form}{name}" for form in forms for name in ("seconds", "step_seconds")} <= set(row)
     assert not any("failed" in name for name in row), row
 

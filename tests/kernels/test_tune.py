@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from visionkit_kernels import bench, linear, march, sigmoid, tiles, tune  # noqa: E402
+from visionkit_kernels import bench, bench_cases, depthwise, linear, march, sigmoid, tiles, tune  # noqa: E402
 
 DEVICE = torch.device("cpu")
 
@@ -34,6 +34,10 @@ TUNED = {
         f"sigmoid {way} 64 x 64 bfloat16": lambda way=way: sigmoid.config(
             64, 64, torch.bfloat16, DEVICE, way == "backward"
         )
+        for way in ("forward", "backward")
+    },
+    **{
+        f"depthwise {way} 3 bfloat16": lambda way=way: depthwise.config(way, 3, torch.bfloat16, DEVICE)
         for way in ("forward", "backward")
     },
     **{
@@ -89,7 +93,7 @@ def test_a_case_is_tuned_and_wrong_results_are_passed_over(monkeypatch, wrong, e
     monkeypatch.setattr(bench, "SETS_BYTES", 0)
     monkeypatch.setattr(tune, "KNOBS", {"sigmoid forward": dict(ROWS=(16, 32))})
     new = lambda: [torch.randn(1, 1, 40, 16).requires_grad_() for _ in range(3)]
-    case = bench.Case("sigmoid", "tiny", new, lambda *x: attend("sigmoid", *x), training=False)
+    case = bench_cases.Case("sigmoid", "tiny", new, lambda *x: attend("sigmoid", *x), training=False)
     with dispatch.use_kernels("triton"):
         found = dict(tune.tune_case(case, {}, lambda: False))
         assert {each["ROWS"] for each in found.values()} == {expected} and list(found) == [key]
