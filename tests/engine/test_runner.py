@@ -36,6 +36,15 @@ def test_a_checkpoint_to_go_on_from_is_read_on_the_cpu(tmp_path, monkeypatch):
     assert read == ["cpu"]
 
 
+@pytest.mark.parametrize("system, method", [("linux", "fork"), ("darwin", "spawn")])
+def test_loader_processes_are_not_forked_on_macos(tmp_path, monkeypatch, system, method):
+    asked = []
+    monkeypatch.setattr("mmengine.runner.runner.set_multi_processing", lambda **options: asked.append(options))
+    monkeypatch.setattr("sys.platform", system)
+    build_runner(runner_cfg(), tmp_path, seed=3)
+    assert [options["mp_start_method"] for options in asked] == [method]
+
+
 def test_a_run_begins_without_the_model_of_the_last(tmp_path):
     gc.disable()  # it would come by itself, some time
     try:

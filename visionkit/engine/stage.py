@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,6 +178,8 @@ def build_runner(
         work_dir=str(folder),
         launcher=launcher,
         randomness=dict(seed=seed),
+        # mmengine would fork on macOS too, whose own libraries may crash in a forked process
+        env_cfg=dict(mp_cfg=dict(mp_start_method="fork" if sys.platform == "linux" else "spawn")),
         default_scope="mmengine",
         experiment_name=f"{folder.name}-{int(time.time())}-{next(_RUN_NUMBER)}",
         visualizer=dict(type="Visualizer", vis_backends=backends),
