@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -168,6 +170,24 @@ def test_a_folder_that_stays_empty_goes(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "index", "/proc/x/y"):
         with pytest.raises(VisionKitError, match=f"{place}: cannot be written"), writing(place):
             pass
+
+
+def test_a_refusal_is_told_where_a_held_lock_cannot_be_removed(tmp_path, monkeypatch):
+    """As on Windows, where filelock removes the file when it lets go of it."""
+    release = FileLock.release
+
+    def let_go(lock, *options, **more):
+        release(lock, *options, **more)
+        os.unlink(lock.lock_file)
+
+    def refuse(path, **options):
+        raise PermissionError(13, "is being used by another process", str(path))
+
+    monkeypatch.setattr(FileLock, "release", let_go)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(VisionKitError, match="no such checkpoint"), writing(tmp_path / "index"):
+        raise VisionKitError("no such checkpoint")
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_part_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):

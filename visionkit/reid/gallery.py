@@ -290,14 +290,18 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     """
     folder = Path(folder)
     made = not folder.exists()
-    with _lock(folder):
-        try:
-            yield
-        finally:
-            if made and not holds_index(folder):
-                (folder / LOCK).unlink(missing_ok=True)
-                with suppress(OSError):  # somebody put something there
-                    folder.rmdir()
+    try:
+        with _lock(folder):
+            try:
+                yield
+            finally:
+                if made and not holds_index(folder):
+                    with suppress(OSError):  # Windows lets go of it only when the lock is released, which removes it
+                        (folder / LOCK).unlink()
+    finally:
+        if made:
+            with suppress(OSError):  # it holds an index, or what somebody put there
+                folder.rmdir()
 
 
 def _lock(folder: Path) -> AcquireReturnProxy:
