@@ -36,6 +36,15 @@ def test_points_are_where_they_were_and_seen_by_whom_they_were(tmp_path):
     assert all(np.array_equal(rows, np.arange(60)) for rows in scene.visible)
 
 
+def test_a_model_is_read_where_no_links_can_be_made(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError(22, "A required privilege is not held by the client")  # Windows, of most users
+
+    monkeypatch.setattr("os.symlink", refuse)
+    scene = read_capture(write_colmap(tmp_path / "a"))
+    assert len(scene) == 6 and len(scene.points) == 60 and scene.skipped == ()
+
+
 def test_images_and_poses_are_joined_by_name(tmp_path):
     folder = write_colmap(tmp_path / "a")
     (folder / "images" / "001.png").rename(folder / "images" / "aaa.png")

@@ -1,6 +1,7 @@
 """Captures with cameras by COLMAP, in MVImgNet's tree: ``images/`` and ``sparse/0/*.bin`` (or ``.txt``)."""
 
 import os
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -126,11 +127,12 @@ def _read_model(folder: Path) -> tuple[object, str]:
 def _read_linked(folder: Path, ending: str, points: Path | None) -> object:
     pycolmap = require("pycolmap", "nvs")
     with tempfile.TemporaryDirectory() as place:
-        for name in MODEL_FILES[:2]:
-            os.symlink((folder / name).with_suffix(ending).resolve(), Path(place, name + ending))
-        if points:
-            os.symlink(points.resolve(), Path(place, points.name))
-        else:
+        for file in [folder / f"{name}{ending}" for name in MODEL_FILES[:2]] + ([points] if points else []):
+            try:
+                os.symlink(file.resolve(), Path(place, file.name))
+            except OSError:  # Windows lets only some users make links
+                shutil.copyfile(file, Path(place, file.name))
+        if not points:
             Path(place, f"points3D{ending}").write_bytes(b"\0" * 8 if ending == ".bin" else b"")
         return pycolmap.Reconstruction(place)
 
