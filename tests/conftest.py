@@ -1,7 +1,6 @@
 """Triton reads this once, when it is first imported: without a device its interpreter stands in for one."""
 
 import os
-import resource
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ if not torch.cuda.is_available():
 @pytest.fixture
 def room_of_4096_bytes():
     """For every file, as on a disk that fills up: the system writes what it can, and then refuses."""
+    resource = pytest.importorskip("resource")  # Windows has none
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     yield

@@ -2,7 +2,6 @@ import argparse
 import errno
 import logging
 import os
-import resource
 import signal
 import threading
 from pathlib import Path
@@ -136,6 +135,7 @@ def test_logs_on_a_full_disk_print_no_traceback(monkeypatch, capfd):
 
 def test_a_write_that_really_fails_half_way(tmp_path):
     save_checkpoint(dict(epoch=1), tmp_path / "epoch_1.pth")
+    resource = pytest.importorskip("resource")  # Windows has none
     before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[0][1]))
     try:
