@@ -134,6 +134,15 @@ def test_paths_of_the_video(scene):
             assert 1 < np.linalg.norm(camera.centre) < 3 and camera.c2w[1, 1] > 0.7
 
 
+def test_a_path_is_found_for_a_field_on_a_device_without_float64(scene):
+    class Centre:  # on mps: only on the CPU it can be doubled
+        def cpu(self):
+            return torch.zeros(3)
+
+    bounds = fitting.Bounds(Centre(), torch.ones(()), near=0.5, middle=3.0, far=30.0)
+    assert len(fitting.path(scene, fitting.split(scene)[0], bounds, 40, "swing", 6)) == 6
+
+
 def test_what_cannot_be_fitted(scene):
     with pytest.raises(VisionKitError, match="at least 4"):
         fitting.split(scene.subset([0, 1, 2]))

@@ -418,7 +418,7 @@ def path(
     degrees: float | None = None,
 ) -> list[Camera]:
     """Cameras of a video: along the photographs, or on a trajectory around the subject from the middle photograph."""
-    target = bounds.centre.double().cpu().numpy()
+    target = bounds.centre.cpu().double().numpy()  # mps has no float64
     middle = rows[len(rows) // 2]
     lens = scene.camera(middle, scene.target_size(middle, long_side))
     if trajectory is None:
