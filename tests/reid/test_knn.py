@@ -194,3 +194,16 @@ def test_values_that_are_not_finite(backend, value):
     for query, gallery in ((wrong, points), (points, wrong), (wrong, wrong)):
         with pytest.raises(VisionKitError, match="NaN or infinite"):
             nearest_neighbours(query, gallery, 3, backend=backend)
+
+
+class OnMps(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, *call):
+        raise NotImplementedError
+
+
+def test_what_lies_on_mps_is_compared_on_the_cpu():
+    """For mps has no float64, by which neighbours and scores are decided."""
+    features = torch.Tensor._make_wrapper_subclass(OnMps, (2, 3), device="mps")
+    assert distances.default_device(features).type == "cpu"
+    assert distances.default_device(torch.empty(2, 3, device="meta")).type == "meta"

@@ -40,9 +40,9 @@ def as_tensor(array: Features) -> Tensor:
 
 
 def default_device(features: Features) -> torch.device:
-    """Where a tensor is; for an array a GPU where there is one."""
+    """Where a tensor is, but for mps, which has no float64; for an array a GPU where there is one."""
     if isinstance(features, Tensor):
-        return features.device
+        return torch.device("cpu") if features.device.type == "mps" else features.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
