@@ -64,6 +64,13 @@ def test_doctor_tells_device_and_kernels(capsys):
     assert "PyTorch forms" in printed or "Triton kernels" in printed
 
 
+def test_doctor_tells_what_computes_on_a_mac(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert main(["doctor"]) == 0
+    assert "mps in training; cpu elsewhere" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_output_that_takes_nothing_is_told_in_one_line(unbuffered):
     command = [str(Path(sys.executable).parent / "visionkit"), "doctor"]

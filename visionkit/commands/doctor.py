@@ -87,6 +87,8 @@ def machine_rows() -> list[tuple[str, str]]:
 
     if torch.cuda.is_available():
         rows += [("device", f"cuda ({torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} in all)")]
+    elif torch.backends.mps.is_available():  # mmengine takes it
+        rows += [("device", "mps in training; cpu elsewhere, unless --device mps is given")]
     else:
         rows += [("device", "cpu (no CUDA device is visible to torch)")]
     return [*rows, ("threads", str(torch.get_num_threads())), ("kernels", dispatch.explain())]
