@@ -207,3 +207,10 @@ def test_what_lies_on_mps_is_compared_on_the_cpu():
     features = torch.Tensor._make_wrapper_subclass(OnMps, (2, 3), device="mps")
     assert distances.default_device(features).type == "cpu"
     assert distances.default_device(torch.empty(2, 3, device="meta")).type == "meta"
+
+
+def test_faiss_is_not_chosen_beside_torch_on_macos(monkeypatch):
+    pytest.importorskip("faiss")
+    assert knn._use_faiss("auto", "cpu")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not knn._use_faiss("auto", "cpu") and knn._use_faiss("faiss", "cpu")

@@ -6,6 +6,7 @@ arithmetic gives, and equal distances rank by index. Copies of an image are look
 """
 
 import importlib.util
+import sys
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -173,7 +174,9 @@ def _torch_candidates(
 
 def _use_faiss(backend: str, device: torch.device | str) -> bool:
     if backend == "auto":
-        return torch.device(device).type == "cpu" and importlib.util.find_spec("faiss") is not None
+        # on macOS faiss and torch bring an OpenMP each and may crash (pytorch#149201, faiss-wheels#73)
+        suits = torch.device(device).type == "cpu" and sys.platform != "darwin"
+        return suits and importlib.util.find_spec("faiss") is not None
     return backend == "faiss"
 
 
