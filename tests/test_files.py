@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 
@@ -54,3 +55,25 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
     (tmp_path / "usual").touch()
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.safetensors", "usual")}
     assert len(modes) == 1
+
+
+def test_two_processes_of_one_number_write_to_two_temporary_files(tmp_path, monkeypatch):
+    """As containers have them that share a disk."""
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    with beside(tmp_path / "a.txt") as first, beside(tmp_path / "a.txt") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+
+
+def test_a_read_only_disk_is_told_of_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    for name in ("open", "unlink"):  # unlink, too, whether there is such a file or not
+        monkeypatch.setattr(f"pathlib.Path.{name}", refuse)
+    with (
+        pytest.raises(VisionKitError, match="a.txt: cannot be written .Read-only file system"),
+        beside(tmp_path / "a.txt") as file,
+    ):
+        file.write_text("")

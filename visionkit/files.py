@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         VisionKitError: the disk is full, or the path cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[-60:]}.{os.getpid()}.tmp")  # 255 bytes at most, as a name may have
+    # 255 bytes at most, as a name may have; containers that share a disk may share the number of a process too
+    temporary = path.with_name(f".{path.name[-60:]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # safetensors writes for its user alone
@@ -43,7 +45,8 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
             raise
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses this even where there is no such file
+            temporary.unlink()
 
 
 def cannot_write(path: str | os.PathLike, error: OSError) -> VisionKitError:

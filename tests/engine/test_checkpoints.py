@@ -14,10 +14,12 @@ from visionkit.engine.checkpoints import (
     load_checkpoint,
     newest_whole_checkpoint,
     quiet_on_a_full_disk,
+    remove_leftovers,
     save_checkpoint,
     state_dict_of,
 )
 from visionkit.errors import VisionKitError
+from visionkit.files import beside
 
 
 class Evil:
@@ -146,3 +148,14 @@ def test_a_write_that_really_fails_half_way(tmp_path):
         signal.signal(signal.SIGXFSZ, before[1])
     assert load_checkpoint(tmp_path / "epoch_1.pth") == dict(epoch=1)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    with pytest.raises(KeyboardInterrupt), beside(tmp_path / "last.pth") as temporary:
+        temporary.touch()
+        left = temporary.rename(tmp_path / "aside")
+        raise KeyboardInterrupt
+    left.rename(temporary)
+    (tmp_path / "notes.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.tmp"]

@@ -100,7 +100,7 @@ def write_text(path: str | Path, text: str) -> None:
 def remove_leftovers(folder: str | Path) -> None:
     """Delete the temporary files that a killed run left under a folder."""
     for path in Path(folder).rglob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+        if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp", path.name):
             path.unlink(missing_ok=True)
 
 
