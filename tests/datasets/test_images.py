@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -121,3 +122,21 @@ def test_reader_reads_each_file_once(tmp_path):
     first = np.asarray(reader.read(0))
     path.unlink()
     assert first.shape == (8, 4, 3) and np.array_equal(first, np.asarray(reader.read(0)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a system with named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "pipe.jpg"
+    os.mkfifo(path)
+    monkeypatch.setattr(Image, "open", lambda path: pytest.fail("was opened, which waits for a writer"))
+    with pytest.raises(VisionKitError, match="pipe.jpg: cannot be read as an image .it is no regular file"):
+        read_image(str(path))
+
+
+def test_a_file_without_rights_is_told_once(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.stat", refuse)
+    with pytest.raises(VisionKitError, match="^a.jpg: cannot be read as an image .Permission denied.; restore"):
+        read_image("a.jpg")

@@ -6,6 +6,7 @@ normal input. A file that cannot be read is named.
 
 import mmap
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 
@@ -65,6 +66,8 @@ def read_image(path: str) -> Image.Image:
         VisionKitError: the file is missing, empty, truncated or no image; the message names it.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe waits for a writer, maybe for ever
+            raise OSError("it is no regular file")
         with Image.open(path) as image:
             return _upright_rgb(image)
     except Image.DecompressionBombError as error:
@@ -90,7 +93,8 @@ def to_picture(image: str | os.PathLike | Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).replace("\n", " ")
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return words.replace("\n", " ")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

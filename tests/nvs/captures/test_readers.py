@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 import struct
 
@@ -14,7 +15,7 @@ from nvs.captures.trees import arc, write_colmap, write_transforms
 from PIL import Image, ImageOps
 
 from visionkit.errors import VisionKitError
-from visionkit.nvs.captures import focal_from_exif, is_capture, photos_in, read_capture, read_photo
+from visionkit.nvs.captures import colmap, focal_from_exif, is_capture, photos_in, read_capture, read_photo
 
 
 @pytest.mark.parametrize("write", [write_colmap, lambda folder: write_colmap(folder, text=True), write_transforms])
@@ -387,3 +388,11 @@ def test_points_of_a_ply_come_back_without_those_that_lie_nowhere(tmp_path):
     (folder / "points.ply").write_bytes(header + b"".join(rows))
     scene = read_capture(folder)
     assert scene.points.tolist() == [[0, 0, 1]] and scene.skipped == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a system with named pipes")
+def test_a_pipe_among_the_photos_is_no_photo(tmp_path):
+    """To open it would wait for a writer."""
+    (tmp_path / "a.jpg").touch()
+    os.mkfifo(tmp_path / "b.jpg")
+    assert list(colmap._files_below(tmp_path)) == ["a.jpg"]

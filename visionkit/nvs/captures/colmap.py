@@ -202,7 +202,7 @@ def _visible(image: object, point_ids: np.ndarray) -> np.ndarray:
 
 def _files_below(folder: Path) -> dict[str, Path]:
     """Photographs by their path below the folder, as COLMAP names them."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
     files = {path.relative_to(folder).as_posix(): path for path in found if not path.name.startswith(".")}
     if not files:
         raise VisionKitError(f"{folder}: holds no photos; a capture needs the photos that its cameras were found from")
