@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_stamps_tell_a_replaced_file(tmp_path):
     assert stamps["elsewhere.jpg"] == UNKNOWN == stamp_of("elsewhere.jpg")
 
 
+@pytest.mark.parametrize("nanoseconds", [-(10**18), 0, 15 * 10**18])
+def test_a_time_that_64_bits_cannot_hold_is_a_stamp_too(tmp_path, monkeypatch, nanoseconds):
+    """Damaged archives give files of the year 2446."""
+    monkeypatch.setattr("os.stat", lambda path: types.SimpleNamespace(st_size=3, st_mtime_ns=nanoseconds))
+    stamp = stamp_of("a.jpg")
+    monkeypatch.undo()
+    index = GalleryIndex("m")
+    index.add(points(1), ["a.jpg"], [stamp])
+    assert index.stamps["a.jpg"] == stamp
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_dropped_images_are_gone_and_the_model_stays(tmp_path, saved):
     index = made(tmp_path) if saved else GalleryIndex("CoreReID-1")
@@ -194,7 +206,7 @@ def test_a_part_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch
     index = made(tmp_path, sizes=(6,))
     index.add(points(2), names(2, 6))
     monkeypatch.setattr("visionkit.reid.gallery.save_file", full_disk)
-    words = "index/part_00001.safetensors: cannot be written .*No space left.*; check the disk"
+    words = "index/part_00001.safetensors: the disk is full; free some space"
     with pytest.raises(VisionKitError, match=words) as caught:
         index.save(tmp_path / "index")
     assert "\n" not in str(caught.value)

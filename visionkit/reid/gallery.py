@@ -8,6 +8,7 @@ search goes, so memory stays small.
 import hashlib
 import json
 import os
+import re
 import struct
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -320,7 +321,10 @@ def stamp_of(image: object) -> tuple[int, int]:
         status = os.stat(image)  # type: ignore[arg-type]
     except (OSError, TypeError):  # gone, or an image in memory
         return UNKNOWN
-    return status.st_size, status.st_mtime_ns
+    wrapped = (
+        status.st_mtime_ns + 2**63
+    ) % 2**64 - 2**63  # the year 2262 and beyond do not fit the 64 bits of an index
+    return status.st_size, wrapped
 
 
 @contextmanager
@@ -347,7 +351,9 @@ def _write_part(file: Path, part: Part, model: str, weights: str) -> None:
         with beside(file) as temporary:
             save_file(tensors, temporary, meta)
     except SafetensorError as error:  # what the system said is in its words alone
-        raise cannot_write(file, OSError(str(error).replace("\n", " "))) from error
+        number = re.search(r"os error (\d+)", str(error))
+        told = (int(number[1]), os.strerror(int(number[1]))) if number else (str(error).replace("\n", " "),)
+        raise cannot_write(file, OSError(*told)) from error
 
 
 def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
