@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -189,3 +190,9 @@ def test_a_stage_starts_from_the_last_or_the_best_checkpoint(tmp_path):
     assert RunnerStage("second", init_from="first")._source_checkpoint(context).name == "epoch_1.pth"
     with pytest.raises(VisionKitError, match="init_checkpoint='first'"):
         RunnerStage("second", init_checkpoint="first")
+
+
+def test_a_work_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
+    with pytest.raises(VisionKitError, match="lies in a folder whose name is not UTF-8; choose another"):
+        run(tmp_path / os.fsdecode(b"w\xff"))
+    assert not list(tmp_path.iterdir())

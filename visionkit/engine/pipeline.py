@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ def run_pipeline(
     """
     check_config(cfg, seed)
     work_dir, stages = Path(work_dir), cfg["stages"]
+    try:
+        os.path.abspath(work_dir).encode()
+    except UnicodeEncodeError as error:  # TensorBoard's files cannot be written there
+        raise VisionKitError(f"{work_dir}: lies in a folder whose name is not UTF-8; choose another") from error
     if only is not None:
         check_keys([only], stages, "--stage")
     if not resume and any((work_dir / name).exists() for name in stages):
