@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import signal
@@ -35,6 +36,16 @@ INTERRUPTED = {
     "view": "stopped",
 }
 
+# What a machine lacks, by the words of the errors that come of it.
+LACKS = {
+    r"^RuntimeError: DataLoader worker|unable to \w+ shared memory": "a process that reads images ended, or had no "
+    "room for a batch; give more memory (in a container /dev/shm above all), or take fewer workers or smaller batches",
+    r"can't start new thread|Resource temporarily unavailable": "the system starts no more processes or threads; raise "
+    "its limit (ulimit -u, in a container --pids-limit), or take fewer workers",
+    r"MemoryError|out of memory|can't allocate memory|Cannot allocate memory": "memory is used up (of the GPU, where "
+    "one works); take smaller batches or images or fewer workers, or give more",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose refusals are one line, without the usage."""
@@ -48,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command.
 
     Returns:
-        Exit status: 0; 2 after a wrong input, which is told in one line on stderr; 130 after Ctrl-C, 143 after SIGTERM;
-        1 where whoever read the output has gone, or where ``doctor`` misses something.
+        Exit status: 0; 2 after a wrong input, which is told in one line on stderr; 130 after Ctrl-C, 143 after SIGTERM,
+        129 where the terminal was closed; 1 where whoever read the output has gone, or where ``doctor`` misses
+        something.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding cannot show
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells each user without a home where its cache lies
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         os.getcwd()
@@ -88,25 +101,27 @@ def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Name
         return 2
     except KeyboardInterrupt as stop:
         print(INTERRUPTED.get(options.command, "interrupted; what was unfinished is not kept"), file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
+        return 128 + (stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         _leave_output()
         return 1
-    except OSError as error:
-        if error.errno in FULL:
-            _leave_output()
-            print(f"error: {cannot_write(error.filename or 'the output', error)}", file=sys.stderr)
-            return 2
-        if error.filename is None:  # not about a path that the user could put right
+    except (MemoryError, OSError, RuntimeError) as error:
+        told = _told(error)
+        if told is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
+        _leave_output()
+        print(f"error: {told}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if not re.search(r"^DataLoader worker|unable to \w+ shared memory", str(error)):
-            raise
-        advice = "give more memory (in a container /dev/shm above all), or take fewer workers or smaller batches"
-        print(f"error: a process that reads images ended, or had no room for a batch; {advice}", file=sys.stderr)
-        return 2
+
+
+def _told(error: Exception) -> str | None:
+    """What is wrong with a path or with the machine, in one line; None where neither is."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return str(cannot_write(error.filename or "the output", error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    words = f"{type(error).__name__}: {error}"
+    return next((lack for pattern, lack in LACKS.items() if re.search(pattern, words)), None)
 
 
 def _leave_output() -> None:
@@ -119,24 +134,28 @@ def _leave_output() -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
+    """SIGTERM or SIGHUP arrived; its argument is which."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM ends the work as Ctrl-C does, so that what is half written is cleared away."""
+    """Inside, SIGTERM and a closed terminal end the work as Ctrl-C does: what is half written is cleared away."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may listen
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _terminate) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was set outside Python
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was set outside Python
 
 
 def _terminate(signum: int, frame: object) -> None:
-    raise Terminated
+    raise Terminated(signum)
 
 
 def run_tool(command: str) -> None:

@@ -1,16 +1,20 @@
 import argparse
+import contextlib
+import errno
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from visionkit.cli import COMMANDS, main, run_command
 from visionkit.commands.doctor import OPTIONAL
-from visionkit.engine.config import check_types, load_config
+from visionkit.engine.config import building, check_types, load_config
 from visionkit.engine.pipeline import build_stage
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +104,73 @@ def test_workers_without_memory_are_told_in_one_line(message, capsys):
     assert run_command(work, argparse.Namespace(command="train")) == 2
     printed = capsys.readouterr().err
     assert "/dev/shm" in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (MemoryError(), "memory is used up"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+            ),
+            "memory is",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."), "memory is used up"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory is used up"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_one_line(error, words, capsys):
+    def work(options):
+        with building("stage source") if isinstance(error, MemoryError) else contextlib.nullcontext():
+            raise error
+
+    assert run_command(work, argparse.Namespace(command="train")) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    for error in (RuntimeError("a bug"), OSError(errno.EBADF, "Bad file descriptor")):
+
+        def work(options, error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            run_command(work, argparse.Namespace(command="train"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs a system with terminals that hang up")
+def test_a_closed_terminal_ends_the_work_as_an_interruption_does(monkeypatch, capsys):
+    cleared = []
+
+    def work(options):
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(1)
+        finally:
+            cleared.append(True)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a command
+    try:
+        assert run_command(lambda options: os.kill(os.getpid(), signal.SIGHUP) or 0, None) == 0
+        signal.signal(signal.SIGHUP, signal.default_int_handler)  # so that the suite would live, too
+        assert run_command(work, argparse.Namespace(command="convert")) == 129 and cleared
+        assert signal.getsignal(signal.SIGHUP) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_home_that_cannot_be_written_to_is_no_word(tmp_path):
+    """Matplotlib says it in two lines."""
+    (tmp_path / "home").write_text("a file, where root cannot make a folder either")
+    code = "import visionkit.cli; visionkit.cli.main(['doctor']); import matplotlib; matplotlib.get_configdir()"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MPLCONFIG", "XDG_"))}
+    environment["HOME"] = str(tmp_path / "home")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_a_current_folder_that_is_gone_is_told_in_one_line(monkeypatch, capsys):

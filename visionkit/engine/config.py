@@ -103,7 +103,7 @@ def building(where: str) -> Iterator[None]:
     """What goes wrong while a part is built is about its settings: a VisionKitError, that says where they stand."""
     try:
         yield
-    except (VisionKitError, OSError):
+    except (VisionKitError, OSError, MemoryError):
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {_one_line(error)}"
