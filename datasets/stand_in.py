@@ -74,7 +74,7 @@ def fail(message: str) -> NoReturn:
 
 
 def run(main: Callable[[], None], interrupted: str) -> None:
-    """The command line; Ctrl-C ends in the line ``interrupted`` and a full disk in one, too."""
+    """The command line; Ctrl-C ends in the line ``interrupted``, and what the disk refuses in one, too."""
     for stream in (sys.stdout, sys.stderr):
         if stream:  # None: it was closed
             stream.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding cannot show
@@ -84,9 +84,11 @@ def run(main: Callable[[], None], interrupted: str) -> None:
         print(interrupted, file=sys.stderr)
         raise SystemExit(130) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            fail("the disk is full; free some space and give the same command again")
+        if error.filename is None:
             raise
-        fail("the disk is full; free some space and give the same command again")
+        fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
 
 
 class Parser(argparse.ArgumentParser):

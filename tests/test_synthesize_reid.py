@@ -125,6 +125,13 @@ def test_a_full_disk_is_told_in_one_line(capsys):
     assert "error: the disk is full; free some space and give the same command again\n" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        stand_in.run(lambda: (tmp_path / "file" / "out").mkdir(), "interrupted")
+    assert f"error: {tmp_path}/file/out: Not a directory; check the path" in capsys.readouterr().err
+
+
 def test_a_name_that_the_terminal_cannot_show_is_no_error():
     code = "import stand_in; stand_in.run(lambda: print('caf\\xe9 \\udcff'), 'interrupted')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(stand_in.__file__).parent)}
