@@ -22,8 +22,8 @@ COLUMNS = ("job", "seconds", "peak_bytes", "reference_seconds")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand, print its table and write its rows."""
-    from visionkit.errors import VisionKitError
+    """Run one subcommand."""
+    from visionkit.cli import run_command
 
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -35,16 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
             module = importlib.import_module(f"benchmarks.{file.stem}")
             command.description = module.__doc__
             module.add_arguments(command)
-    options = parser.parse_args(arguments)
-    try:
-        check_common(options)
-        rows = importlib.import_module(f"benchmarks.{options.command}").run(options)
-    except VisionKitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing is written", file=sys.stderr)
-        return 130
+    return run_command(run, parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print its table and write its rows."""
+    check_common(options)
+    rows = importlib.import_module(f"benchmarks.{options.command}").run(options)
     print(table(rows))
     if options.json:
         write_json(Path(options.json), rows)
@@ -63,8 +60,10 @@ def check_common(options: argparse.Namespace) -> None:
     if options.threads < 1:
         raise VisionKitError(f"--threads {options.threads}: expected 1 or more")
     path = options.json
-    if path and not os.access(Path(path).absolute().parent, os.W_OK):
-        raise VisionKitError(f"--json {path}: its folder is not there or cannot be written; make it first")
+    if path and (not os.access(Path(path).absolute().parent, os.W_OK) or Path(path).is_dir()):
+        raise VisionKitError(
+            f"--json {path}: is a folder, or its folder is not there or cannot be written; give a file"
+        )
 
 
 def table(rows: list[dict]) -> str:

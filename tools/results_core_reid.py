@@ -27,6 +27,7 @@ from visionkit.engine.checkpoints import write_text
 from visionkit.engine.config import load_config
 from visionkit.engine.pipeline import run_pipeline
 from visionkit.engine.stage import final_checkpoint
+from visionkit.files import check_writable
 from visionkit.reid.mean_teacher import PUBLISHED_LIMIT, ema_limit
 
 RELEASED = dict(model=dict(preset="released"))
@@ -57,6 +58,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Train every model of the page and write it, with its rows as JSON beside it."""
+    check_writable(options.page, "--page")
     rows: list[dict] = []
     for seed in options.seeds:
         rows += headline(options, seed)

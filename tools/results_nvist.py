@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from visionkit import __version__
 from visionkit.cli import run_command
 from visionkit.engine.checkpoints import write_text
+from visionkit.files import check_writable
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.data import MVImgNet
 from visionkit.nvs.losses import PerceptualLoss
@@ -61,6 +62,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate the model and the baselines on the test split."""
+    check_writable(options.page, "--page")
     if options.export:
         export(Path(options.export), Path(options.weights))
     model, scale = load_small(options.weights)

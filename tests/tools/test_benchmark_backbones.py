@@ -31,9 +31,9 @@ def test_where_rows_cannot_be_written_is_told_before_anything_is_measured(tmp_pa
     monkeypatch.syspath_prepend(TOOLS)
     import benchmark
 
-    arguments = ["backbones", "--json", str(tmp_path / "none" / "rows.json")]
-    assert benchmark.main(arguments) == 2
-    assert "its folder is not there" in capsys.readouterr().err
+    for path in (tmp_path / "none" / "rows.json", tmp_path):
+        assert benchmark.main(["backbones", "--json", str(path)]) == 2
+        assert f"error: --json {path}: is a folder, or its folder is not there" in capsys.readouterr().err
 
 
 def test_the_help_tells_what_there_is_to_measure(monkeypatch, capsys):

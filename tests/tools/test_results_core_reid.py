@@ -1,8 +1,13 @@
 """The results page of CORE-ReID."""
 
+import argparse
 import importlib.util
 import subprocess
 from pathlib import Path
+
+import pytest
+
+from visionkit.errors import VisionKitError
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "results_core_reid.py"
 spec = importlib.util.spec_from_file_location("results_core_reid", SCRIPT)
@@ -54,3 +59,9 @@ def test_the_page_tells_how_far_the_best_epoch_is_above_the_last():
     assert results_core_reid.best_epoch(rows) == "here it is the last epoch in every row"
     rows[1]["mAP"] = 21.25
     assert results_core_reid.best_epoch(rows) == "here it is up to 1.2 mAP higher; the JSON file has both"
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(VisionKitError, match="--page"):
+        results_core_reid.run(argparse.Namespace(page=tmp_path / "file" / "page.md"))
