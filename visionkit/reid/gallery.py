@@ -321,10 +321,8 @@ def stamp_of(image: object) -> tuple[int, int]:
         status = os.stat(image)  # type: ignore[arg-type]
     except (OSError, TypeError):  # gone, or an image in memory
         return UNKNOWN
-    wrapped = (
-        status.st_mtime_ns + 2**63
-    ) % 2**64 - 2**63  # the year 2262 and beyond do not fit the 64 bits of an index
-    return status.st_size, wrapped
+    # an index has 64 bits for it, which the year 2262 and beyond do not fit
+    return status.st_size, (status.st_mtime_ns + 2**63) % 2**64 - 2**63
 
 
 @contextmanager
