@@ -30,9 +30,9 @@ for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from visionkit.apis import choose_device  # noqa: E402
 from visionkit.cli import run_command  # noqa: E402
 from visionkit.commands.render import check_targets  # noqa: E402
+from visionkit.devices import choose_device  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.files import beside, check_writable  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402

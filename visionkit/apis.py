@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionkit.devices import choose_device
 from visionkit.errors import VisionKitError
 
 if TYPE_CHECKING:
@@ -172,19 +173,6 @@ class ReIDInferencer:
         from visionkit.reid.gallery import GalleryIndex
 
         return GalleryIndex.load(folder, self.model_name)
-
-
-def choose_device(device: str) -> str:
-    """The device's name; ``"auto"`` is a GPU if there is one. Raises VisionKitError for one that is not available."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise VisionKitError(f"device={device!r}: is not available on this machine; use auto, cpu or cuda") from error
-    return device
 
 
 def is_one(images: "Images") -> bool:

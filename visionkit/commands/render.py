@@ -175,7 +175,7 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
 
 def fit(source: Path, options: argparse.Namespace) -> int:
     """Fit a field, score it on every eighth photo, render a path."""
-    from visionkit.apis import choose_device
+    from visionkit.devices import choose_device
     from visionkit.nvs import fit as fitting
     from visionkit.nvs.captures import read_capture
     from visionkit.nvs.metrics import check_scored

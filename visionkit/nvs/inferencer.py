@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visionkit.apis import choose_device
+from visionkit.devices import choose_device
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import Camera, focal_from_field_of_view, relative_to
 from visionkit.nvs.captures import Scene, read_photo
