@@ -30,7 +30,7 @@ from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.data import MVImgNet
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.metrics import psnr, ssim
-from visionkit.nvs.pictures import view_sheet, write_sheet
+from visionkit.nvs.pictures import save_picture, stacked, view_sheet
 from visionkit.nvs.weights import SHIPPED, load_small, load_trained, save_small
 from visionkit.progress import progress
 
@@ -168,7 +168,7 @@ def save(options: argparse.Namespace, table: dict[str, dict[str, float]], scenes
         command=" ".join(["python", *sys.argv]),
     )
     write_text(page.with_suffix(".json"), json.dumps(dict(meta=meta, rows=table), indent=1) + "\n")
-    write_sheet(page.with_suffix(".jpg"), rows)
+    save_picture(stacked(rows), page.with_suffix(".jpg"))
     write_text(page, render(meta, table, page.with_suffix(".jpg").name))
 
 

@@ -31,7 +31,6 @@ for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
         sys.path.insert(0, str(folder))
 
 from visionkit.cli import run_command  # noqa: E402
-from visionkit.commands.render import check_targets  # noqa: E402
 from visionkit.devices import choose_device  # noqa: E402
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.files import beside, check_writable  # noqa: E402
@@ -41,6 +40,7 @@ from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa:
 from visionkit.nvs.frustum import density_of, depth_error, one_pixel_in_four, reach_of  # noqa: E402
 from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
+from visionkit.nvs.outputs import check_targets  # noqa: E402
 from visionkit.nvs.published import load_weights  # noqa: E402
 from visionkit.nvs.weights import load_small, save_small  # noqa: E402
 

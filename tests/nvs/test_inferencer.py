@@ -294,15 +294,6 @@ def test_a_refusal_after_the_look_at_out_leaves_no_folder(photo, tmp_path, capsy
     assert "none.pth" in capsys.readouterr().err and not (tmp_path / "a").exists()
 
 
-def test_depth_colours_are_spread_over_what_is_seen():
-    from visionkit.commands.render import depth_range
-    from visionkit.nvs.video import depth_picture
-
-    depth = np.linspace(4, 6, 100).reshape(10, 10)
-    assert depth_picture(depth, *depth_range([depth + 40, depth], 0.5, 10.0)).max(axis=-1).min() > 100
-    assert depth_range([np.full((10, 10), 50.0)], 0.5, 10.0) == (0.5, 10.0)  # nothing was fitted
-
-
 def test_depths_of_a_photo_reach_the_warm_colours(tmp_path):
     photo = Path(__file__).parents[2] / "docs" / "images" / "photo.jpg"
     assert main(["render", str(photo), "-o", str(tmp_path / "v.mp4"), "--frames", "2"]) == 0

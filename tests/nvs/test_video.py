@@ -6,10 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from visionkit.errors import VisionKitError
-from visionkit.nvs.video import VideoWriter, contact_sheet, depth_picture, save_picture, sharp_frames, side_by_side
+from visionkit.nvs.video import VideoWriter, sharp_frames
 
 pytest.importorskip("av")
 
@@ -90,14 +89,3 @@ def test_colours_and_odd_sizes_survive(tmp_path):
     ((_, seen),) = sharp_frames(write(tmp_path / "a.mp4", [frame] * 3), 1)
     assert seen.shape == (30, 44, 3)
     assert np.abs(seen[15, 8].astype(int) - (200, 40, 40)).max() < 25 and seen[15, 35].max() < 25
-
-
-def test_pictures(tmp_path):
-    depth = depth_picture(np.array([[1.0, 2.0, 50.0]]), 1, 10).astype(int).sum(-1)
-    assert depth[0, 0] > depth[0, 1] > depth[0, 2]
-    row = side_by_side([np.zeros((5, 4, 3), np.uint8)] * 2)
-    assert row.shape == (5, 12, 3)
-    sheet = contact_sheet([row] * 5, columns=4)
-    assert sheet.size == (4 * 16 + 4, 2 * 9 + 4)
-    save_picture(sheet, tmp_path / "x" / "a.jpg")
-    assert Image.open(tmp_path / "x" / "a.jpg").size == sheet.size

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visionkit.commands.captures import open_capture
 from visionkit.errors import VisionKitError
-from visionkit.files import check_writable
 from visionkit.progress import progress
 
 if TYPE_CHECKING:
@@ -109,10 +108,12 @@ def render_photos(source: Path, options: argparse.Namespace) -> int:
     """One video for each photo; in a folder, one that cannot be used is told and passed over."""
     from visionkit.nvs.captures import photos_in
     from visionkit.nvs.inferencer import NVSInferencer
+    from visionkit.nvs.outputs import video_files
+    from visionkit.nvs.pictures import with_depths
 
     several = source.is_dir()
     photos = photos_in(source) if several else [source]
-    outs = _outs(photos, options.out, several)
+    outs = video_files(photos, options.out, several)
     nvs, failed = NVSInferencer(options.weights, options.device), 0
     for photo, out in zip(photos, outs):
         try:
@@ -126,7 +127,7 @@ def render_photos(source: Path, options: argparse.Namespace) -> int:
         if note:
             print(f"{photo}: {note}")
         views = nvs.render(view, options.trajectory or "swing", options.frames, options.size, degrees=options.degrees)
-        frames = _all_beside(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
+        frames = with_depths(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
         write(frames, out, options.frames, first=view.image)
     if failed == len(photos):
         raise VisionKitError(f"{source}: none of its {failed} photos can be used, for the reasons above; give others")
@@ -138,13 +139,13 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
     from PIL import Image
 
     from visionkit.nvs.cameras import field_of_view
-    from visionkit.nvs.captures import read_capture
     from visionkit.nvs.inferencer import NVSInferencer, square_pixels
-    from visionkit.nvs.metrics import check_scored, psnr, ssim
+    from visionkit.nvs.metrics import check_scored
+    from visionkit.nvs.outputs import video_files
+    from visionkit.nvs.pictures import with_depths
 
-    scene = read_capture(source)
-    tell_skipped(scene)
-    out = _outs([source], options.out, False)[0]
+    scene = open_capture(source)
+    out = video_files([source], options.out, False)[0]
     nvs, row = NVSInferencer(options.weights, options.device), len(scene) // 2
     own = float(scene.normalised().scene.distances(nvs.centre)[row])
     if options.trajectory:
@@ -155,7 +156,7 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
         else:
             view = nvs.view_in(scene, row, own)
         views = nvs.render(view, options.trajectory, options.frames, options.size, degrees=options.degrees)
-        frames = _all_beside(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
+        frames = with_depths(((None, each.rgb, each.depth) for each in views), *nvs.reach(view.distance))
         write(frames, out, options.frames)
         return 0
     check_scored(nvs.model.img_size, options.size or max(nvs.model.img_size))
@@ -164,11 +165,11 @@ def render_capture(source: Path, options: argparse.Namespace) -> int:
     def compared() -> Iterator[tuple[np.ndarray, ...]]:
         for other, (_, truth, view) in enumerate(nvs.views_of(scene, row, options.size)):
             if other != row:
-                scores.append([float(score(*_batch(view.rgb, truth))) for score in (psnr, ssim)])
+                scores.append(_score(view.rgb, truth))
             yield truth, view.rgb, view.depth
 
     print(f"{source}: photo | rendered from {scene.names[row]} alone | depth")
-    write(_all_beside(compared(), *nvs.reach(own)), out, len(scene), fps=3)
+    write(with_depths(compared(), *nvs.reach(own)), out, len(scene), fps=3)
     _tell_scores("other photos", scores)
     return 0
 
@@ -177,11 +178,11 @@ def fit(source: Path, options: argparse.Namespace) -> int:
     """Fit a field, score it on every eighth photo, render a path."""
     from visionkit.devices import choose_device
     from visionkit.nvs import fit as fitting
-    from visionkit.nvs.captures import read_capture
     from visionkit.nvs.metrics import check_scored
+    from visionkit.nvs.outputs import check_targets, video_files
+    from visionkit.nvs.pictures import depth_range, save_picture, stacked, with_depth
 
-    scene = read_capture(source)
-    tell_skipped(scene)
+    scene = open_capture(source)
     changes = dict(seed=options.seed, long_side=options.size, steps=options.steps)
     if options.resolution is not None:
         changes.update(colour=options.resolution, density=options.resolution // 2)
@@ -191,7 +192,7 @@ def fit(source: Path, options: argparse.Namespace) -> int:
     rows, held_out = fitting.split(scene)
     for row in held_out:
         check_scored(scene.sizes[row], settings.long_side)
-    out = _outs([source], options.out, False)[0]
+    out = video_files([source], options.out, False)[0]
     held_out_sheet = out.with_name(f"{out.stem}_held_out.png")
     check_targets([held_out_sheet])
     start = None
@@ -209,10 +210,11 @@ def fit(source: Path, options: argparse.Namespace) -> int:
 
     views = score_held_out(model, scene, held_out, settings.long_side)
     depths = depth_range([depth for *_, depth in views], model.bounds.near, model.bounds.middle)
-    _save_sheet(_rows([_beside(*view, *depths) for view in views]), held_out_sheet)
+    save_picture(stacked([with_depth(*view, *depths) for view in views]), held_out_sheet)
+    print(f"wrote {held_out_sheet}: photo | rendered | depth of those held out")
     path = settings.long_side, options.trajectory, options.frames, options.degrees
     cameras = fitting.path(scene, rows, model.bounds, *path)
-    frames = (_beside(None, *_rendered(model, camera), *depths) for camera in cameras)
+    frames = (with_depth(None, *_rendered(model, camera), *depths) for camera in cameras)
     write(frames, out, options.frames)
     return 0
 
@@ -224,14 +226,12 @@ def score_held_out(
 
     Pictures are (H, W, 3) uint8, depths (H, W).
     """
-    from visionkit.nvs.metrics import psnr, ssim
-
     scores, views = [], []
     for row in rows:
         camera = scene.camera(row, scene.target_size(row, long_side))
         truth = scene.image(row, camera.size)
         rgb, depth = _rendered(model, camera)
-        scores.append([float(score(*_batch(rgb, truth))) for score in (psnr, ssim)])
+        scores.append(_score(rgb, truth))
         print(f"{scene.names[row]}: PSNR {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.3f}")
         views.append((truth, rgb, depth))
     _tell_scores("held-out photos", scores)
@@ -242,7 +242,9 @@ def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, f
     """The video of frames (H, W, 3) uint8, and beside it a contact sheet of frames spread over it."""
     import numpy as np
 
-    from visionkit.nvs.video import VideoWriter, contact_sheet, save_picture
+    from visionkit.nvs.outputs import sheet_of
+    from visionkit.nvs.pictures import contact_sheet, framed, save_picture
+    from visionkit.nvs.video import VideoWriter
 
     chosen = set(np.linspace(0, total - 1, min(SHEET, total)).round().astype(int).tolist())
     kept = []
@@ -253,21 +255,10 @@ def write(frames: Iterable[np.ndarray], out: Path, total: int, fps: int = FPS, f
                 kept.append(frame)
             advance()
     if first is not None:
-        kept.insert(0, _framed(first, kept[0].shape))
+        kept.insert(0, framed(first, kept[0].shape))
     sheet = sheet_of(out)
     save_picture(contact_sheet(kept), sheet)
     print(f"wrote {out} and {sheet}")
-
-
-def sheet_of(video: Path) -> Path:
-    """The contact sheet's file. Its name is not a photo's, which may lie beside the video."""
-    return video.with_name(f"{video.stem}_sheet.jpg")
-
-
-def tell_skipped(scene: Scene) -> None:
-    """What of a capture is not used."""
-    for name, reason in scene.skipped:
-        print(f"skipped: {name} {reason}")
 
 
 def _tell_scores(what: str, scores: list) -> None:
@@ -278,105 +269,16 @@ def _tell_scores(what: str, scores: list) -> None:
         print(f"mean of {len(scores)} {what}: PSNR {decibel:.2f} dB, SSIM {similarity:.3f}")
 
 
-def check_targets(targets: list[Path]) -> None:
-    """Raises VisionKitError if one of the files cannot be written; leaves nothing behind."""
-    for target in targets:
-        if target.is_dir():
-            raise VisionKitError(f"{target}: is a folder, a file is to be written there; give another name with --out")
-    for target in {target.parent: target for target in reversed(targets)}.values():  # the first of each folder
-        check_writable(target, "--out")
-
-
-def _outs(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
-    """The video of each input, after a look at whether it and its contact sheet can be written."""
-    files = _videos(inputs, out, several)
-    sheets = [sheet_of(file) for file in files]
-    if replaced := {sheet.resolve() for sheet in sheets} & {path.resolve() for path in inputs}:
-        raise VisionKitError(f"--out {out}: the contact sheet would replace the photo {replaced.pop()}; give another")
-    if several and files[0].parent.resolve() == inputs[0].parent.resolve():
-        raise VisionKitError(f"--out {out}: is the photos' folder, where contact sheets would be photos; give another")
-    check_targets([each for pair in zip(files, sheets) for each in pair])
-    return files
-
-
-def _videos(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
-    if several:
-        folder = Path(out or "views")
-        if folder.suffix.lower() == ".mp4" or folder.is_file():
-            raise VisionKitError(f"--out {out}: expected a folder, for there are several photos")
-        stems = Counter(path.stem for path in inputs)
-        return [folder / f"{path.stem if stems[path.stem] == 1 else path.name}.mp4" for path in inputs]
-    file = Path(out or f"{inputs[0].resolve().stem}_views.mp4")
-    file = file / f"{inputs[0].resolve().stem}.mp4" if file.is_dir() else file
-    if file.suffix.lower() != ".mp4":
-        raise VisionKitError(f"--out {out}: expected a name that ends in .mp4")
-    return [file]
-
-
-def depth_range(depths: list[np.ndarray], near: float, far: float) -> tuple[float, float]:
-    """Distances between which colours are spread: from the nearest that some views' depths (H, W) show to ``far``.
-
-    What is rendered from lies behind ``near``, often far behind: that would leave dark colours alone to the subject.
-    """
-    import numpy as np
-
-    nearest = min(float(np.quantile(depth, 0.02)) for depth in depths)
-    return (nearest if near < nearest < far else near), far
-
-
-def _all_beside(
-    views: Iterable[tuple[np.ndarray | None, np.ndarray, np.ndarray]], near: float, far: float
-) -> Iterator[np.ndarray]:
-    """Photos or none, rendered views and depths side by side, all depths in the colours that suit the first."""
-    depths = None
-    for truth, rgb, depth in views:
-        depths = depths or depth_range([depth], near, far)
-        yield _beside(truth, rgb, depth, *depths)
-
-
-def _beside(truth: np.ndarray | None, rgb: np.ndarray, depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    from visionkit.nvs.video import depth_picture, side_by_side
-
-    pictures = [rgb, depth_picture(depth, near, far)]
-    return side_by_side(pictures if truth is None else [truth, *pictures])
-
-
-def _rows(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures one below the other, with a white line between."""
-    import numpy as np
-
-    width = max(picture.shape[1] for picture in pictures)
-    space = [((0, 4), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
-    return np.concatenate([np.pad(each, around, constant_values=255) for each, around in zip(pictures, space)])
-
-
 def _rendered(model: SceneField, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     rgb, depth = model.render(camera)
     return (rgb * 255).round().astype("uint8"), depth
 
 
-def _batch(rgb: np.ndarray, truth: np.ndarray) -> tuple:
+def _score(rgb: np.ndarray, truth: np.ndarray) -> list[float]:
+    """PSNR and SSIM of a picture (H, W, 3) uint8."""
     import torch
 
-    return tuple(torch.from_numpy(each.copy()).movedim(-1, 0)[None].double() / 255 for each in (rgb, truth))
+    from visionkit.nvs.metrics import psnr, ssim
 
-
-def _framed(image: np.ndarray, shape: tuple) -> np.ndarray:
-    """The input photo in a cell of the sheet."""
-    import numpy as np
-    from PIL import Image
-
-    cell = Image.new("RGB", (shape[1], shape[0]), "white")
-    picture = Image.fromarray(image)
-    picture = picture.resize((round(picture.width * shape[0] / picture.height), shape[0]))
-    cell.paste(picture, ((cell.width - picture.width) // 2, 0))
-    return np.asarray(cell)
-
-
-def _save_sheet(picture: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    from visionkit.nvs.video import save_picture
-
-    save_picture(Image.fromarray(picture), path)
-    print(f"wrote {path}: photo | rendered | depth of those held out")
+    pair = [torch.from_numpy(each.copy()).movedim(-1, 0)[None].double() / 255 for each in (rgb, truth)]
+    return [float(psnr(*pair)), float(ssim(*pair))]

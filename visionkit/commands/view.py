@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from visionkit.commands.captures import open_capture
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``visionkit view``."""
@@ -21,12 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    from visionkit.commands.render import tell_skipped
-    from visionkit.nvs.captures import read_capture
     from visionkit.nvs.viewer import serve
 
-    scene = read_capture(options.capture)
-    tell_skipped(scene)
+    scene = open_capture(options.capture)
     server = serve(scene, options.port, options.host)
     print(
         f"{len(scene)} photographs, {len(scene.points)} points: http://{options.host}:{server.get_port()}", flush=True

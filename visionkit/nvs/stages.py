@@ -26,7 +26,7 @@ from visionkit.engine.stage import RunnerStage
 from visionkit.errors import VisionKitError
 from visionkit.nvs.encoder import MaskedAutoencoder
 from visionkit.nvs.model import NViST
-from visionkit.nvs.pictures import view_sheet, write_sheet
+from visionkit.nvs.pictures import save_picture, stacked, view_sheet
 from visionkit.registry import HOOKS, METRICS, MODELS, STAGES
 
 LAST_LR = 1e-6
@@ -279,7 +279,7 @@ def draw_views(runner: VisionKitRunner, path: Path) -> None:
         few = {key: scene[key][:, chosen] for key in ("image", "c2w", "focal")}
         inputs = model.data_preprocessor(dict(few, camera_params=scene["camera_params"], near_far=scene["near_far"]))
         rows.append(view_sheet(few["image"][0], model(**inputs, mode="predict")[0].cpu(), SHEET_PAIRS))
-    write_sheet(path, rows)
+    save_picture(stacked(rows), path)
 
 
 @HOOKS.register_module()

@@ -1,21 +1,18 @@
 """Videos in and out: sharp frames of a recording; MP4 files and contact sheets of what was rendered."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image
 
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
-from visionkit.files import beside, write_image
+from visionkit.files import beside
 
 STILL = 1.5  # mean difference of two thumbnails, of 255, below which a camera has not moved
-GAP = 4
 
 
 def sharp_frames(path: str | os.PathLike, count: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -98,35 +95,3 @@ class VideoWriter:
     def _finish(self, kind: type | None, *rest: object) -> None:
         if kind is None:
             self.container.mux(self.stream.encode())
-
-
-def depth_picture(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Distances (H, W) as colours (H, W, 3) uint8: warm is near, dark is far; even steps in 1 / distance."""
-    share = (1 / np.clip(depth, near, far) - 1 / far) / (1 / near - 1 / far)
-    return (matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)
-
-
-def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) of one height in a row with gaps."""
-    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
-    row = [part for picture in pictures for part in (picture, gap)]
-    return np.concatenate(row[:-1], axis=1)
-
-
-def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4) -> Image.Image:
-    """Frames (H, W, 3) uint8 in rows, first to last."""
-    height, width = frames[0].shape[:2]
-    columns = min(columns, len(frames))
-    rows = -(-len(frames) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
-    for number, frame in enumerate(frames):
-        place = (GAP + number % columns * (width + GAP), GAP + number // columns * (height + GAP))
-        sheet.paste(Image.fromarray(frame), place)
-    return sheet
-
-
-def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Writes a whole file or none; the name's ending gives the format."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(picture, path, format=Image.registered_extensions()[path.suffix.lower()], quality=92)
