@@ -27,9 +27,9 @@ from visionkit.cli import run_command
 from visionkit.engine.checkpoints import write_text
 from visionkit.files import check_writable
 from visionkit.nvs.cameras import pixel_rays
-from visionkit.nvs.data import MVImgNet
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.metrics import psnr, ssim
+from visionkit.nvs.mvimgnet import MVImgNet
 from visionkit.nvs.pictures import save_picture, stacked, view_sheet
 from visionkit.nvs.weights import SHIPPED, load_small, load_trained, save_small
 from visionkit.progress import progress

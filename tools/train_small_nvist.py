@@ -36,10 +36,11 @@ from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.files import beside, check_writable  # noqa: E402
 from visionkit.nvs.cameras import pixel_rays  # noqa: E402
 from visionkit.nvs.captures.scene import viewed_distances  # noqa: E402
-from visionkit.nvs.data import FAR_QUANTILE, NEAR_QUANTILE, fitted_view  # noqa: E402
+from visionkit.nvs.data import fitted_view  # noqa: E402
 from visionkit.nvs.frustum import density_of, depth_error, one_pixel_in_four, reach_of  # noqa: E402
 from visionkit.nvs.metrics import psnr  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
+from visionkit.nvs.mvimgnet import FAR_QUANTILE, NEAR_QUANTILE  # noqa: E402
 from visionkit.nvs.outputs import check_targets  # noqa: E402
 from visionkit.nvs.published import load_weights  # noqa: E402
 from visionkit.nvs.weights import load_small, save_small  # noqa: E402
