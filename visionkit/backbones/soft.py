@@ -30,7 +30,7 @@ from visionkit.backbones.layers import (
 from visionkit.backbones.published import complete, create, renamed, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
-from visionkit.ops.mala import without_autocast
+from visionkit.ops.precision import without_autocast
 
 # a stage each; the fourth only where that is Gaussian
 RATIOS = (8, 4, 2, 1)  # height and width of the patch that becomes a landmark

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool1d
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
-from visionkit.ops.mala import without_autocast
+from visionkit.ops.precision import without_autocast
 
 INVERSES = ("newton", "solve")
 LANDMARKS = 49

@@ -1,7 +1,6 @@
 """Magnitude-aware linear attention (MALA)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
+from visionkit.ops.precision import without_autocast
 from visionkit.ops.rotary import Rotary, rotary_2d
 
 
@@ -125,8 +125,3 @@ def elu_plus_one(x: Tensor) -> Tensor:
     """
     positive = F.threshold(x, 0, 0)
     return positive.add_((x - positive).exp_())
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager:
-    """No automatic casts on the device of ``x``; the meta device knows none."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.ops import dispatch
-from visionkit.ops.attention._masks import wide
-from visionkit.ops.mala import without_autocast
+from visionkit.ops.precision import product_dtype, wide, without_autocast
 from visionkit.ops.render import (
     Rendering,
     check_jitter,
@@ -107,7 +106,7 @@ def render_vector_matrix(
     if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
         with without_autocast(planes):
             field = density_volume(*wide(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim]))[:, 0]
-        colours = _products_type(planes[:, :, sigma_dim:]), _products_type(vectors[:, :, sigma_dim:])
+        colours = (x[:, :, sigma_dim:].to(product_dtype(x)) for x in (planes, vectors))
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
         return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
     with without_autocast(planes):  # as the kernel: of its products only the colours' are taken in half precision
@@ -151,7 +150,7 @@ def render_triplanes(
             channels, shares = wide(planes[:, :, :sigma_dim], weight.view(3, sigma_dim))
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
         options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
-        colours = _products_type(planes[:, :, sigma_dim:])
+        colours = planes[:, :, sigma_dim:].to(product_dtype(planes))
         return _on(
             background, kernel(field, bias, colours, None, network, origins, directions, near, far, aabb, **options)
         )
@@ -202,12 +201,6 @@ def _kernel(planes: Tensor, network: ColourNetwork, plain: bool, ray_gradients: 
         return None
     rays = [torch.as_tensor(x) if ray_gradients else torch.as_tensor(x).detach() for x in rays]
     return dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
-
-
-def _products_type(x: Tensor) -> Tensor:
-    """What autocast asks products to be taken in."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _on(background: Tensor | None, seen: tuple[Tensor, ...]) -> Rendering:

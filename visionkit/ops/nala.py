@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
-from visionkit.ops.mala import without_autocast
+from visionkit.ops.precision import without_autocast
 from visionkit.ops.rotary import Rotary, rotary_2d
 
 FEATURE_MAPS = ("signs", "cosine")

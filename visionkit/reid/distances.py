@@ -1,15 +1,14 @@
 """Distances between rows of features, made block by block so that no query x gallery matrix need exist."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
-from visionkit.ops.mala import without_autocast
+from visionkit.ops.precision import full_precision
 
 Features = Tensor | np.ndarray
 DistanceFunction = Callable[[Tensor, Tensor], Tensor]
@@ -142,18 +141,3 @@ def _kept_on(device: torch.device, features: Features) -> Features:
     free, _ = torch.cuda.mem_get_info(device)
     size = rows(features, 0, 1).itemsize * features.shape[0] * features.shape[1]
     return rows(features, 0, len(features), device) if size < free // 2 else features
-
-
-@contextmanager
-def full_precision(x: Tensor) -> Iterator[None]:
-    """Inside, products on the device of ``x`` keep the digits that a ranking needs: no autocast, and no TF32 on a GPU.
-
-    Programs that train ask torch for both, for all products at once.
-    """
-    products = torch.backends.cuda.matmul
-    before, products.fp32_precision = products.fp32_precision, "ieee"
-    try:
-        with without_autocast(x):
-            yield
-    finally:
-        products.fp32_precision = before

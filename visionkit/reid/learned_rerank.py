@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.ops.precision import full_precision
 from visionkit.registry import MODELS
-from visionkit.reid.distances import full_precision
 
 
 class Reranked(NamedTuple):

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import wide
-from visionkit.ops.mala import without_autocast
+from visionkit.ops.precision import wide, without_autocast
 
 CHUNK = 64
 

@@ -7,13 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
+from visionkit.ops.attention._options import check_counts
+from visionkit.ops.precision import wide
 
 ROWS = 512  # queries at a time
-
-
-def wide(*tensors: Tensor) -> list[Tensor]:
-    """Half-precision tensors as float32, others as they are: sums over many tokens need the digits."""
-    return [x if x.dtype == torch.float64 else x.float() for x in tensors]
 
 
 def empty_output(q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor | None:
@@ -37,20 +34,6 @@ def empty_output(q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor | N
         return None
     joined = sum(x.sum() for x in (q, k, v, *others) if isinstance(x, Tensor))
     return v.new_zeros(*q.shape[:-1], v.shape[-1]) + joined.to(v.dtype)
-
-
-def check_counts(least: int, **options: int | None) -> None:
-    """Raises VisionKitError for an option that is neither None nor a whole number of at least ``least``."""
-    for name, value in options.items():
-        if value is not None and (not hasattr(value, "__index__") or value < least):
-            raise VisionKitError(f"{name}={value!r}: expected a whole number of at least {least}")
-
-
-def check_above(bound: float, **options: float | None) -> None:
-    """Raises VisionKitError for an option that is neither None nor a number above ``bound``."""
-    for name, value in options.items():
-        if value is not None and not value > bound:
-            raise VisionKitError(f"{name}={value!r}: expected a number above {bound}")
 
 
 def by_rows(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from visionkit.errors import VisionKitError
-from visionkit.ops.attention._masks import check_counts, empty_output, in_blocks
+from visionkit.ops.attention._masks import empty_output, in_blocks
+from visionkit.ops.attention._options import check_counts
 
 MASKS = ("full", "causal", "window", "block")
 _ALL = MASKS

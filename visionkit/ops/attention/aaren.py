@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.precision import wide
 
 
 class State(NamedTuple):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import check_counts
+from visionkit.ops.attention._options import check_counts
 
 
 class Calibrated(NamedTuple):

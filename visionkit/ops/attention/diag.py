@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from visionkit.ops.attention._masks import check_counts, in_blocks
+from visionkit.ops.attention._masks import in_blocks
+from visionkit.ops.attention._options import check_counts
 from visionkit.ops.attention.softmax import softmax_attention
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.precision import wide
 
 GAUSSIANS = 3
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.ops.attention._masks import check_counts, wide
+from visionkit.ops.attention._options import check_counts
 from visionkit.ops.attention._sparse import take_rows
+from visionkit.ops.precision import wide
 
 PROJECTIONS = 7
 BLOCKS, ROWS = 16, 4096  # at a time

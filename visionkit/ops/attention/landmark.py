@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import check_counts, wide
+from visionkit.ops.attention._options import check_counts
 from visionkit.ops.attention._sparse import block_means, to_blocks
+from visionkit.ops.precision import wide
 
 ROWS = 256
 RETRIEVING_ROWS = 4096

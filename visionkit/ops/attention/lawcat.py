@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.ops.attention._chunks import bidirectional_linear, causal_linear
-from visionkit.ops.attention._masks import wide
+from visionkit.ops.precision import wide
 
 TAPS = 4
 TEMPERATURE = 16  # gates start near one: sigmoid(x)^(1 / 16)

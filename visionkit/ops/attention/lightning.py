@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention._chunks import bidirectional_linear, causal_linear
-from visionkit.ops.attention._masks import wide
 from visionkit.ops.attention.linear import rms_norm
+from visionkit.ops.precision import wide
 
 
 def head_decay(heads: int, layer: int = 0, layers: int = 2) -> Tensor:

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from visionkit.errors import VisionKitError
 from visionkit.ops import dispatch
 from visionkit.ops.attention._chunks import causal_linear
-from visionkit.ops.attention._masks import by_rows, wide
-from visionkit.ops.mala import elu_plus_one, without_autocast
+from visionkit.ops.attention._masks import by_rows
+from visionkit.ops.mala import elu_plus_one
+from visionkit.ops.precision import wide, without_autocast
 
 EPS = 1e-6
 FEATURE_MAPS = dict(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._masks import check_above
+from visionkit.ops.attention._options import check_above
 
 EPS = 1e-6
 

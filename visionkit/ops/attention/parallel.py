@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention._chunks import causal_linear
-from visionkit.ops.attention._masks import wide
 from visionkit.ops.attention.linear import FEATURE_MAPS, check_form, rows, with_ones
-from visionkit.ops.mala import mala_rows, without_autocast
+from visionkit.ops.mala import mala_rows
 from visionkit.ops.nala import nala_rows
+from visionkit.ops.precision import wide, without_autocast
 
 
 def by_heads(

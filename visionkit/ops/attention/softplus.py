@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.ops.attention._masks import by_rows, check_above
+from visionkit.ops.attention._masks import by_rows
+from visionkit.ops.attention._options import check_above
 
 FLAT = 1e-5  # below it, what a weight exceeds the average by is rounding of single precision
 
