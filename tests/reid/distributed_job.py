@@ -11,16 +11,17 @@ from reid.test_pseudo_labels import VIEWS, Dots, Model, run_hook
 
 from visionkit.engine.runner import init_distributed
 from visionkit.registry import METRICS
+from visionkit.reid import ranking
 from visionkit.reid.knn import self_neighbours
 from visionkit.reid.pseudo_labels import extract_fused
-from visionkit.reid.ranking import evaluate
 
 
 def job(folder):
     data = random_set(queries=70, gallery=500)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    plain = evaluate(*data, chunk=16, distributed=True)
-    reranked = evaluate(*data, chunk=16, rerank=dict(k1=8, k2=3), distributed=True)
+    ranking.block_rows = lambda width: 16  # several blocks for each process
+    plain = ranking.evaluate(*data, distributed=True)
+    reranked = ranking.evaluate(*data, rerank=dict(k1=8, k2=3), distributed=True)
     return dict(
         plain=[plain.mAP, plain.mINP, *plain.cmc.values()],
         reranked=[reranked.mAP, reranked.mINP, *reranked.cmc.values()],

@@ -1,5 +1,7 @@
 """The blocked evaluation against a loop over queries that reads like the protocol."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -49,15 +51,16 @@ def small_sets(draw):
 @settings(max_examples=120, deadline=None)
 @given(small_sets(), st.sampled_from(["finite_sum", "trapezoid"]), st.integers(1, 8))
 @pytest.mark.filterwarnings("ignore:.*no match")
-def test_equals_the_loop(sets, ap, chunk):
+def test_equals_the_loop(sets, ap, rows):
     distances, labels = sets
     expected = plain_loop(distances, *labels, ap)
     if not expected:
         with pytest.raises(VisionKitError, match="no (query has a match|images to rank)"):
-            evaluate_distances(distances, *labels, ap=ap, chunk=chunk)
+            evaluate_distances(distances, *labels, ap=ap)
         return
     precision, first, inverse = np.array(expected).T
-    result = evaluate_distances(distances, *labels, ap=ap, chunk=chunk, topk=(1, 2, 3))
+    with mock.patch("visionkit.reid.ranking.block_rows", lambda width: rows):
+        result = evaluate_distances(distances, *labels, ap=ap, topk=(1, 2, 3))
     assert result.num_valid_queries == len(expected)
     assert list(result.first_rank[result.first_rank > 0]) == list(first)
     np.testing.assert_allclose(result.average_precision[result.first_rank > 0], precision, rtol=1e-14)
@@ -88,12 +91,13 @@ def test_metrics_match_their_formulas(metric):
     assert evaluate(a, b, *labels, metric=metric).mAP == pytest.approx(expected.mAP, rel=1e-12)
 
 
-def test_blocks_and_memory_maps_change_nothing(tmp_path):
+def test_blocks_and_memory_maps_change_nothing(tmp_path, monkeypatch):
     qf, gf, *labels = random_set()
     mapped = np.lib.format.open_memmap(tmp_path / "g.npy", "w+", np.float32, gf.shape)
     mapped[:] = gf
-    whole = evaluate(qf, gf, *labels, chunk=1000)
-    blocked = evaluate(torch.from_numpy(qf), mapped, *labels, chunk=16)
+    whole = evaluate(qf, gf, *labels)
+    monkeypatch.setattr("visionkit.reid.ranking.block_rows", lambda width: 16)
+    blocked = evaluate(torch.from_numpy(qf), mapped, *labels)
     assert blocked.mAP == whole.mAP and blocked.cmc == whole.cmc
 
 

@@ -146,12 +146,12 @@ class MMBackbone(BaseModule):
         return self
 
 
-def _register(name: str, family: str, filter_fn: Callable[[Mapping, nn.Module], dict]) -> type[MMBackbone]:
+def _register(name: str, family: str, filter_fn: Callable[[Mapping, nn.Module], dict]) -> None:
     own = dict(family=family, filter_fn=staticmethod(filter_fn), __doc__=MMBackbone.__doc__)
-    return MODELS.register_module(name=name)(type(f"MM{name}", (MMBackbone,), own))
+    MODELS.register_module(name=name)(type(f"MM{name}", (MMBackbone,), own))
 
 
-MMMAViT = _register("MAViT", "mavit", mavit.checkpoint_filter_fn)
-MMNaLaFormer = _register("NaLaFormer", "nalaformer", nalaformer.checkpoint_filter_fn)
-MMSOFT = _register("SOFT", "soft", soft.checkpoint_filter_fn)
-MMSOFTNorm = _register("SOFTNorm", "soft_norm", soft.checkpoint_filter_fn)
+_register("MAViT", "mavit", mavit.checkpoint_filter_fn)
+_register("NaLaFormer", "nalaformer", nalaformer.checkpoint_filter_fn)
+_register("SOFT", "soft", soft.checkpoint_filter_fn)
+_register("SOFTNorm", "soft_norm", soft.checkpoint_filter_fn)

@@ -21,6 +21,8 @@ from visionkit.registry import TRANSFORMS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of random rectangles: their share of the image's area, and height / width.
+AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
 
 
 def build_transforms(transforms: Sequence[dict | Callable] | None) -> list[Callable]:
@@ -170,26 +172,18 @@ class RandomLocalGrayscale:
 
     Args:
         prob: Probability that an image gets a rectangle.
-        area: Range of the rectangle's share of the image area, drawn uniformly.
-        aspect: Range of its height / width, drawn uniformly.
         released: Draw as the released CORE-ReID code does, which bounds the rectangle's height by the image's width
             and its width by the height: 3 of 10 stick out and are cut, so the mean share falls from 0.20 to 0.15.
     """
 
-    def __init__(
-        self,
-        prob: float = 0.4,
-        area: tuple[float, float] = (0.02, 0.4),
-        aspect: tuple[float, float] = (0.3, 1 / 0.3),
-        released: bool = False,
-    ) -> None:
-        self.prob, self.area, self.aspect, self.released = _check_prob(self, prob), area, aspect, released
+    def __init__(self, prob: float = 0.4, released: bool = False) -> None:
+        self.prob, self.released = _check_prob(self, prob), released
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if not _chance(self.prob):
             return image
         sides = (image.width, image.height) if self.released else (image.height, image.width)
-        box = random_box(*sides, self.area, self.aspect)
+        box = random_box(*sides)
         if box is None:
             return image
         top, left, height, width = box
@@ -211,10 +205,10 @@ class ToTensor:
 
 @TRANSFORMS.register_module()
 class Normalize:
-    """Subtract ``mean`` and divide by ``std`` per channel, in place on a float tensor (3, H, W)."""
+    """Subtract ImageNet's mean and divide by its deviation per channel, in place on a float tensor (3, H, W)."""
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
-        self.mean, self.std = (torch.tensor(tuple(values)).view(-1, 1, 1) for values in (mean, std))
+    def __init__(self) -> None:
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def __call__(self, image: Tensor) -> Tensor:
         return image.sub_(self.mean).div_(self.std)
@@ -222,32 +216,24 @@ class Normalize:
 
 @TRANSFORMS.register_module()
 class RandomErasing:
-    """Paint a random rectangle of a float tensor (3, H, W) with ``fill``, in place, after normalisation.
+    """Paint a random rectangle of a float tensor (3, H, W), in place, after normalisation.
 
-    The defaults are CORE-ReID's: the ImageNet mean painted on normalised values.
+    As CORE-ReID does it: the ImageNet mean painted on normalised values.
     """
 
-    def __init__(
-        self,
-        prob: float = 0.5,
-        area: tuple[float, float] = (0.02, 0.4),
-        aspect: tuple[float, float] = (0.3, 1 / 0.3),
-        fill: Sequence[float] = IMAGENET_MEAN,
-    ) -> None:
-        self.prob, self.area, self.aspect = _check_prob(self, prob), area, aspect
-        self.fill = torch.tensor(tuple(fill)).view(-1, 1, 1)
+    def __init__(self, prob: float = 0.5) -> None:
+        self.prob = _check_prob(self, prob)
+        self.fill = torch.tensor(IMAGENET_MEAN).view(-1, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
-        box = random_box(image.shape[1], image.shape[2], self.area, self.aspect) if _chance(self.prob) else None
+        box = random_box(*image.shape[1:]) if _chance(self.prob) else None
         if box is not None:
             top, left, height, width = box
             image[:, top : top + height, left : left + width] = self.fill
         return image
 
 
-def random_box(
-    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
-) -> tuple[int, int, int, int] | None:
+def random_box(height: int, width: int) -> tuple[int, int, int, int] | None:
     """Draw a rectangle inside (height, width): its area share and aspect (height / width) uniform, then its place.
 
     Returns:
@@ -255,8 +241,8 @@ def random_box(
     """
     for _ in range(100):
         share, ratio = torch.rand(2).tolist()
-        pixels = (area[0] + share * (area[1] - area[0])) * height * width
-        ratio = aspect[0] + ratio * (aspect[1] - aspect[0])
+        pixels = (AREA[0] + share * (AREA[1] - AREA[0])) * height * width
+        ratio = ASPECT[0] + ratio * (ASPECT[1] - ASPECT[0])
         box_height, box_width = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < box_height < height and 0 < box_width < width:
             return _place(height - box_height), _place(width - box_width), box_height, box_width

@@ -104,12 +104,11 @@ def remove_leftovers(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a ``.pth`` or ``.safetensors`` file without running code from it.
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a ``.pth`` or ``.safetensors`` file, to the CPU, without running code from it.
 
     Args:
         path: A file written by :func:`save_checkpoint`, a published ``torch.save`` file or a safetensors file.
-        map_location: Device that the tensors are put on.
 
     Returns:
         The stored dictionary. A safetensors file gives ``{"state_dict": tensors}``.
@@ -123,12 +122,12 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if checksum_matches(path) is False:
         raise VisionKitError(f"{path}: damaged (its checksum differs); use an earlier checkpoint")
     if path.suffix == ".safetensors":
-        return {"state_dict": _load_safetensors(path, map_location)}
+        return {"state_dict": _load_safetensors(path)}
     try:
         _check_sizes(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # about a pickle's protocol
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = foreign_name(path)
         what = f"it would run {name!r}" if name else "it is not a plain checkpoint"
@@ -184,9 +183,9 @@ def _check_sizes(path: Path) -> None:
                 raise ValueError("its entries are larger than the file")
 
 
-def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str, torch.Tensor]:
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path, device=str(map_location))
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise VisionKitError(
             f"{path}: cannot be read as safetensors (damaged or another format); get it again"

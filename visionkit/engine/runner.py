@@ -131,22 +131,11 @@ class VisionKitRunner(Runner):
         checkpoint["state_dict"] = {key: value.cpu() for key, value in checkpoint["state_dict"].items()}
         save_checkpoint(checkpoint, path)
 
-    def resume(
-        self,
-        filename: str,
-        resume_optimizer: bool = True,
-        resume_param_scheduler: bool = True,
-        map_location: Any = "cpu",
-    ) -> None:
-        """Go on from a checkpoint."""
-        # to the CPU: a GPU would hold everything twice, and wait in each step for Adam's counters, which stay there
-        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
-
-    def load_checkpoint(
-        self, filename: str, map_location: Any = "cpu", strict: bool = False, revise_keys: list | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, filename: str, map_location: object = None) -> dict[str, Any]:
         """Read a checkpoint safely into the model; called by ``resume``. Raises VisionKitError if it does not fit."""
-        checkpoint = load_checkpoint(filename, map_location)
+        # to the CPU wherever mmengine wants it: a GPU would hold everything twice, and wait in each step for Adam's
+        # counters, which stay where they are read to
+        checkpoint = load_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         state = state_dict_of(checkpoint, filename)
         buffers = checkpoint.get("buffers", [])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionkit.engine.config import check_choice, check_counts, given
+from visionkit.engine.config import check_choice, check_counts
 from visionkit.errors import VisionKitError
 from visionkit.nvs.data import SceneViews
 from visionkit.nvs.scene_cache import cached_scenes
@@ -33,7 +33,6 @@ class MVImgNet(SceneViews):
         include_input, centre: see [SceneViews].
         images: folder of the photographs in a scene; they may be smaller than COLMAP's.
         test_every: step between test scenes of a class, see ``split``.
-        max_scenes: use so many scenes, evenly spread by name; None uses all.
     """
 
     def __init__(
@@ -45,11 +44,10 @@ class MVImgNet(SceneViews):
         include_input: bool = False,
         images: str = "images",
         test_every: int = 100,
-        max_scenes: int | None = None,
         centre: str = "viewed",
     ) -> None:
         check_choice("MVImgNet", ("train", "test"), split=split)
-        check_counts("MVImgNet", 1, test_every=test_every, **given(max_scenes=max_scenes))
+        check_counts("MVImgNet", 1, test_every=test_every)
         folders = _split_folders(Path(root), test_every)
         _check_split(Path(root), folders, split, test_every)
         read = lambda which: cached_scenes(Path(root), which, folders[which], images)
@@ -57,8 +55,6 @@ class MVImgNet(SceneViews):
         near = float(np.quantile([each.near for each in train], NEAR_QUANTILE))
         far = float(np.quantile([each.far for each in train], FAR_QUANTILE))
         scenes = train if split == "train" else read(split)
-        if max_scenes is not None and max_scenes < len(scenes):
-            scenes = [scenes[i] for i in np.linspace(0, len(scenes) - 1, max_scenes).round().astype(int)]
         views = views if split == "train" else None
         super().__init__([each.scene for each in scenes], img_size, (near, far), views, include_input, centre)
 

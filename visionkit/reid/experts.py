@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.errors import VisionKitError
-from visionkit.registry import MODELS
 from visionkit.reid.fusion import frozen_bias_norm
 
 
@@ -41,7 +40,6 @@ class Expert(nn.Module):
         return self.neck(x)
 
 
-@MODELS.register_module()
 class DomainExperts(nn.Module):
     """One expert for each data set behind a shared trunk.
 

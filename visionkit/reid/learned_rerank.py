@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.ops.precision import full_precision
-from visionkit.registry import MODELS
 
 
 class Reranked(NamedTuple):
@@ -23,7 +22,6 @@ class Reranked(NamedTuple):
     anchors: Tensor
 
 
-@MODELS.register_module()
 class ViewReranker(nn.Module):
     """Scores candidates by their agreement with one anchor for each view.
 

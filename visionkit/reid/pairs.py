@@ -12,29 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def multiple_negatives_loss(
-    anchors: Tensor, positives: Tensor, scale: float = 20.0, symmetric: bool = True, groups: Tensor | None = None
-) -> Tensor:
+def multiple_negatives_loss(anchors: Tensor, positives: Tensor, scale: float = 20.0) -> Tensor:
     """Cross-entropy of finding each anchor's partner among the partners of all others.
 
-    -log softmax_j(scale · cos(a_i, p_j)) at j = i, mean over i; symmetric: mean of that and the same with a and p
+    -log softmax_j(scale · cos(a_i, p_j)) at j = i, mean over i, then the mean of that and the same with a and p
     exchanged.
 
     Args:
         anchors: (B, D).
         positives: (B, D), row i the partner of row i.
         scale: inverse temperature of the cosines.
-        symmetric: average the losses of finding partners from anchors and anchors from partners; False takes the first
-            alone.
-        groups: (B,) integers; pairs of one group are no negatives of each other. None: all are.
     """
     logits = scale * F.normalize(anchors, dim=-1) @ F.normalize(positives, dim=-1).mT
-    if groups is not None:
-        same = (groups[:, None] == groups) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
-        logits = logits.masked_fill(same, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
-    loss = F.cross_entropy(logits, target)
-    return (loss + F.cross_entropy(logits.mT, target)) / 2 if symmetric else loss
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2
 
 
 class CoOccurrence:

@@ -57,7 +57,6 @@ def evaluate(
     metric: str | DistanceFunction = "euclidean",
     ap: str = "finite_sum",
     topk: Sequence[int] = (1, 5, 10, 20),
-    chunk: int | None = None,
     rerank: Mapping | None = None,
     per_camera: bool = False,
     device: torch.device | str | None = None,
@@ -79,7 +78,6 @@ def evaluate(
         ap: ``"finite_sum"`` (1/R sum i/rank_i; what most papers report) or ``"trapezoid"`` (the official Market-1501
             code; 0.5 to 2.7 points lower).
         topk: ranks of the CMC curve to report.
-        chunk: queries a block; by default so many that a block of distances takes some tens of MB.
         rerank: options of :class:`visionkit.reid.rerank.KReciprocal` (k1, k2, lambda_value, ...) or None.
         per_camera: score each query camera by itself too.
         device: device to compute on; by default that of the query features, for arrays a GPU where there is one.
@@ -92,7 +90,7 @@ def evaluate(
     Raises:
         VisionKitError: an empty or wrongly sized input, a feature that is not finite, or no query with a match.
     """
-    options = dict(ap=ap, topk=topk, chunk=chunk, per_camera=per_camera, distributed=distributed)
+    options = dict(ap=ap, topk=topk, per_camera=per_camera, distributed=distributed)
     labels = (query_pids, query_camids, gallery_pids, gallery_camids)
     if rerank is None:
         distances = BlockDistances(query_features, gallery_features, metric, device)
@@ -112,7 +110,7 @@ def evaluate_distances(
     gallery_camids: Labels | None,
     **options: object,
 ) -> RankingResult:
-    """Score given distances (Q, G); a matrix, an array or a memory map. Options: ap, topk, chunk, per_camera, ...
+    """Score given distances (Q, G); a matrix, an array or a memory map. Options: ap, topk, per_camera, ...
 
     float64 is ranked in float64, all else, such as counts of differing bits, in float32.
     """
@@ -135,7 +133,6 @@ def evaluate_blocks(
     *,
     ap: str = "finite_sum",
     topk: Sequence[int] = (1, 5, 10, 20),
-    chunk: int | None = None,
     per_camera: bool = False,
     distributed: bool = False,
 ) -> RankingResult:
@@ -145,7 +142,7 @@ def evaluate_blocks(
         distances: function of a range of queries (start, stop) that returns their distances (stop - start, G).
         shape: (Q, G).
         query_pids, query_camids, gallery_pids, gallery_camids: identities and cameras, see :func:`evaluate`.
-        ap, topk, chunk, per_camera, distributed: options of the scores, see :func:`evaluate`.
+        ap, topk, per_camera, distributed: options of the scores, see :func:`evaluate`.
 
     Raises:
         VisionKitError: as :func:`evaluate` does.
@@ -153,12 +150,12 @@ def evaluate_blocks(
     if ap not in ("finite_sum", "trapezoid"):
         raise VisionKitError(f"ap: expected 'finite_sum' or 'trapezoid', got {ap!r}")
     protocol = _Protocol(shape, query_pids, query_camids, gallery_pids, gallery_camids)
-    chunk = chunk or block_rows(max(shape[1], 1))
-    starts = range(0, shape[0], chunk)
+    size = block_rows(max(shape[1], 1))
+    starts = range(0, shape[0], size)
     rank, world = get_dist_info() if distributed else (0, 1)
     scores = np.zeros((shape[0], 3))  # average precision, inverse negative penalty, rank of the first match
     for start in starts[rank::world]:
-        stop = min(start + chunk, shape[0])
+        stop = min(start + size, shape[0])
         scores[start:stop] = protocol.score(distances(start, stop), start, stop, ap)
     if world > 1:
         scores = _sum_over_processes(scores)
@@ -166,9 +163,7 @@ def evaluate_blocks(
 
 
 def mean_result(results: Sequence[RankingResult]) -> RankingResult:
-    """Average the scores of several trials (VehicleID: ten random galleries). Raises VisionKitError for none."""
-    if not results:
-        raise VisionKitError("no trial to average: evaluate at least one")
+    """Average the scores of several trials (VehicleID: ten random galleries)."""
     return RankingResult(
         mAP=float(np.mean([r.mAP for r in results])),
         cmc={k: float(np.mean([r.cmc[k] for r in results])) for k in results[0].cmc},
