@@ -147,17 +147,17 @@ def test_dropped_images_are_gone_and_the_model_stays(tmp_path, saved):
     assert GalleryIndex.load(tmp_path / "index").search(points(1), 1)[0][0].path == names(1)[0]
 
 
-def test_an_index_without_stamps_loads(tmp_path):
-    folder = tmp_path / "index"
-    folder.mkdir()
+@pytest.mark.parametrize("missing", ["stamps", "digest"])
+def test_an_index_that_lacks_something_is_to_be_made_again(tmp_path, missing):
     text = np.frombuffer("\0".join(names(5)).encode(), np.uint8)
-    meta = dict(format="visionkit-gallery-1", model="CoreReID-1", weights="w.pth")
-    save_file(dict(features=points(5), paths=text), folder / "part_00000.safetensors", meta)
-    index = GalleryIndex.load(folder, "CoreReID-1")
-    assert set(index.stamps.values()) == {UNKNOWN} and index.search(points(1), 1)[0][0].path == names(1)[0]
-    index.add(points(2, seed=3), names(2, 5))
-    index.save(folder)
-    assert GalleryIndex.load(folder).paths == names(7)
+    tensors = dict(features=points(5), paths=text, stamps=np.zeros((5, 2), np.int64))
+    meta = dict(format="visionkit-gallery-1", model="CoreReID-1", weights="w.pth", digest="0")
+    save_file(tensors, tmp_path / "part_00000.safetensors", meta)
+    assert len(GalleryIndex.load(tmp_path)) == 5
+    tensors.pop(missing, None), meta.pop(missing, None)
+    save_file(tensors, tmp_path / "part_00000.safetensors", meta)
+    with pytest.raises(VisionKitError, match="part_00000.safetensors: cannot be read .*make the index again"):
+        GalleryIndex.load(tmp_path)
 
 
 def test_two_writers_lose_nothing(tmp_path):

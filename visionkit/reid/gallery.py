@@ -359,12 +359,12 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
     try:
         with safe_open(file, "numpy") as tensors:  # checks the header against the file's size
             meta = tensors.metadata() or {}
+            if meta.get("format") != FORMAT or "model" not in meta:
+                raise VisionKitError(f"{file}: is no gallery index; make one with `visionkit index`")
             names = os.fsdecode(tensors.get_tensor("paths").tobytes())
-            stamps = tensors.get_tensor("stamps") if "stamps" in tensors.keys() else None
-        if meta.get("format") != FORMAT or "model" not in meta:
-            raise VisionKitError(f"{file}: is no gallery index; make one with `visionkit index`")
+            stamps = tensors.get_tensor("stamps")
         features = _map_features(file)
-        digest = meta.get("digest") or "{}-{}".format(*stamp_of(file))
+        digest, weights = meta["digest"], meta["weights"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise VisionKitError(f"{file}: cannot be read as a gallery index (damaged?); make the index again") from error
     paths = names.split("\0") if names else []
@@ -372,13 +372,11 @@ def _read_part(file: Path) -> tuple[Part, tuple[str, str]]:
         raise VisionKitError(
             f"{file}: damaged, it holds {len(paths)} paths for features of shape {features.shape}; index again"
         )
-    if stamps is None:  # parts were written without, once
-        stamps = np.full((len(paths), 2), UNKNOWN)
     if stamps.dtype != np.int64 or stamps.shape != (len(paths), 2):
         raise VisionKitError(
             f"{file}: damaged, it holds {len(paths)} paths for stamps of shape {stamps.shape}; index again"
         )
-    return Part(None, paths, stamps, file, digest), (meta["model"], meta.get("weights", ""))
+    return Part(None, paths, stamps, file, digest), (meta["model"], weights)
 
 
 def _joined(parts: Sequence[Part]) -> np.ndarray:
