@@ -114,8 +114,8 @@ def test_copies_are_upright_scaled_and_without_twins(tmp_path):
     (folder / "twin.png").write_bytes((folder / "1.png").read_bytes())
     Image.new("RGB", (100, 90), "blue").save(folder / "turned.png")  # another picture of the same name
     (tmp_path / "images").mkdir()
-    lenses, left_out = _copy_photos(sorted(folder.iterdir()), tmp_path / "images", 80, lambda line: None)
-    assert dict(left_out) == {"twin.png": "is the same as 1.png"}
+    lenses, _, twins = _copy_photos(sorted(folder.iterdir()), tmp_path / "images", 80, lambda line: None)
+    assert dict(twins) == {"twin.png": "is the same as 1.png"}
     assert lenses["0.jpg"] == ((80, 60), None) and lenses["turned.png.jpg"] == ((80, 72), None)
     size, focal = lenses["turned.jpg"]
     assert size == (40, 80) and focal == pytest.approx(22 / 36)

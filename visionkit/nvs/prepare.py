@@ -22,7 +22,6 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 FEWEST = 3  # photographs that make a capture
 FEATURE_SIDE, FEATURES = 1024, 4096  # pixels of the long side in which features are sought, and the most of them
 EXHAUSTIVE = 80  # more photographs than this are matched with their neighbours only
-TWIN = "is the same as"  # what is told of a copy, which does not count as a photograph
 
 
 class Verdict(NamedTuple):
@@ -76,9 +75,9 @@ def prepare_capture(
     try:
         (work / "images").mkdir(parents=True)
         if source.is_dir():
-            lenses, left_out = _copy_photos(photos_in(source), work / "images", max_side, say)
+            lenses, unreadable, twins = _copy_photos(photos_in(source), work / "images", max_side, say)
         else:
-            lenses, left_out = _copy_frames(source, work / "images", frames, max_side, say), []
+            lenses, unreadable, twins = _copy_frames(source, work / "images", frames, max_side, say), [], []
         if len(lenses) < FEWEST:
             raise VisionKitError(f"{source}: {len(lenses)} photos can be read; expected at least {FEWEST}, better 20")
         model = _structure_from_motion(work, lenses, ordered=not source.is_dir(), say=say)
@@ -98,10 +97,10 @@ def prepare_capture(
         pycolmap.logging.minloglevel = quiet
         shutil.rmtree(work, ignore_errors=True)
     posed = {image.name for image in model.images.values() if image.has_pose}
-    left_out += [(name, "fits no other photo") for name in sorted(set(lenses) - posed)]
-    total = len(posed) + sum(not reason.startswith(TWIN) for _, reason in left_out)
+    alone = [(name, "fits no other photo") for name in sorted(set(lenses) - posed)]
+    left_out, total = (*unreadable, *twins, *alone), len(lenses) + len(unreadable)
     error = model.compute_mean_reprojection_error()
-    return Verdict(len(posed), total, model.num_points3D(), error, tuple(left_out), out / "cameras.png")
+    return Verdict(len(posed), total, model.num_points3D(), error, left_out, out / "cameras.png")
 
 
 def _check(source: Path, out: Path, frames: int, max_side: int) -> None:
@@ -126,26 +125,26 @@ Lens = tuple[tuple[int, int], float | None]  # size (width, height) and focal le
 
 def _copy_photos(
     files: list[Path], folder: Path, max_side: int, say: Callable
-) -> tuple[dict[str, Lens], list[tuple[str, str]]]:
-    """Upright JPEGs of all that can be read."""
+) -> tuple[dict[str, Lens], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Upright JPEGs of all that can be read; (file, reason) of those that cannot, and of copies of others."""
     say(f"reading {len(files)} photos")
-    lenses, left_out, seen = {}, [], {}
+    lenses, unreadable, twins, seen = {}, [], [], {}
     for file in files:
         try:
             picture = read_photo_file(file)
             focal, _ = focal_from_exif(file)
         except VisionKitError as error:
-            left_out.append((file.name, str(error)))
+            unreadable.append((file.name, str(error)))
             continue
         twin = seen.setdefault(hash(picture.tobytes()), file.name)
         if twin != file.name:
-            left_out.append((file.name, f"{TWIN} {twin}"))
+            twins.append((file.name, f"is the same as {twin}"))
             continue
         name = f"{file.stem}.jpg"
         if name in lenses:
             name = f"{file.name}.jpg"
         lenses[name] = (_save(picture, folder / name, max_side, focal), focal)
-    return lenses, left_out
+    return lenses, unreadable, twins
 
 
 def _copy_frames(video: Path, folder: Path, frames: int, max_side: int, say: Callable) -> dict[str, Lens]:
