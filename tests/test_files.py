@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
-from visionkit.files import beside, write_image
+from visionkit.files import beside, remove_leftovers, write_image
 
 
 def test_a_file_is_whole_or_as_before(tmp_path):
@@ -77,3 +77,14 @@ def test_a_read_only_disk_is_told_of_the_file_that_was_asked_for(tmp_path, monke
         beside(tmp_path / "a.txt") as file,
     ):
         file.write_text("")
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    with pytest.raises(KeyboardInterrupt), beside(tmp_path / "last.pth") as temporary:
+        temporary.touch()
+        left = temporary.rename(tmp_path / "aside")
+        raise KeyboardInterrupt
+    left.rename(temporary)
+    (tmp_path / "notes.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.tmp"]

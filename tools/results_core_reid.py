@@ -23,11 +23,10 @@ import torch
 
 from visionkit import __version__
 from visionkit.cli import run_command
-from visionkit.engine.checkpoints import write_text
 from visionkit.engine.config import load_config
 from visionkit.engine.pipeline import run_pipeline
 from visionkit.engine.stage import final_checkpoint
-from visionkit.files import check_writable
+from visionkit.files import check_writable, write_text
 from visionkit.reid.mean_teacher import PUBLISHED_LIMIT, ema_limit
 
 RELEASED = dict(model=dict(preset="released"))

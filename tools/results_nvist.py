@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 from visionkit import __version__
 from visionkit.cli import run_command
-from visionkit.engine.checkpoints import write_text
-from visionkit.files import check_writable
+from visionkit.files import check_writable, write_text
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.losses import PerceptualLoss
 from visionkit.nvs.metrics import psnr, ssim

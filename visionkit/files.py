@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -57,6 +58,18 @@ def cannot_write(path: str | os.PathLike, error: OSError) -> VisionKitError:
     return VisionKitError(f"{path}: cannot be written ({reason}); check the disk and its permissions")
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file under a temporary name, then rename it.
+
+    Raises:
+        VisionKitError: The disk is full or the folder cannot be written.
+    """
+    with beside(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_image(image: "Image.Image", path: str | os.PathLike, **options: object) -> None:
     """Writes a whole image or none. Pillow itself does not notice what a full disk has cut off.
 
@@ -72,6 +85,13 @@ def write_image(image: "Image.Image", path: str | os.PathLike, **options: object
     image.save(data, **options)
     with beside(path) as temporary:
         temporary.write_bytes(data.getvalue())
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that a killed run left under a folder."""
+    for path in Path(folder).rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike, option: str) -> None:

@@ -1,8 +1,11 @@
 import json
+import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from reid.released import released
 from visionkit.apis import ReIDInferencer
 from visionkit.backbones import ResNet
 from visionkit.cli import main
+from visionkit.commands.train import quiet_on_a_full_disk
 from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint
 from visionkit.reid import CoreReID, stages
 
@@ -374,3 +378,17 @@ def test_weights_of_another_architecture(site, capsys):
 def test_no_such_config(site, capsys):
     assert main(["train", "confg.py"]) == 2
     assert "did you mean 'config.py'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_logs_on_a_full_disk_print_no_traceback(monkeypatch, capfd):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    quiet_on_a_full_disk()
+    log = logging.Logger("full")
+    log.addHandler(logging.StreamHandler(open("/dev/full", "w")))
+    log.error("one line")
+    thread = threading.Thread(target=lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    thread.start()
+    thread.join()
+    assert capfd.readouterr().err == ""

@@ -60,7 +60,7 @@ class Checkpoints:
         return target
 
     def read(self, path):
-        from visionkit.engine.checkpoints import newest_whole_checkpoint
+        from visionkit.engine.epoch_files import newest_whole_checkpoint
         from visionkit.engine.stage import give_weights
         from visionkit.reid.rebuild import rebuild
 

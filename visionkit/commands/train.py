@@ -11,9 +11,12 @@ again after a crash. Each stage works in a folder of its own under --work-dir.
 from __future__ import annotations
 
 import argparse
+import logging
+import threading
 from pathlib import Path
 
 from visionkit.commands.cfg_options import add_cfg_options
+from visionkit.files import FULL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the pipeline."""
-    from visionkit.engine.checkpoints import quiet_on_a_full_disk
     from visionkit.engine.config import load_config
     from visionkit.engine.pipeline import run_pipeline
     from visionkit.engine.stopping import Interrupted
@@ -55,3 +57,15 @@ def run(options: argparse.Namespace) -> int:
         return 143
     print(f"results, pictures and checkpoints are in {work_dir}")
     return 0
+
+
+def quiet_on_a_full_disk() -> None:
+    """Log files and TensorBoard would each print a traceback; what is raised in the run says it in one line."""
+    logging.raiseExceptions = False
+    others = threading.excepthook
+
+    def hook(problem: threading.ExceptHookArgs) -> None:
+        if getattr(problem.exc_value, "errno", None) not in FULL:
+            others(problem)
+
+    threading.excepthook = hook

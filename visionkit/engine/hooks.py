@@ -12,10 +12,12 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from visionkit.engine.checkpoints import no_longer_needed, remove_checkpoint, write_text
+from visionkit.engine.checkpoints import remove_checkpoint
 from visionkit.engine.config import check_counts
+from visionkit.engine.epoch_files import no_longer_needed
 from visionkit.engine.loaders import batch_paths
 from visionkit.errors import VisionKitError
+from visionkit.files import write_text
 from visionkit.registry import HOOKS
 
 

@@ -14,12 +14,11 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
 from visionkit.datasets.images import is_size
-from visionkit.engine.checkpoints import remove_leftovers, write_text
 from visionkit.engine.config import build, building, check_counts, check_keys, check_types, plain
 from visionkit.engine.runner import init_distributed
 from visionkit.engine.stopping import listening
 from visionkit.errors import VisionKitError
-from visionkit.files import FULL, cannot_write
+from visionkit.files import FULL, cannot_write, remove_leftovers, write_text
 from visionkit.registry import STAGES
 
 TOP_LEVEL = (

@@ -18,15 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from visionkit import __version__
-from visionkit.engine.checkpoints import (
-    load_checkpoint,
-    message_hub_state,
-    plain_message_hub,
-    save_checkpoint,
-    state_dict_of,
-)
+from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint, state_dict_of
 from visionkit.engine.config import building, plain
 from visionkit.engine.loaders import build_eval_loader
+from visionkit.engine.message_hub import message_hub_state, plain_message_hub
 from visionkit.errors import VisionKitError
 
 

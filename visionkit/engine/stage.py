@@ -16,17 +16,13 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
-from visionkit.engine.checkpoints import (
-    load_checkpoint,
-    newest_whole_checkpoint,
-    read_weights,
-    state_dict_of,
-    write_text,
-)
+from visionkit.engine.checkpoints import load_checkpoint, read_weights, state_dict_of
 from visionkit.engine.config import RunConfig, building, check_choice, check_types
+from visionkit.engine.epoch_files import newest_whole_checkpoint
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner, first_difference
 from visionkit.errors import VisionKitError
+from visionkit.files import write_text
 from visionkit.registry import STAGES
 
 _RUN_NUMBER = itertools.count()

@@ -15,18 +15,13 @@ from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
 
 from visionkit.datasets.images import is_size
-from visionkit.engine.checkpoints import (
-    epoch_checkpoints,
-    is_whole,
-    load_checkpoint,
-    remove_checkpoint,
-    save_checkpoint,
-    write_text,
-)
+from visionkit.engine.checkpoints import is_whole, load_checkpoint, remove_checkpoint, save_checkpoint
 from visionkit.engine.config import building, check_choice, check_counts, check_keys, given
+from visionkit.engine.epoch_files import epoch_checkpoints
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import train
 from visionkit.errors import VisionKitError
+from visionkit.files import write_text
 from visionkit.registry import STAGES
 from visionkit.reid.camstyle.data import UnalignedPairs, camera_images
 from visionkit.reid.camstyle.files import check_styled_folder, origins_by_name, styled_name
