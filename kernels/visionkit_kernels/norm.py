@@ -53,7 +53,7 @@ def norm_backward_kernel(
         token = load_tile(x, rows, columns, dim, 1, tokens, dim).to(ACC)
         slope = load_tile(grad, rows, columns, dim, 1, tokens, dim).to(ACC)
         z, r = _normal(token, (columns < dim)[None, :], dim, eps)
-        dw += slope * z
+        dw += tl.where((rows < tokens)[:, None], slope * z, 0.0)  # eps may be 0, and r of no token then infinite
         db += slope
         g = slope * w[None, :]
         dtoken = r * (g - (tl.sum(g, 1) / dim)[:, None] - z * (tl.sum(g * z, 1) / dim)[:, None])
