@@ -177,7 +177,7 @@ def launch_weight(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tens
             x, grad, sums, *x.stride(), *grad.stride(), *x.shape[1:], runs, across, blocks, run, parts, share, **sizes
         )  # fmt: skip
     entries, total = sums[:, :-1].sum(0), sums[:, -1].sum(0)
-    return entries.t().reshape(weight.shape).to(weight.dtype), total.to(weight.dtype)
+    return entries.t().contiguous().view(weight.shape).to(weight.dtype), total.to(weight.dtype)
 
 
 def _channels_last(weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from kernels.compare import DEVICE, inputs
 from kernels.marching import march_arguments
+from torch.utils._python_dispatch import TorchDispatchMode
 from visionkit_kernels import depthwise, gaussian, linear, march, matrices, nala, norm, rotary, sigmoid
 
 
@@ -50,3 +51,26 @@ def opcheck(name):
     """PyTorch's own checks: schema, registration of the gradient, fake tensors, and what ``torch.compile`` traces."""
     operator, arguments = OPERATORS[name]()
     torch.library.opcheck(operator, tuple(arguments))
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down the calls of kernels' operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "visionkit_kernels":
+            self.calls.append((operator, args))
+        return operator(*args, **kwargs or {})
+
+
+def gradient_calls(name):
+    """Operators of the backward pass, and what it calls them with."""
+    operator, arguments = OPERATORS[name]()
+    outputs = operator(*arguments)
+    outputs = [x for x in (outputs if isinstance(outputs, tuple) else [outputs]) if x.requires_grad]
+    with Recorder() as recorder:
+        torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+    return recorder.calls
