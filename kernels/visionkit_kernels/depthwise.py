@@ -156,7 +156,7 @@ def _sizes(way: str, x: Tensor, weight: Tensor) -> tuple[dict, tuple[int, int, i
 
 def launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, turned: bool = False) -> Tensor:
     """The convolution, (B, H, W, C), in the type of x; with the kernel turned, its transpose."""
-    out = x.new_empty(x.shape)
+    out, bias = x.new_empty(x.shape), None if bias is None else bias.contiguous()
     sizes, (runs, across, blocks, run), _ = _sizes("forward", x, weight)
     with on_device(x):
         depthwise_kernel[(x.shape[0] * runs * across * blocks,)](
@@ -223,13 +223,15 @@ depthwise_forward.register_autograd(_backward, setup_context=_setup)
 _run = differentiable(depthwise_forward, forward, _setup, _backward)
 
 
-def refuses(x: Tensor, weight: Tensor) -> str | None:
+def refuses(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
     """Why the kernels do not take these tensors, or None."""
     if x.dim() != 4 or weight.shape != (x.shape[-1], 1, *weight.shape[-2:]) or weight.shape[-1] != weight.shape[-2]:
         return "expected a map (B, H, W, C) and a weight (C, 1, K, K)"
     if weight.shape[-1] not in SIZES:
         return f"kernels of {' or '.join(str(size) for size in SIZES)} cells a side alone"
-    if weight.device != x.device:
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return "expected a bias (C,)"
+    if any(each.device != x.device for each in (weight, bias) if each is not None):
         return "tensors must lie on one device"
     return "a tensor is empty" if x.numel() == 0 else None
 

@@ -4,6 +4,7 @@ from kernels.compare import DEVICE, assert_same_forms, in_form, inputs
 from visionkit_kernels import depthwise
 
 from visionkit.backbones.layers import ConvFFN, DepthwiseConv
+from visionkit.errors import VisionKitError
 from visionkit.ops.depthwise import depthwise_conv
 
 
@@ -44,6 +45,25 @@ def test_maps_smaller_than_the_kernel(shape):
 def test_without_a_bias():
     weight, _, x = tensors(3, (1, 3, 4, 8), torch.float64)
     assert_same_forms(lambda weight, x: depthwise_conv(x, weight), [weight, x])
+
+
+def test_a_bias_that_is_every_second_entry():
+    """The kernel took the one next in memory."""
+    weight, both, x = inputs((8, 1, 3, 3), (1, 1, 8, 2), (1, 3, 4, 8), dtype=torch.float64)
+    assert_same_forms(lambda weight, both, x: depthwise_conv(x, weight, both[0, 0, :, 0]), [weight, both, x])
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(7), torch.zeros(1, 8), torch.zeros(8, device="meta")])
+def test_a_bias_beyond_whose_end_a_kernel_would_read_is_refused(bias):
+    weight, _, x = tensors(3, (1, 3, 4, 8), torch.float32)
+    with pytest.raises(VisionKitError, match=r"a bias \(C,\)|on one device"):
+        in_form("triton", depthwise_conv)(x, weight, bias)
+
+
+def test_a_bias_of_another_type_is_left_to_pytorch():
+    weight, _, x = tensors(3, (1, 3, 4, 8), torch.float32)
+    with pytest.raises(RuntimeError, match="type"):
+        in_form("triton", depthwise_conv)(x, weight, torch.zeros(8, dtype=torch.float64, device=DEVICE))
 
 
 @pytest.mark.parametrize("residual", [False, True])

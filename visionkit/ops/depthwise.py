@@ -22,8 +22,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, res
     Returns:
         (B, H, W, C).
     """
+    weights = (weight,) if bias is None else (weight, bias)
     # if types do not agree PyTorch says so
-    if types_agree(x, weight) and (run := dispatch.kernel("depthwise_conv", x, weight)):
+    if types_agree(x, *weights) and (run := dispatch.kernel("depthwise_conv", x, *weights)):
         return run(x if residual else x.to(product_dtype(x)), weight, bias, residual)
     if residual and _is_exact(x, weight):
         return _convolve(x, weight + unit_kernel(weight), bias)

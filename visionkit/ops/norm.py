@@ -24,7 +24,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         (..., C).
     """
     # torch.compile makes one kernel of the norm and what is around it
-    if types_agree(x, weight) and not torch.compiler.is_compiling():
+    if types_agree(x, weight, bias) and not torch.compiler.is_compiling():
         if run := dispatch.kernel("layer_norm", x, weight, bias):
             return run(x, weight, bias, eps, product_dtype(x))
     return F.layer_norm(x, weight.shape, weight, bias, eps)

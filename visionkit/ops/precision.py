@@ -15,9 +15,10 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
-def types_agree(x: Tensor, weight: Tensor) -> bool:
-    """Whether layers take ``x`` with such a weight: of one type, or under autocast."""
-    return x.dtype == weight.dtype or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
+def types_agree(x: Tensor, *weights: Tensor) -> bool:
+    """Whether layers take ``x`` with such weights: of one type, or under autocast."""
+    one = all(weight.dtype == x.dtype for weight in weights)
+    return one or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
 
 
 def wide(*tensors: Tensor) -> list[Tensor]:
