@@ -25,6 +25,8 @@ from visionkit_kernels.tiles import chosen
 SIZES = (3, 5)
 RUN = 16  # rows of a program's part of a map, at most
 CELLS = 512  # of it in a row: columns times channels
+# else Triton compiles again for maps whose sides, or what is made of them, are 1 or multiples of 16, and not
+SIZES_OF_MAPS = ["height", "width", "runs", "across", "run", "parts", "share"]
 
 
 @triton.jit
@@ -53,7 +55,7 @@ def _rows(x, row, columns, spots, xh, xw, xc, height, width, channels, K: tl.con
     return near
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES_OF_MAPS[:-2])
 def depthwise_kernel(
     x, weight, bias, out, xb, xh, xw, xc, height, width, channels, runs, across, blocks, run,
     K: tl.constexpr, TURNED: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -93,7 +95,7 @@ def depthwise_kernel(
             tl.store(out + place, done.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES_OF_MAPS)
 def depthwise_weight_kernel(
     x, grad, out, xb, xh, xw, xc, gb, gh, gw, gc, height, width, channels, runs, across, blocks, run, parts, share,
     K: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr,

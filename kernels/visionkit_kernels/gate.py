@@ -84,12 +84,13 @@ def compile_launch(launch: Launch, architecture: int) -> dict:
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        special = type(value) is int and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
             continue
         signature[parameter.name] = _type(value)
-        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0):
+        if isinstance(value, Tensor) or (special and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     done = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)

@@ -1,12 +1,15 @@
 """The comparisons on a device: real sizes, fresh random inputs, and PyTorch's own checks of operators."""
 
 import pytest
+import timm
 import torch
 from kernels.compare import DEVICE, assert_same_forms, in_form, inputs
 from kernels.marching import KINDS, assert_one_graph, assert_same_march, scene
 from kernels.operators import OPERATORS, opcheck
 from visionkit_kernels._common import little_shared_memory
 
+import visionkit.backbones  # noqa: F401  registers the models
+from visionkit.ops import dispatch
 from visionkit.ops.attention import attend
 from visionkit.ops.depthwise import depthwise_conv
 from visionkit.ops.gaussian import gaussian_attention
@@ -143,13 +146,22 @@ def test_one_head_of_many_tokens_repeats_bit_for_bit(seed):
     assert torch.equal(first, second)
 
 
+def averaged(x):
+    return depthwise_conv(x, torch.full((x.shape[-1], 1, 3, 3), 1 / 9, dtype=x.dtype, device=DEVICE))
+
+
+def turned(x):
+    return rotary_2d(x, *rotary_table_2d(1, *x.shape[-2:], device=DEVICE))
+
+
 def by_name(name):
-    """An attention, and how many tensors it takes."""
+    """An operation, and how many tensors it takes."""
     others = {"mala, gated": (gated_mala, 5), "gaussian, solved": (with_landmarks, 3)}
+    others |= {"depthwise": (averaged, 1), "rotary": (turned, 1)}
     return others.get(name) or (lambda *x: attend(name, *x), 3)
 
 
-@pytest.mark.parametrize("name", ["linear", "mala, gated", "sigmoid"])
+@pytest.mark.parametrize("name", ["linear", "mala, gated", "sigmoid", "depthwise", "rotary"])
 def test_offsets_beyond_32_bits(name):
     (attention, count), rows, dim = by_name(name), 130, 16
     step = 2**31 // (rows - 2)
@@ -162,7 +174,9 @@ def test_offsets_beyond_32_bits(name):
     assert torch.equal(run(*views), run(*values))
 
 
-@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "sigmoid", "nala", "gaussian, solved"])
+@pytest.mark.parametrize(
+    "name", ["mala", "mala, gated", "linear", "sigmoid", "nala", "gaussian, solved", "depthwise", "rotary"]
+)
 def test_gradcheck(name, seed):
     attention, count = by_name(name)
     tensors = inputs(*[(1, 2, 9, 16)] * count, dtype=torch.float64, seed=seed)
@@ -174,7 +188,7 @@ def test_opcheck(name):
     opcheck(name)
 
 
-@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "nala", "sigmoid", "gaussian"])
+@pytest.mark.parametrize("name", ["mala", "mala, gated", "linear", "nala", "sigmoid", "gaussian", "depthwise"])
 def test_under_compile_autocast_and_checkpointing(name, seed):
     run, count = by_name(name)
     tensors = inputs(*[(1, 2, 196, 32)] * count, dtype=torch.bfloat16, seed=seed)
@@ -186,3 +200,20 @@ def test_under_compile_autocast_and_checkpointing(name, seed):
     out = torch.utils.checkpoint.checkpoint(run, *tensors, use_reentrant=False)
     for actual, expected in zip(torch.autograd.grad(out.sum(), tensors), grads):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.bfloat16, 0.1)])
+def test_a_model_trains_as_by_pytorch(dtype, tolerance, compiled, seed):
+    """Compared with PyTorch in float32."""
+    torch.manual_seed(seed)
+    model = timm.create_model("mavit_tiny", drop_path_rate=0.0).to(DEVICE)
+    image, gradients = torch.randn(2, 3, 96, 64, device=DEVICE), {}
+    for form in ("torch", "triton"):
+        run = torch.compile(model, fullgraph=True) if compiled and form == "triton" else model
+        half = dtype == torch.bfloat16 and form == "triton"
+        with dispatch.use_kernels(form), torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+            loss = run(image).float().square().mean()
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        gradients[form] = torch.cat([each.double().flatten() for each in found])
+    assert (gradients["triton"] - gradients["torch"]).norm() <= tolerance * gradients["torch"].norm()
