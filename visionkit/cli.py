@@ -100,7 +100,8 @@ def run_command(run: Callable[[argparse.Namespace], int], options: argparse.Name
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(INTERRUPTED.get(options.command, "interrupted; what was unfinished is not kept"), file=sys.stderr)
+        command = getattr(options, "command", None)  # a script of one command names none
+        print(INTERRUPTED.get(command, "interrupted; what was unfinished is not kept"), file=sys.stderr)
         return 128 + (stop.args[0] if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         _leave_output()

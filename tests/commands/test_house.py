@@ -90,6 +90,16 @@ def test_an_output_that_takes_nothing_is_told_in_one_line(unbuffered):
     assert done.returncode == 1 and done.stderr == ""
 
 
+def test_an_interruption_of_a_script_without_commands_is_told_in_one_line(capsys):
+    """As of tools/results_nvist.py: it ended in an AttributeError."""
+
+    def work(options):
+        raise KeyboardInterrupt
+
+    assert run_command(work, argparse.Namespace()) == 130
+    assert capsys.readouterr().err == "interrupted; what was unfinished is not kept\n"
+
+
 @pytest.mark.parametrize(
     "message",
     [
