@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
+MARKER = "SYNTHETIC.txt"
 
 
 def stream(seed: int, *words: int) -> np.random.Generator:
@@ -65,6 +66,28 @@ def held_back(what: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_place(out: Path, note: str) -> list[str]:
+    """Refuse a folder that holds something else.
+
+    Args:
+        out: the folder of a stand-in.
+        note: first line of its marker: what makes the folder's content.
+
+    Returns:
+        The marker's lines; none where the folder is empty or not there.
+    """
+    if out.exists() and not out.is_dir():
+        fail(f"--out {out}: expected a folder, found a file; name another folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return []
+    if not (out / MARKER).is_file():
+        fail(f"--out {out}: not empty and without {MARKER}, so it may hold real data; name a new or empty folder")
+    lines = (out / MARKER).read_text(encoding="utf-8").splitlines()
+    if lines[:1] != [note]:
+        fail(f"--out {out}: holds a stand-in of other settings or of another edition; delete it or name another folder")
+    return lines
 
 
 def fail(message: str) -> NoReturn:

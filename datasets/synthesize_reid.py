@@ -17,9 +17,8 @@ from reid_cameras import Camera, background, sample_camera, shade_person, take
 from reid_domains import DOMAINS, SCALES, Counts, Domain
 from reid_people import Person, Pose, paint_person, sample_person
 from rich.progress import track
-from stand_in import Parser, fail, in_processes, run, stream
+from stand_in import MARKER, Parser, check_place, fail, in_processes, run, stream
 
-MARKER = "SYNTHETIC.txt"
 # Raised whenever the same seed gives other pictures.
 EDITION = 2
 # Where configs and users keep the real sets: a stand-in there would be read in their place.
@@ -201,23 +200,13 @@ def note(scale: str, seed: int) -> str:
     )
 
 
-def check_place(out: Path, scale: str, seed: int) -> bool:
-    """Refuse a folder that real data use or may use; returns whether the pictures are already there, all of them."""
+def check_real_place(out: Path) -> None:
+    """Refuse a folder that real data use."""
     path = out.resolve()
     inside = [place for place in (path, *path.parents) if place.name.lower() in REAL_NAMES]
     if inside or path in [place.resolve() for place in REAL_PLACES]:
         beside = inside[-1].parent if inside else path
         fail(f"--out {out}: real data sets belong there; name a folder of its own, such as {beside / 'synthetic'}")
-    if out.exists() and not out.is_dir():
-        fail(f"--out {out}: expected a folder, found a file; name another folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return False
-    if not (out / MARKER).is_file():
-        fail(f"--out {out}: not empty and without {MARKER}, so it may hold real data; name a new or empty folder")
-    lines = (out / MARKER).read_text().splitlines()
-    if lines[:1] != [note(scale, seed)]:
-        fail(f"--out {out}: holds synthetic data of another scale, seed or edition; delete it or name another folder")
-    return len(lines) == 1
 
 
 def synthesize(out: Path, scale: str, seed: int, workers: int) -> int:
@@ -233,7 +222,8 @@ def synthesize(out: Path, scale: str, seed: int, workers: int) -> int:
         The number of pictures of both domains.
     """
     shots = [shot for domain in range(len(DOMAINS)) for shot in plan(domain, scale, seed)]
-    if check_place(out, scale, seed):
+    check_real_place(out)
+    if len(check_place(out, note(scale, seed))) == 1:  # a second line tells that they are not all there
         return len(shots)
     out.mkdir(parents=True, exist_ok=True)
     marker = out / MARKER

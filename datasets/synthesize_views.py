@@ -18,12 +18,11 @@ import cv2
 import numpy as np
 import torch
 from rich.progress import track
-from stand_in import Parser, fail, in_processes, run, stream
+from stand_in import MARKER, Parser, check_place, fail, in_processes, run, stream
 from views_colmap import sample_points, write_model
 from views_render import Tracer, render_views
 from views_scenes import categories, sample_world
 
-MARKER = "SYNTHETIC.txt"
 # Raised whenever the same seed gives other pictures.
 EDITION = 1
 CPU_PIXELS = 80_000
@@ -142,18 +141,6 @@ def note(settings: Settings) -> str:
     return f"Procedural scenes. Made by datasets/synthesize_views.py, edition {EDITION}: {settings}"
 
 
-def check_place(out: Path, settings: Settings) -> None:
-    """Refuse a folder that holds something else."""
-    if out.exists() and not out.is_dir():
-        fail(f"--out {out}: expected a folder, found a file; name another folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / MARKER).is_file():
-        fail(f"--out {out}: not empty and without {MARKER}, so it may hold real data; name a new or empty folder")
-    if (out / MARKER).read_text().splitlines()[:1] != [note(settings)]:
-        fail(f"--out {out}: holds scenes of other settings or of another edition; delete it or name another folder")
-
-
 def synthesize(out: Path, settings: Settings, workers: int = 1, device: str = "cpu") -> None:
     """Write all scenes below a folder. An interrupted run goes on; finished scenes are left as they are.
 
@@ -163,7 +150,7 @@ def synthesize(out: Path, settings: Settings, workers: int = 1, device: str = "c
         workers: Number of processes. The pictures do not depend on it.
         device: ``cpu`` or ``cuda``.
     """
-    check_place(out, settings)
+    check_place(out, note(settings))
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text(note(settings) + "\n")
     (out / "test_classes.json").write_text(json.dumps(categories(test=True), indent=1) + "\n")

@@ -165,7 +165,7 @@ def test_knows_the_folders_of_all_data_sets():
 def test_a_finished_folder_is_left_alone(tiny):
     before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
     assert synthesize("--out", tiny, "--scale", "tiny", "--seed", 3).returncode == 0
-    refused(synthesize("--out", tiny, "--scale", "tiny", "--seed", 4), "another scale, seed or edition")
+    refused(synthesize("--out", tiny, "--scale", "tiny", "--seed", 4), "other settings or of another edition")
     assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
 
 
