@@ -9,20 +9,17 @@ Runs that are finished are not run again, so the command may be given again afte
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from studies.about import about_run
 
-from visionkit import __version__
-from visionkit.cli import run_command
+from visionkit.cli import Parser, run_command
 from visionkit.engine.config import load_config
 from visionkit.engine.pipeline import run_pipeline
 from visionkit.engine.stage import final_checkpoint
@@ -46,7 +43,7 @@ SCORES = ("mAP", "rank-1", "rank-5", "rank-10")
 
 def main() -> int:
     """Run what is missing, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/core_reid_synthetic.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the headline rows")
     parser.add_argument("--ablation-seeds", type=int, nargs="*", default=[1], help="seeds of the rows per switch")
@@ -126,21 +123,16 @@ def timed(work: Callable[[], list[dict]], folder: Path, seed: int) -> list[dict]
     clock = folder / "seconds.json"
     if not clock.is_file():
         write_text(clock, json.dumps(round(time.perf_counter() - start)))
-    seconds = json.loads(clock.read_text())
+    seconds = json.loads(clock.read_text(encoding="utf-8"))
     return [dict(row, seed=seed, run_seconds=seconds) for row in rows]
 
 
 def save(page: Path, rows: list[dict]) -> None:
     """Write the rows and the page."""
     page.parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(
-        date=datetime.date.today().isoformat(),
-        commit=commit(),
-        machine=machine(),
-        visionkit=__version__,
-        torch=torch.__version__,
-        command=" ".join(["python", *sys.argv]),
-    )
+    meta = dict(about_run(), command=" ".join(["python", *sys.argv]))
+    gpu = torch.cuda.is_available()
+    meta["machine"] = torch.cuda.get_device_name() if gpu else f"{meta['machine']}, {torch.get_num_threads()} threads"
     write_text(page.with_suffix(".json"), json.dumps(dict(meta=meta, rows=rows), indent=1))
     write_text(page, render(meta, rows))
 
@@ -184,27 +176,6 @@ def gap_closed(rows: list[dict]) -> str:
     gap = means["supervised"] - means["direct transfer"]
     closed = {name: 100 * (means[name] - means["direct transfer"]) / gap for name in ("adapted", "released")}
     return f"the default closes {closed['adapted']:.0f} % of the gap, `released` {closed['released']:.0f} %"
-
-
-def commit() -> str:
-    """The commit at hand, marked where other files than results differ from it; ``unknown`` where git does not tell."""
-    try:
-        name = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True).stdout.strip()
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/", ":/!docs/results"], capture_output=True)
-    except OSError:  # git is not installed
-        return "unknown"
-    return name + "-dirty" * (changed.returncode == 1) if name else "unknown"
-
-
-def machine() -> str:
-    """Processor and cores, or the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]  # none on ARM
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 PAGE = """# CORE-ReID on synthetic people

@@ -10,20 +10,18 @@ The middle view of each test scene is the input, all its other views are the tar
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from studies.about import about_run
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit import __version__
-from visionkit.cli import run_command
+from visionkit.cli import Parser, run_command
 from visionkit.files import check_writable, write_text
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.losses import PerceptualLoss
@@ -51,7 +49,7 @@ Scene = dict[str, Tensor]
 
 def main() -> int:
     """Score everything, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a tree made by datasets/synthesize_views.py")
     parser.add_argument("--weights", default=str(SHIPPED), help="weights to score (default: the bundled small model's)")
     parser.add_argument("--export", metavar="CHECKPOINT", help="first write --weights from this checkpoint")
@@ -157,27 +155,11 @@ def save(options: argparse.Namespace, table: dict[str, dict[str, float]], scenes
     """Write the page, its numbers as JSON and its picture."""
     page = options.page
     page.parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(
-        date=datetime.date.today().isoformat(),
-        commit=commit(),
-        machine=f"{torch.get_num_threads()} CPU thread(s)",
-        visionkit=__version__,
-        torch=torch.__version__,
-        scenes=scenes,
-        command=" ".join(["python", *sys.argv]),
-    )
+    machine = f"{torch.get_num_threads()} CPU thread(s)"
+    meta = dict(about_run(), machine=machine, scenes=scenes, command=" ".join(["python", *sys.argv]))
     write_text(page.with_suffix(".json"), json.dumps(dict(meta=meta, rows=table), indent=1) + "\n")
     save_picture(stacked(rows), page.with_suffix(".jpg"))
     write_text(page, render(meta, table, page.with_suffix(".jpg").name))
-
-
-def commit() -> str:
-    """The commit at hand, marked where files differ from it; ``unknown`` where git does not tell."""
-    try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
-    except OSError:  # git is not installed
-        out = ""
-    return out.strip() or "unknown"
 
 
 def render(meta: dict, table: dict[str, dict[str, float]], picture: str) -> str:

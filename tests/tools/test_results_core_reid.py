@@ -1,50 +1,11 @@
 """The results page of CORE-ReID."""
 
 import argparse
-import importlib.util
-import subprocess
-from pathlib import Path
 
 import pytest
+import results_core_reid
 
 from visionkit.errors import VisionKitError
-
-SCRIPT = Path(__file__).parents[2] / "tools" / "results_core_reid.py"
-spec = importlib.util.spec_from_file_location("results_core_reid", SCRIPT)
-results_core_reid = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(results_core_reid)
-
-
-def test_a_machine_without_git(monkeypatch):
-    """It failed when the first seed was trained."""
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert results_core_reid.commit() == "unknown"
-
-
-def test_a_processor_without_a_name(monkeypatch, tmp_path):
-    """As Linux tells of ARM's. It failed when the first seed was trained."""
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU architecture: 8\n")
-    monkeypatch.setattr(results_core_reid, "Path", lambda _: tmp_path / "cpuinfo")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("platform.processor", lambda: "")
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert results_core_reid.machine().startswith("aarch64, ")
-
-
-def test_the_page_itself_is_no_change(monkeypatch, tmp_path):
-    """It is written again after every model."""
-    monkeypatch.chdir(tmp_path)
-    assert results_core_reid.commit() == "unknown"
-    (tmp_path / "docs" / "results").mkdir(parents=True)
-    code, page = tmp_path / "code.py", tmp_path / "docs" / "results" / "page.md"
-    code.touch(), page.touch()
-    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "All"]):
-        subprocess.run(["git", *command], check=True)
-    page.write_text("changed")
-    assert not results_core_reid.commit().endswith("-dirty")
-    code.write_text("changed")
-    assert results_core_reid.commit().endswith("-dirty")
 
 
 def test_spread_and_gap():

@@ -1,21 +1,15 @@
 """The baselines of NViST's results page."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import results_nvist
 import torch
 
 from visionkit.engine.checkpoints import save_checkpoint
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.model import NViST
 from visionkit.nvs.weights import load_small
-
-SCRIPT = Path(__file__).parents[2] / "tools" / "results_nvist.py"
-spec = importlib.util.spec_from_file_location("results_nvist", SCRIPT)
-results_nvist = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(results_nvist)
 
 
 def painted(points):
@@ -93,9 +87,3 @@ def test_the_page_names_the_gap_to_the_best_baseline():
         and "LPIPS is left out" in page
         and "| **NViST small** | 20.00 | 0.800 |" in page
     )
-
-
-def test_a_machine_without_git(monkeypatch):
-    """It failed when all was measured."""
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert results_nvist.commit() == "unknown"

@@ -14,7 +14,6 @@ import argparse
 import ctypes
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +108,7 @@ def parse_lengths(text: str) -> list[int]:
 def about(device: str, options: argparse.Namespace) -> str:
     """Date, commit, machine, versions and setting in one line."""
     import torch
-    from studies.shapes import about_run
+    from studies.about import about_run
 
     run = about_run()
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{run['machine']}, {options.threads} thread(s)"
@@ -291,6 +290,8 @@ def plot(rows: list[dict], folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    from visionkit.files import beside
+
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in rows if "op" in row]
     ops = list(dict.fromkeys(row["op"] for row in rows))
@@ -309,8 +310,7 @@ def plot(rows: list[dict], folder: Path) -> None:
             panel.legend(fontsize=6, ncols=2)
         panels[0][0].set_ylabel(title)
         name = "time" if key == "cpu_seconds" else "memory"
-        beside = folder / f".{name}.{os.getpid()}.png"
         figure.tight_layout()
-        figure.savefig(beside, dpi=110)
-        os.replace(beside, folder / f"{name}.png")
+        with beside(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
         plt.close(figure)
