@@ -13,20 +13,18 @@ import os
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent, HERE.parent / "kernels"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from visionkit.cli import Parser, run_command
+from visionkit.errors import VisionKitError
+from visionkit.files import write_text
 
+HERE = Path(__file__).resolve().parent
 COLUMNS = ("job", "seconds", "peak_bytes", "reference_seconds")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand."""
-    from visionkit.cli import run_command
-
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
     for file in sorted((HERE / "benchmarks").glob("[!_]*.py")):
         command = commands.add_parser(file.stem, help=summary(file))
@@ -44,19 +42,17 @@ def run(options: argparse.Namespace) -> int:
     rows = importlib.import_module(f"benchmarks.{options.command}").run(options)
     print(table(rows))
     if options.json:
-        write_json(Path(options.json), rows)
+        write_text(options.json, json.dumps(rows, indent=1) + "\n")
     return 0
 
 
 def summary(file: Path) -> str:
     """The first sentence of a benchmark's docstring, without importing what it needs."""
-    return ast.get_docstring(ast.parse(file.read_text())).splitlines()[0]
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines()[0]
 
 
 def check_common(options: argparse.Namespace) -> None:
     """Raises VisionKitError for no thread, and where rows could not be written, before hours of measuring them."""
-    from visionkit.errors import VisionKitError
-
     if options.threads < 1:
         raise VisionKitError(f"--threads {options.threads}: expected 1 or more")
     path = options.json
@@ -80,14 +76,6 @@ def _text(name: str, value: object) -> str:
     if name.endswith("_bytes"):
         return f"{value / 2**20:.0f} MiB"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def write_json(path: Path, rows: list[dict]) -> None:
-    """Write a whole file or none."""
-    from visionkit.files import beside
-
-    with beside(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from visionkit.cli import run_command
+from visionkit.cli import Parser, run_command
 from visionkit.errors import VisionKitError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "configs", nargs="*", type=Path, help="config files (default: all of configs/mmdet and configs/mmseg)"
     )

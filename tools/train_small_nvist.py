@@ -25,25 +25,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "kernels", ROOT / "datasets"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from visionkit.cli import Parser, run_command
+from visionkit.devices import choose_device
+from visionkit.errors import VisionKitError
+from visionkit.files import beside, check_writable, write_text
+from visionkit.nvs.cameras import pixel_rays
+from visionkit.nvs.captures.scene import viewed_distances
+from visionkit.nvs.data import fitted_view
+from visionkit.nvs.frustum import density_of, depth_error, one_pixel_in_four, reach_of
+from visionkit.nvs.metrics import psnr
+from visionkit.nvs.model import NViST
+from visionkit.nvs.mvimgnet import FAR_QUANTILE, NEAR_QUANTILE
+from visionkit.nvs.outputs import check_targets
+from visionkit.nvs.published import load_weights
+from visionkit.nvs.weights import load_small, save_small
 
-from visionkit.cli import run_command  # noqa: E402
-from visionkit.devices import choose_device  # noqa: E402
-from visionkit.errors import VisionKitError  # noqa: E402
-from visionkit.files import beside, check_writable  # noqa: E402
-from visionkit.nvs.cameras import pixel_rays  # noqa: E402
-from visionkit.nvs.captures.scene import viewed_distances  # noqa: E402
-from visionkit.nvs.data import fitted_view  # noqa: E402
-from visionkit.nvs.frustum import density_of, depth_error, one_pixel_in_four, reach_of  # noqa: E402
-from visionkit.nvs.metrics import psnr  # noqa: E402
-from visionkit.nvs.model import NViST  # noqa: E402
-from visionkit.nvs.mvimgnet import FAR_QUANTILE, NEAR_QUANTILE  # noqa: E402
-from visionkit.nvs.outputs import check_targets  # noqa: E402
-from visionkit.nvs.published import load_weights  # noqa: E402
-from visionkit.nvs.weights import load_small, save_small  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1] / "datasets"))  # for synthesize_views, also in its processes
 
 SIZE = (160, 90)
 COMMON = dict(
@@ -70,7 +67,7 @@ REPORT_SCENES, REPORT_RAYS = 16, 500
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     scenes = commands.add_parser("scenes", help="make scenes until the time is over")
     scenes.add_argument("--pool", type=Path, required=True, help="folder for the scenes")
@@ -144,8 +141,7 @@ def write_pool(folder: Path, arrays: dict[str, np.ndarray], tests: int) -> None:
     for name, values in arrays.items():
         with beside(folder / f"{name}.npy") as temporary, open(temporary, "wb") as opened:
             np.save(opened, values)
-    with beside(folder / TESTS) as temporary:
-        temporary.write_text(f"{tests}\n")
+    write_text(folder / TESTS, f"{tests}\n")
 
 
 def _one_thread() -> None:
@@ -176,7 +172,7 @@ class Pool:
     def __init__(self, folder: Path, device: str) -> None:
         try:
             arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ARRAYS}
-            self.tests = int((folder / TESTS).read_text())
+            self.tests = int((folder / TESTS).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise VisionKitError(
                 f"--pool {folder}: no pool of scenes ({error}); make one: scenes --pool {folder}"

@@ -3,26 +3,15 @@
 import json
 import math
 import os
-import sys
-from pathlib import Path
 
+import benchmark
 import pytest
 import torch
-
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import benchmark
-
-    yield benchmark
-    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmark", "benchmarks")]:
-        del sys.modules[name]
+from benchmarks import attention
+from benchmarks.attention import exponent, parse_lengths
 
 
-def test_rows_table_and_plots(benchmark, tmp_path, capsys):
+def test_rows_table_and_plots(tmp_path, capsys):
     out = tmp_path / "rows.json"
     command = ["attention", "--ops", "softmax,aaren", "--masks", "full,causal", "--lengths", "64,128", "--dim", "8"]
     assert benchmark.main([*command, "--json", str(out), "--plots", str(tmp_path / "plots")]) == 0
@@ -37,7 +26,7 @@ def test_rows_table_and_plots(benchmark, tmp_path, capsys):
     assert "aaren causal 128" in capsys.readouterr().out
 
 
-def test_wrong_options_are_told(benchmark, capsys):
+def test_wrong_options_are_told(capsys):
     assert benchmark.main(["attention", "--masks", "fool"]) == 2
     assert benchmark.main(["attention", "--lengths", "a..b"]) == 2
     assert benchmark.main(["attention", "--ops", "softmux"]) == 2
@@ -46,16 +35,14 @@ def test_wrong_options_are_told(benchmark, capsys):
     assert "did you mean 'softmax'" in capsys.readouterr().err
 
 
-def test_a_spent_budget_leaves_lengths_out(benchmark, tmp_path):
+def test_a_spent_budget_leaves_lengths_out(tmp_path):
     out = tmp_path / "rows.json"
     command = ["attention", "--ops", "softmax,diag", "--lengths", "64", "--masks", "full", "--device", "cpu"]
     assert benchmark.main([*command, "--budget", "0", "--json", str(out)]) == 0
     assert [row["note"] for row in json.loads(out.read_text())[1:]] == ["left out: the budget is spent"] * 2
 
 
-def test_a_process_that_is_ended_costs_its_own_rows_alone(benchmark, tmp_path, monkeypatch):
-    from benchmarks import attention
-
+def test_a_process_that_is_ended_costs_its_own_rows_alone(tmp_path, monkeypatch):
     sweeps = attention.sweeps
     monkeypatch.setattr(attention, "sweeps", lambda name, *more: os._exit(9) if name == "diag" else sweeps(name, *more))
     out = tmp_path / "rows.json"
@@ -66,15 +53,13 @@ def test_a_process_that_is_ended_costs_its_own_rows_alone(benchmark, tmp_path, m
 
 
 @pytest.mark.parametrize("lengths", ["512..256", "0..256", "-64,128", "64,"])
-def test_lengths_that_are_none_are_told(benchmark, lengths, capsys):
+def test_lengths_that_are_none_are_told(lengths, capsys):
     """The first was told to be unsupported by all, the second was measured 64 times."""
     assert benchmark.main(["attention", f"--lengths={lengths}"]) == 2
     assert f"--lengths {lengths}: expected" in capsys.readouterr().err
 
 
-def test_exponent(benchmark):
-    from benchmarks.attention import exponent, parse_lengths
-
+def test_exponent():
     assert exponent([(n, 3 * n**1.5) for n in (1024, 4096, 8192, 16384)]) == pytest.approx(1.5)
     assert exponent([(4096, 1.0), (8192, 2.0), (131072, 1e9)]) is None
     assert parse_lengths("256..1024") == [256, 512, 1024]

@@ -1,23 +1,16 @@
 """The benchmark's own jobs, at a size at which they and their references take no time."""
 
 import json
-from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
+from benchmarks import reid
 
-TOOLS = str(Path(__file__).resolve().parents[2] / "tools")
-
-
-@pytest.fixture
-def reid(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    from benchmarks import reid
-
-    return reid
+from visionkit.reid import rerank
 
 
-def test_jobs_agree_with_their_references(reid, tmp_path):
+def test_jobs_agree_with_their_references(tmp_path):
     stem = str(tmp_path / "set")
     reid.make(stem, (64, 300, 20), 16, 0)
     ours, theirs = reid.our_scores(stem), reid.loop_scores(stem, 64)
@@ -27,9 +20,7 @@ def test_jobs_agree_with_their_references(reid, tmp_path):
     assert ours.seconds > 0 and theirs.cpu_seconds > 0
 
 
-def test_clusters_agree(reid, tmp_path, monkeypatch):
-    from visionkit.reid import rerank
-
+def test_clusters_agree(tmp_path, monkeypatch):
     monkeypatch.setattr(rerank, "self_neighbours", rerank.self_neighbours)  # the job replaces it to time it
     stem = str(tmp_path / "set")
     reid.make(stem, (300, 20), 16, 0)
@@ -37,7 +28,7 @@ def test_clusters_agree(reid, tmp_path, monkeypatch):
     assert search > 0 and (labels == reid.dense_clusters(stem, 300).result).all() and labels.max() > 0
 
 
-def test_fewer_starts_leave_no_more_than_more_of_them_by_much(reid, tmp_path, monkeypatch):
+def test_fewer_starts_leave_no_more_than_more_of_them_by_much(tmp_path, monkeypatch):
     monkeypatch.setattr(reid, "MSMT_CLUSTERS", 20)
     stem = str(tmp_path / "set")
     reid.make(stem, (300, 20), 16, 0)
@@ -46,21 +37,16 @@ def test_fewer_starts_leave_no_more_than_more_of_them_by_much(reid, tmp_path, mo
 
 
 @pytest.mark.parametrize("command", ["attention", "backbones", "reid", "render"])
-def test_no_thread_is_one_line(command, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(TOOLS)
-    import benchmark
-
+def test_no_thread_is_one_line(command, capsys):
     assert benchmark.main([command, "--threads", "0"]) == 2
     assert capsys.readouterr().err == "error: --threads 0: expected 1 or more\n"
 
 
-def test_table_and_file(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    import benchmark
-
+def test_table_and_file(tmp_path, monkeypatch, capsys):
     rows = [dict(job="a", seconds=1.5, peak_bytes=1 << 30, reference_seconds=None)]
-    assert benchmark.table(rows).splitlines()[1].split() == ["a", "1.5", "1024", "MiB", "-"]
-    benchmark.write_json(tmp_path / "out.json", rows)
+    monkeypatch.setattr(reid, "run", lambda options: rows)
+    assert benchmark.main(["reid", "--json", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "1.5", "1024", "MiB", "-"]
     assert json.loads((tmp_path / "out.json").read_text()) == rows and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(SystemExit):
         benchmark.main(["reid", "--jobs", "nothing"])

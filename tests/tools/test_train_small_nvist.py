@@ -1,7 +1,6 @@
 """The training of the small NViST, from scenes to a file that the library reads."""
 
 import functools
-import importlib.util
 import os
 import signal
 import subprocess
@@ -11,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_small_nvist
 
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import pixel_rays
 from visionkit.nvs.weights import load_small
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "train_small_nvist.py"
-spec = importlib.util.spec_from_file_location("train_small_nvist", SCRIPT)
-train_small_nvist = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train_small_nvist)
+SCRIPT = Path(train_small_nvist.__file__)
 
 
 def run(*arguments):
