@@ -8,10 +8,14 @@ What stands between the lines ``<!-- table -->`` and ``<!-- end of table -->`` i
 
 import argparse
 import json
-import os
+import sys
 from pathlib import Path
 
-import shapes  # noqa: F401  (puts the library on the path)
+from study import run_study
+
+from visionkit.errors import VisionKitError
+from visionkit.files import write_text
+from visionkit.ops.attention import MASKS, attention_names, mechanism
 
 LENGTHS = (1024, 4096, 16384)
 START, END = "<!-- table -->", "<!-- end of table -->"
@@ -19,8 +23,6 @@ START, END = "<!-- table -->", "<!-- end of table -->"
 
 def table(benchmark: list[dict], accuracy: dict) -> str:
     """One row for each mechanism."""
-    from visionkit.ops.attention import MASKS, attention_names, mechanism
-
     told = {row["op"]: row for row in accuracy["rows"]}
     head = ["name", "source", "complexity", "masks", "own parameters", "accuracy", "ms", "MiB", "exponent", "error"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -58,23 +60,28 @@ def _number(value: float | None, scale: float) -> str:
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
 
 
-def main() -> None:
-    """Puts the table into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Three files."""
     for name in ("benchmark", "accuracy", "page"):
         parser.add_argument(f"--{name}", required=True, type=Path)
-    options = parser.parse_args()
-    benchmark = json.loads(options.benchmark.read_text())
+
+
+def run(options: argparse.Namespace) -> int:
+    """Puts the table into the page."""
+    benchmark = json.loads(options.benchmark.read_text(encoding="utf-8"))
     rows = benchmark if isinstance(benchmark, list) else benchmark["rows"]
-    accuracy = json.loads(options.accuracy.read_text())
+    accuracy = json.loads(options.accuracy.read_text(encoding="utf-8"))
     new = table(rows, accuracy.get("compare_attention", accuracy))  # run_all.py's file, or that of the study alone
-    page = options.page.read_text()
-    before, rest = page.split(START)
-    after = rest.split(END)[1]
-    beside = options.page.with_suffix(".tmp")
-    beside.write_text(f"{before}{START}\n{new}\n{END}{after}")
-    os.replace(beside, options.page)
+    page = options.page.read_text(encoding="utf-8")
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise VisionKitError(
+            f"--page {options.page}: expected the lines {START} and {END}, between which the table goes"
+        )
+    write_text(options.page, f"{before}{START}\n{new}\n{END}{after}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])

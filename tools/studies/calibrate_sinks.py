@@ -7,15 +7,20 @@ chosen on held-out images: those whose calibration alone does not lower the accu
 """
 
 import argparse
+import itertools
+import sys
 
 import torch
-from shapes import KINDS, TEST, about_run, accuracy, make_shapes, trained_teacher, write_json
+from about import about_run
+from shapes import KINDS, TEST, accuracy, add_teacher, make_shapes, trained_teacher
+from study import run_study, write_json
+
+from visionkit.backbones.calibration import calibrated_attention
+from visionkit.files import beside
 
 
 def calibrated_accuracy(model, data, **options) -> float:  # noqa: ANN001, ANN003
     """Accuracy under calibration."""
-    from visionkit.backbones.calibration import calibrated_attention
-
     with calibrated_attention(model, skip=0, **options):
         return accuracy(model, data)
 
@@ -26,8 +31,6 @@ def draw_maps(model, image, path: str, threshold: float) -> None:  # noqa: ANN00
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-
-    from visionkit.backbones.calibration import calibrated_attention
 
     with torch.no_grad(), calibrated_attention(model, skip=0, threshold=threshold) as maps:
         model(image)
@@ -43,51 +46,55 @@ def draw_maps(model, image, path: str, threshold: float) -> None:  # noqa: ANN00
         for panel in row:
             panel.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with beside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Accuracies without and with calibration, for some thresholds and shares."""
-    from visionkit.backbones.calibration import calibrated_attention
+def sink_shares(model, image, threshold: float) -> list[float]:  # noqa: ANN001
+    """Number of sinks per head and image, of each layer."""
+    with torch.no_grad(), calibrated_attention(model, skip=0, threshold=threshold) as maps:
+        model(image)
+    return torch.stack([x.float().sum(-1).mean() for x in maps.sinks]).tolist()
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", metavar="FILE", help="safetensors of the softmax network; written if missing")
-    parser.add_argument("--teacher-seconds", type=float, default=60)
+
+def choose_heads(model, data, setting: dict) -> dict[int, list[int]]:  # noqa: ANN001
+    """Of each layer the heads whose calibration alone does not lower the accuracy."""
+    plain, heads = accuracy(model, data), range(model.blocks[0].attn.num_heads)
+    alone = lambda layer, head: calibrated_accuracy(model, data, layers=[layer], heads={layer: [head]}, **setting)
+    return {layer: [head for head in heads if alone(layer, head) >= plain] for layer in range(len(model.blocks))}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The network, and what to write."""
+    add_teacher(parser, seconds=60)
     parser.add_argument("--json", metavar="OUT")
     parser.add_argument("--maps", metavar="PNG")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Accuracies without and with calibration, for some thresholds and shares."""
     held_out, test = make_shapes(TEST, 2), make_shapes(TEST, 1)
     model = trained_teacher(options.teacher, options.teacher_seconds)
-    plain_held_out, plain = accuracy(model, held_out), accuracy(model, test)
+    plain = accuracy(model, test)
     result = dict(about_run(), classes=len(KINDS), plain=plain, rows=[])
-    heads, layers = model.blocks[0].attn.num_heads, len(model.blocks)
-    for threshold in (0.1, 3 / 64):
-        with torch.no_grad(), calibrated_attention(model, skip=0, threshold=threshold) as maps:
-            model(test[0][:250])
-        share = torch.stack([x.float().sum(-1).mean() for x in maps.sinks]).tolist()
-        for beta in (0.4, 0.7):
-            setting = dict(threshold=threshold, beta=beta)
-            kept = {layer: [] for layer in range(layers)}
-            for layer in range(layers):
-                for head in range(heads):
-                    one = calibrated_accuracy(model, held_out, layers=[layer], heads={layer: [head]}, **setting)
-                    if one >= plain_held_out:
-                        kept[layer].append(head)
-            row = dict(
-                setting,
-                sinks_per_head_and_image=share,
-                all_heads=calibrated_accuracy(model, test, **setting),
-                chosen_heads=kept,
-                chosen=calibrated_accuracy(model, test, heads=kept, **setting),
-            )
-            result["rows"].append(row)
-            print(f"plain {plain:.3f}", row, flush=True)
+    for threshold, beta in itertools.product((0.1, 3 / 64), (0.4, 0.7)):
+        setting = dict(threshold=threshold, beta=beta)
+        chosen = choose_heads(model, held_out, setting)
+        row = dict(
+            setting,
+            sinks_per_head_and_image=sink_shares(model, test[0][:250], threshold),
+            all_heads=calibrated_accuracy(model, test, **setting),
+            chosen_heads=chosen,
+            chosen=calibrated_accuracy(model, test, heads=chosen, **setting),
+        )
+        result["rows"].append(row)
+        print(f"plain {plain:.3f}", row, flush=True)
     if options.maps:
         draw_maps(model, test[0][:4], options.maps, 3 / 64)
     if options.json:
         write_json(options.json, result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])

@@ -7,27 +7,35 @@ A finished mechanism is kept in the file, so that a stopped run goes on where it
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
-from shapes import TEST, TinyViT, about_run, accuracy, make_shapes, save_model, train, write_json
+from about import about_run
+from shapes import TEST, TinyViT, accuracy, make_shapes, save_model, train
+from study import keep, run_study
+
+from visionkit.ops.attention import attention_names, mechanism
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """A row for each mechanism: test accuracy, steps, parameters of its own."""
-    from visionkit.ops.attention import attention_names, mechanism
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to compare."""
     parser.add_argument("--ops", default="all", help="names, separated by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of training each (default: 120)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher", metavar="FILE", help="write the softmax network there, for the other studies")
     parser.add_argument("--json", required=True, metavar="OUT")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+
+
+def run(options: argparse.Namespace) -> int:
+    """A row for each mechanism: test accuracy, steps, parameters of its own."""
     names = attention_names() if options.ops == "all" else options.ops.split(",")
     out = Path(options.json)
-    result = json.loads(out.read_text()) if out.exists() else dict(about_run(), seconds=options.seconds, rows=[])
+    result = (
+        json.loads(out.read_text(encoding="utf-8"))
+        if out.exists()
+        else dict(about_run(), seconds=options.seconds, rows=[])
+    )
     data, test = make_shapes(6000, options.seed), make_shapes(TEST, options.seed + 1)
     for name in names:
         if any(row["op"] == name for row in result["rows"]):
@@ -39,10 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
             save_model(model, options.teacher)
         own = sum(x.numel() for x in mechanism(name).parameters(2, 16).values())
         row = dict(op=name, accuracy=accuracy(model, test), steps=steps, own_parameters_per_layer=own)
-        result["rows"].append(row)
-        print(row, flush=True)
-        write_json(options.json, result)
+        keep(row, result, options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])

@@ -12,11 +12,16 @@ compare_attention.py. Times are CPU seconds.
 
 import argparse
 import copy
+import sys
 
 import torch
-from shapes import TEST, about_run, accuracy, make_shapes, train, trained_teacher, write_json
+from about import about_run
+from shapes import TEST, accuracy, add_teacher, make_shapes, train, trained_teacher
+from study import keep, run_study
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from visionkit.backbones.attention import set_attention
 
 
 def layer_loss(student: nn.Module, teacher: nn.Module, image: Tensor) -> Tensor:
@@ -43,17 +48,10 @@ def logit_loss(student: nn.Module, teacher: nn.Module, image: Tensor, kind: Tens
     return (4 * soft + F.cross_entropy(logits, kind)) / 2
 
 
-def converted(teacher: nn.Module, attention: str) -> nn.Module:
-    """A copy of the teacher with another attention behind the same projections."""
-    from visionkit.backbones.attention import set_attention
-
-    return set_attention(copy.deepcopy(teacher), attention)
-
-
 def distill(attention: str, teacher: nn.Module, data: tuple, test: tuple, options: argparse.Namespace) -> dict:
-    """Accuracies of a converted copy before, between and after the two steps."""
+    """Accuracies of a copy with another attention behind the same projections, before and after each of two steps."""
     torch.manual_seed(0)
-    student = converted(teacher, attention)
+    student = set_attention(copy.deepcopy(teacher), attention)
     row = dict(attention=attention, converted=accuracy(student, test))
     own = [p for block in student.blocks for p in block.attn.core.parameters()]
     if own:
@@ -76,17 +74,17 @@ def distill(attention: str, teacher: nn.Module, data: tuple, test: tuple, option
     return row
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Trains, converts, distils and prints accuracies."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to distil, and for how long."""
     parser.add_argument("--ops", default="lawcat,linear", help="what to turn it into (default: lawcat,linear)")
-    parser.add_argument("--teacher", metavar="FILE", help="safetensors of the softmax network; written if missing")
-    parser.add_argument("--teacher-seconds", type=float, default=120)
+    add_teacher(parser, seconds=120)
     parser.add_argument("--layer-seconds", type=float, default=30)
     parser.add_argument("--logit-seconds", type=float, default=90)
     parser.add_argument("--json", metavar="OUT")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, converts, distils and prints accuracies."""
     data, test = make_shapes(6000, 0), make_shapes(TEST, 1)
     teacher = trained_teacher(options.teacher, options.teacher_seconds)
     seconds = dict(layer_seconds=options.layer_seconds, logit_seconds=options.logit_seconds)
@@ -94,11 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"teacher {result['teacher']:.3f}", flush=True)
     teacher.eval()
     for attention in options.ops.split(","):
-        result["rows"].append(distill(attention, teacher, data, test, options))
-        print(result["rows"][-1], flush=True)
-        if options.json:
-            write_json(options.json, result)
+        keep(distill(attention, teacher, data, test, options), result, options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])

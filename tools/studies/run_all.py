@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import multiprocessing
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,12 +19,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from shapes import ROOT, TEST, make_shapes, write_json
+import small_reid
+from about import ROOT
+from shapes import TEST, make_shapes
+from study import run_study, write_json
+
+from visionkit.cli import run_command
+from visionkit.errors import VisionKitError
+from visionkit.ops.attention import attention_names
 
 
 class Task(NamedTuple):
-    """One process: a study's ``main`` with these arguments, once the tasks of ``after`` are done."""
+    """One process: a study with these arguments, once the tasks of ``after`` are done."""
 
     study: str
     part: str
@@ -40,8 +45,6 @@ class Task(NamedTuple):
 
 def tasks(work: Path, seconds: float, out: Path) -> list[Task]:
     """All, those first that others wait for or that take long."""
-    from visionkit.ops.attention import attention_names
-
     people = ["--root", f"{work}/people", "--cache", f"{work}/people.npz"]
     teacher = ["--teacher", f"{work}/teacher.safetensors"]
     each = lambda option, share: [option, str(share * seconds)]
@@ -63,22 +66,21 @@ def tasks(work: Path, seconds: float, out: Path) -> list[Task]:
     ]
 
 
-def make_people(work: Path) -> None:
-    """The synthetic trees of re-identification, and their images decoded."""
-    import small_reid
-
-    command = [sys.executable, str(ROOT / "datasets" / "synthesize_reid.py"), "--scale", "small"]
-    subprocess.run([*command, "--out", f"{work}/people"], check=True, stdout=subprocess.DEVNULL)
-    small_reid.load(f"{work}/people", f"{work}/people.npz")
+def make_people(options: argparse.Namespace) -> int:
+    """The synthetic trees of re-identification, and their images decoded, in the folder ``options.work``."""
+    command = [sys.executable, str(ROOT / "datasets" / "synthesize_reid.py"), "--scale", "small", "--workers", "1"]
+    subprocess.run([*command, "--out", f"{options.work}/people"], check=True, stdout=subprocess.DEVNULL)
+    small_reid.load(f"{options.work}/people", f"{options.work}/people.npz")
+    return 0
 
 
 def start(task: Task, work: Path) -> multiprocessing.Process:
     """A process, forked so that libraries and images are there."""
     if task.study == "people":
-        target, arguments = make_people, (work,)
+        target, arguments = lambda: sys.exit(run_command(make_people, argparse.Namespace(work=work))), ()
     else:
-        target = importlib.import_module(task.study).main
-        arguments = ([*task.arguments, "--json", str(part_file(task, work))],)
+        target = run_study
+        arguments = importlib.import_module(task.study), [*task.arguments, "--json", str(part_file(task, work))]
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
@@ -95,56 +97,61 @@ def together(all_tasks: list[Task], work: Path) -> dict:
     for task in all_tasks:
         file = part_file(task, work)
         if file.exists():
-            new = json.loads(file.read_text())
+            new = json.loads(file.read_text(encoding="utf-8"))
             rows = found.get(task.study, {}).get("rows", [])
             found[task.study] = new | dict(rows=rows + new["rows"])
     return found
 
 
-def run(all_tasks: list[Task], processes: int, work: Path, out: Path) -> list[str]:
+def run_tasks(all_tasks: list[Task], processes: int, work: Path, out: Path) -> list[str]:
     """Runs the tasks as they become possible; gives the names of those that failed or could not start."""
     waiting, running, done, failed, kept = list(all_tasks), {}, set(), [], None
     begin = time.monotonic()
-    while waiting or running:
-        for task in [task for task in waiting if done.issuperset(task.after)][: processes - len(running)]:
-            waiting.remove(task)
-            running[task.name] = start(task, work)
-        for name, process in list(running.items()):
-            if not process.is_alive():
-                del running[name]
-                print(f"{time.monotonic() - begin:.0f} s: {name}: exit {process.exitcode}", flush=True)
-                done.add(name) if process.exitcode == 0 else failed.append(name)
-        lost = [task for task in waiting if set(task.after) & set(failed)]
-        waiting = [task for task in waiting if task not in lost]
-        failed += [task.name for task in lost]
-        if (found := together(all_tasks, work)) != kept:
-            write_json(out / "studies.json", found)
-            kept = found
-        time.sleep(0.5)
+    try:
+        while waiting or running:
+            for task in [task for task in waiting if done.issuperset(task.after)][: processes - len(running)]:
+                waiting.remove(task)
+                running[task.name] = start(task, work)
+            for name, process in list(running.items()):
+                if not process.is_alive():
+                    del running[name]
+                    print(f"{time.monotonic() - begin:.0f} s: {name}: exit {process.exitcode}", flush=True)
+                    done.add(name) if process.exitcode == 0 else failed.append(name)
+            lost = [task for task in waiting if set(task.after) & set(failed)]
+            waiting = [task for task in waiting if task not in lost]
+            failed += [task.name for task in lost]
+            if (found := together(all_tasks, work)) != kept:
+                write_json(out / "studies.json", found)
+                kept = found
+            time.sleep(0.5)
+    finally:  # before the folder in which they write
+        for process in running.values():
+            process.terminate()
+            process.join()
     return failed
 
 
-def main() -> int:
-    """Exit status 1 if a study failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much, and where to."""
     parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of a process (default: 120)")
     parser.add_argument("--processes", type=int, default=2, help="number of processes at a time (default: 2)")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 1 if a study failed."""
     if options.processes < 1:
-        parser.error(f"--processes {options.processes}: expected 1 or more")
+        raise VisionKitError(f"--processes {options.processes}: expected 1 or more")
     options.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the studies too, and removes the folder
-    torch.set_num_threads(1)
     for data in ((6000, 0), (TEST, 1), (TEST, 2), (1000, 3, True), (TEST, 4, True)):
         make_shapes(*data)  # once for all forks
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        failed = run(tasks(work, options.seconds, options.out), options.processes, work, options.out)
+        failed = run_tasks(tasks(work, options.seconds, options.out), options.processes, work, options.out)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return bool(failed)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_study(sys.modules[__name__])

@@ -4,26 +4,19 @@ The task: a 32 x 32 image holds one large shape of eight kinds and two small one
 size, turn and colour, on a noisy ground; say the kind of the large one. Chance is 12.5 %.
 """
 
-import datetime
+import argparse
 import functools
-import json
 import math
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from study import fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "kernels"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from visionkit.backbones.attention import AttentionLayer
+from visionkit.files import beside, check_writable
 
 KINDS = ("disc", "square", "triangle", "cross", "ring", "frame", "bar", "hexagon")
 SIZE = 32
@@ -98,8 +91,6 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, attention: str, options: dict) -> None:
         super().__init__()
-        from visionkit.backbones.attention import AttentionLayer
-
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = AttentionLayer(dim, heads, attention, **options)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
@@ -138,37 +129,34 @@ def train(
     loss=lambda model, image, kind: F.cross_entropy(model(image), kind),  # noqa: ANN001
     seed: int = 0,
 ) -> int:
-    """Trains for so many CPU seconds of this process, so that a busy machine changes nothing; gives the steps.
-
-    Each batch is turned and mirrored: a shape stays of its kind.
-    """
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr, weight_decay=0.05)
+    """Trains for so many CPU seconds; gives the steps. Each batch is turned and mirrored: a shape stays of its kind."""
     r = torch.Generator().manual_seed(seed)
-    start, steps, done = time.process_time(), 0, 0.0
-    while done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (steps + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * done))
+
+    def batch_loss() -> Tensor:
         index = torch.randint(len(data[1]), (batch,), generator=r)
         turns, mirrored = torch.randint(4, (2,), generator=r).tolist()
         image = data[0][index].rot90(turns, (2, 3))
-        optimizer.zero_grad()
-        loss(model, image.flip(3) if mirrored % 2 else image, data[1][index]).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        steps += 1
-        done = (time.process_time() - start) / seconds
-    return steps
+        return loss(model, image.flip(3) if mirrored % 2 else image, data[1][index])
+
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return fit(trained, batch_loss, seconds, lr, decay=0.05, warm_up=50, clip=1.0)
+
+
+def add_teacher(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """The options ``--teacher`` and ``--teacher-seconds`` of [trained_teacher]."""
+    parser.add_argument("--teacher", metavar="FILE", help="safetensors of the softmax network; written if missing")
+    parser.add_argument("--teacher-seconds", type=float, default=seconds)
 
 
 def trained_teacher(path: str | None, seconds: float) -> TinyViT:
     """A softmax vision transformer trained on 6000 shapes; kept in ``path`` (safetensors) where one is given."""
-    from safetensors.torch import load_file
-
     torch.manual_seed(0)
     model = TinyViT()
     if path and Path(path).exists():
         model.load_state_dict(load_file(path))
         return model
+    if path:
+        check_writable(path, "--teacher")
     train(model, make_shapes(6000, 0), seconds, 2e-3)
     if path:
         save_model(model, path)
@@ -176,11 +164,9 @@ def trained_teacher(path: str | None, seconds: float) -> TinyViT:
 
 
 def save_model(model: nn.Module, path: str) -> None:
-    """Write beside, then rename."""
-    from safetensors.torch import save_file
-
-    save_file(model.state_dict(), f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+    """Writes a whole file or none."""
+    with beside(path) as temporary:
+        save_file(model.state_dict(), temporary)
 
 
 @torch.no_grad()
@@ -190,30 +176,3 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     right = sum((model(x).argmax(-1) == y).sum().item() for x, y in zip(data[0].split(250), data[1].split(250)))
     model.train()
     return right / len(data[1])
-
-
-def write_json(path: str | Path, content: object) -> None:
-    """Write beside, then rename."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(beside, path)
-
-
-def about_run() -> dict:
-    """Date, commit, machine and versions, for results that are kept."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=ROOT).stdout if shutil.which("git") else ""
-    named = (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line)
-    processor = next(named, platform.processor() or platform.machine())
-    return dict(
-        date=datetime.date.today().isoformat(),
-        commit=commit.strip(),
-        machine=f"{processor}, {os.cpu_count()} cores",
-        python=platform.python_version(),
-        torch=torch.__version__,
-    )
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []

@@ -3,17 +3,19 @@
 The trees are those of ``python datasets/synthesize_reid.py --out ROOT --scale small``.
 """
 
-import math
-import time
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from shapes import about_run, write_json  # noqa: F401  (for the studies)
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from visionkit.files import beside
+from visionkit.registry import DATASETS
+from visionkit.reid.ranking import evaluate
 
 HEIGHT, WIDTH = 64, 32
 DOMAINS = ("Market1501", "DukeMTMCreID")
@@ -29,8 +31,6 @@ class Split(NamedTuple):
 
 def load_domain(root: str, name: str) -> dict[str, Split]:
     """Train, query and gallery of one domain."""
-    from visionkit.registry import DATASETS
-
     splits = {}
     for split in ("train", "query", "gallery"):
         data = DATASETS.build(dict(type=f"visionkit.{name}", root=root, split=split))
@@ -39,6 +39,12 @@ def load_domain(root: str, name: str) -> dict[str, Split]:
         labels = [torch.tensor([int(item[key]) for item in items]) for key in ("pid", "camid")]
         splits[split] = Split(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), *labels)
     return splits
+
+
+def add_people(parser: argparse.ArgumentParser) -> None:
+    """The options ``--root`` and ``--cache`` of [load]."""
+    parser.add_argument("--root", required=True, help="folder of the synthetic trees")
+    parser.add_argument("--cache", metavar="NPZ", help="file to keep decoded images in")
 
 
 def load(root: str, cache: str | None) -> dict[str, dict[str, Split]]:
@@ -55,7 +61,8 @@ def load(root: str, cache: str | None) -> dict[str, dict[str, Split]]:
             for split, rows in splits.items()
             for field, value in rows._asdict().items()
         }
-        np.savez(cache, **flat)
+        with beside(cache) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **flat)
     return domains
 
 
@@ -97,21 +104,6 @@ def identity_batch(pid: Tensor, identities: int, each: int, generator: torch.Gen
     return torch.cat(rows)
 
 
-def fit(parameters: list, loss: Callable[[], Tensor], seconds: float, rate: float = 2e-3) -> int:
-    """Adam steps on ``loss()`` for so many CPU seconds, with a cosine rate; gives the number of steps."""
-    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=1e-3)
-    start, steps, done = time.process_time(), 0, 0.0
-    while done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * done))
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-        steps += 1
-        done = (time.process_time() - start) / seconds
-    return steps
-
-
 @torch.no_grad()
 def embed(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """Normalised features (N, D) of all images."""
@@ -120,8 +112,6 @@ def embed(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 def scores(features: Callable[[Tensor], Tensor], domain: dict[str, Split], **options: object) -> dict[str, float]:
     """mAP and rank-1 of a domain's test."""
-    from visionkit.reid.ranking import evaluate
-
     query, gallery = domain["query"], domain["gallery"]
     labels = [x.numpy() for x in (query.pid, query.camid, gallery.pid, gallery.camid)]
     result = evaluate(features(query.image), features(gallery.image), *labels, **options)

@@ -7,13 +7,26 @@ has not seen, as at test time. With and without the orthogonality loss, and with
 """
 
 import argparse
+import sys
 import time
+from collections.abc import Callable
 
 import torch
-from small_reid import Embedder, Split, about_run, augment, embed, fit, identity_batch, load, write_json
+from about import about_run
+from small_reid import Embedder, Split, add_people, augment, embed, identity_batch, load
+from study import fit, keep, run_study
 from torch import Tensor
 
+from visionkit.reid.learned_rerank import ViewReranker, listwise_loss, orthogonality_loss, rerank_with
+from visionkit.reid.losses import softmax_triplet_loss
+from visionkit.reid.ranking import evaluate, evaluate_distances
+
 LENGTH = 50
+WAYS = {  # number of views, and weight of the orthogonality loss
+    "4 views, orthogonality 0.1": (4, 0.1),
+    "4 views, no orthogonality": (4, 0.0),
+    "1 view": (1, 0.0),
+}
 
 
 def lists(feature: Tensor, part: Split, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,68 +42,70 @@ def lists(feature: Tensor, part: Split, count: int, generator: torch.Generator) 
     return feature[query], feature[head], part.pid[head] == part.pid[query, None]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """mAP and rank-1 of the plain list, k-reciprocal re-ranking and the learned ones."""
-    from visionkit.reid.learned_rerank import ViewReranker, listwise_loss, orthogonality_loss, rerank_with
-    from visionkit.reid.losses import softmax_triplet_loss
-    from visionkit.reid.ranking import evaluate, evaluate_distances
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="folder of the synthetic trees")
-    parser.add_argument("--cache", metavar="NPZ", help="file to keep decoded images in")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The people, and for how long to train."""
+    add_people(parser)
     parser.add_argument("--embedder-seconds", type=float, default=60)
     parser.add_argument("--seconds", type=float, default=60, help="CPU seconds of each re-ranker (default: 60)")
     parser.add_argument("--json", metavar="OUT")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+
+
+def run(options: argparse.Namespace) -> int:
+    """mAP and rank-1 of the plain list, k-reciprocal re-ranking and the learned ones."""
     domain = load(options.root, options.cache)["Market1501"]
     train = domain["train"]
     halves = [Split(*(x[train.pid % 2 == half] for x in train)) for half in (0, 1)]
-
-    torch.manual_seed(0)
-    net, r = Embedder(), torch.Generator().manual_seed(0)
-
-    def embedder_loss() -> Tensor:
-        rows = identity_batch(halves[0].pid, 24, 4, r)
-        return softmax_triplet_loss(net(augment(halves[0].image[rows], r)), halves[0].pid[rows])
-
-    fit(list(net.parameters()), embedder_loss, options.embedder_seconds)
-    net.eval()
+    net = trained_embedder(halves[0], options.embedder_seconds)
     feature, query, gallery = (embed(net, x.image) for x in (halves[1], domain["query"], domain["gallery"]))
     labels = [x.numpy() for split in ("query", "gallery") for x in (domain[split].pid, domain[split].camid)]
     result = dict(about_run(), embedder_seconds=options.embedder_seconds, seconds=options.seconds, rows=[])
 
-    def report(way: str, run, **more: object) -> None:  # noqa: ANN001
+    def report(way: str, rank: Callable, **more: object) -> None:
         start = time.process_time()
-        found = run()
+        found = rank()
         row = dict(way=way, mAP=round(found.mAP, 4), rank1=round(found.cmc[1], 4))
-        result["rows"].append(row | dict(cpu_seconds=round(time.process_time() - start, 3)) | more)
-        print(result["rows"][-1], flush=True)
-        if options.json:
-            write_json(options.json, result)
+        keep(row | dict(cpu_seconds=round(time.process_time() - start, 3)) | more, result, options.json)
 
     report("plain list", lambda: evaluate(query, gallery, *labels))
     report("k-reciprocal", lambda: evaluate(query, gallery, *labels, rerank=dict(k1=20, k2=6, lambda_value=0.3)))
-    for way, views, weight in (
-        ("4 views, orthogonality 0.1", 4, 0.1),
-        ("4 views, no orthogonality", 4, 0.0),
-        ("1 view", 1, 0.0),
-    ):
-        torch.manual_seed(0)
-        model, draw = ViewReranker(feature.shape[1], views=views), torch.Generator().manual_seed(1)
-
-        def loss(model: ViewReranker = model, draw: torch.Generator = draw, weight: float = weight) -> Tensor:
-            asked, candidates, relevant = lists(feature, halves[1], 16, draw)
-            out = model(asked, candidates)
-            return listwise_loss(out.scores, relevant) + weight * orthogonality_loss(out.anchors)
-
-        steps = fit(list(model.parameters()), loss, options.seconds, 1e-3)
-        model.eval()
+    for way, (views, weight) in WAYS.items():
+        model, steps = trained_reranker(feature, halves[1], views, weight, options.seconds)
+        few = query[:64]
         with torch.no_grad():
-            alike = orthogonality_loss(model(query[:64], gallery[:50].expand(64, -1, -1)).anchors).item()
-        run = lambda model=model: evaluate_distances(rerank_with(model, query, gallery, LENGTH), *labels)
-        report(f"learned, {way}", run, steps=steps, squared_cosine_of_views=round(alike, 4))
+            alike = orthogonality_loss(model(few, gallery[:50].expand(len(few), -1, -1)).anchors).item()
+        rank = lambda model=model: evaluate_distances(rerank_with(model, query, gallery, LENGTH), *labels)
+        report(f"learned, {way}", rank, steps=steps, squared_cosine_of_views=round(alike, 4))
+    return 0
+
+
+def trained_embedder(part: Split, seconds: float) -> Embedder:
+    """An embedder, by triplets."""
+    torch.manual_seed(0)
+    net, r = Embedder(), torch.Generator().manual_seed(0)
+
+    def loss() -> Tensor:
+        rows = identity_batch(part.pid, 24, 4, r)
+        return softmax_triplet_loss(net(augment(part.image[rows], r)), part.pid[rows])
+
+    fit(net.parameters(), loss, seconds)
+    return net.eval()
+
+
+def trained_reranker(
+    feature: Tensor, part: Split, views: int, weight: float, seconds: float
+) -> tuple[ViewReranker, int]:
+    """A re-ranker trained on lists of features (N, D), and the number of steps."""
+    torch.manual_seed(0)
+    model, draw = ViewReranker(feature.shape[1], views=views), torch.Generator().manual_seed(1)
+
+    def loss() -> Tensor:
+        asked, candidates, relevant = lists(feature, part, 16, draw)
+        out = model(asked, candidates)
+        return listwise_loss(out.scores, relevant) + weight * orthogonality_loss(out.anchors)
+
+    steps = fit(model.parameters(), loss, seconds, 1e-3)
+    return model.eval(), steps
 
 
 if __name__ == "__main__":
-    main()
+    run_study(sys.modules[__name__])
