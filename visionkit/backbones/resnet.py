@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from visionkit.backbones.published import with_weights, without_weights
+from visionkit.checks import check_choice
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 
@@ -68,9 +69,9 @@ class ResNet(nn.Module):
         self, depth: int = 50, ibn: bool | str = False, last_stride: int = 1, weights: str | Path | None = None
     ) -> None:
         super().__init__()
-        _check_choice("depth", depth, DEPTHS)
-        _check_choice("ibn", ibn, (False, "a"))
-        _check_choice("last_stride", last_stride, (1, 2))
+        check_choice("", DEPTHS, depth=depth)
+        check_choice("", (False, "a"), ibn=ibn)
+        check_choice("", (1, 2), last_stride=last_stride)
         self.depth, self.ibn = depth, ibn
         net = getattr(torchvision.models, f"resnet{depth}")()
         self.num_features: int = net.fc.in_features
@@ -178,11 +179,6 @@ class TimmFeatures(nn.Module):
         """Images (N, 3, H, W) -> a map (N, num_features, h, w)."""
         feature_map = self.body(image)[-1]
         return feature_map.permute(0, 3, 1, 2) if self.channels_last else feature_map
-
-
-def _check_choice(option: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise VisionKitError(f"{option}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def _remove_stride(block: nn.Module) -> None:

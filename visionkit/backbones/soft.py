@@ -28,6 +28,7 @@ from visionkit.backbones.layers import (
     linear_gelu,
 )
 from visionkit.backbones.published import complete, create, renamed, unwrap
+from visionkit.checks import check_choice
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
 from visionkit.ops.precision import without_autocast
@@ -58,8 +59,7 @@ class Landmarks(nn.Module):
 
     def __init__(self, head_dim: int, ratio: int, kind: str = "conv", max_landmarks: int | None = None) -> None:
         super().__init__()
-        if kind not in ("conv", "pool"):
-            raise VisionKitError(f"landmark={kind!r}: expected 'conv' or 'pool'")
+        check_choice("", ("conv", "pool"), landmark=kind)
         if max_landmarks is not None and max_landmarks < 1:
             raise VisionKitError(f"max_landmarks={max_landmarks}: expected 1 or more, or None for no limit")
         self.ratio, self.max_landmarks = ratio, max_landmarks
@@ -333,8 +333,7 @@ class SOFT(HierarchicalBackbone):
         check_stages(dims, depths, num_heads)
         check_inverse(inverse)
         check_has_attention(attention, attention_options)
-        if last_stage not in ("softmax", "gaussian"):
-            raise VisionKitError(f"last_stage={last_stage!r}: expected 'softmax' or 'gaussian'")
+        check_choice("", ("softmax", "gaussian"), last_stage=last_stage)
         names = [attention] * 4 if attention is None or isinstance(attention, str) else list(attention)
         if len(names) != 4:
             raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(names)}")

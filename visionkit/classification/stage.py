@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size
 
-from visionkit.engine.config import check_counts, given, plain
+from visionkit.checks import check_counts, given
+from visionkit.engine.config import plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import RunnerStage

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build the stage's model, read the weights, print the scores."""
-    from visionkit.engine.config import check_keys, load_config
+    from visionkit.checks import check_keys
+    from visionkit.engine.config import load_config
     from visionkit.engine.pipeline import Context, build_stage, check_config, show_table
 
     cfg = load_config(options.config, options.cfg_options)

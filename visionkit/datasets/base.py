@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch.utils.data import Dataset
 
+from visionkit.checks import check_choice
 from visionkit.datasets.images import ImageReader, is_image_name
 from visionkit.datasets.styled import styled_samples
 from visionkit.datasets.transforms import build_transforms
@@ -74,8 +75,7 @@ class ReIDDataset(Dataset):
         cache_size: Sequence[int] | None = None,
     ) -> None:
         self.name = type(self).__name__
-        if split not in SPLITS:
-            raise VisionKitError(f"{self.name}: split={split!r}: expected one of {', '.join(SPLITS)}")
+        check_choice(self.name, SPLITS, split=split)
         if split != "train" and (styled or include_test):
             raise VisionKitError(f"{self.name}: styled and include_test belong to the train split, not to {split}")
         self.split = split

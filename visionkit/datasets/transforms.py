@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visionkit.checks import check_counts, check_numbers
 from visionkit.datasets.images import resize
 from visionkit.errors import VisionKitError
 from visionkit.registry import TRANSFORMS
@@ -84,12 +85,6 @@ def _chance(prob: float) -> bool:
     return prob > 0 and torch.rand(()).item() < prob
 
 
-def _check_prob(owner: object, prob: float) -> float:
-    if not 0 <= prob <= 1:
-        raise VisionKitError(f"{type(owner).__name__}: prob={prob!r} is no probability; expected 0 to 1")
-    return prob
-
-
 @TRANSFORMS.register_module()
 class Resize:
     """Bicubic resize of a PIL image to ``size`` = (H, W); free when it already has that size."""
@@ -106,7 +101,8 @@ class RandomHorizontalFlip:
     """Mirror a PIL image with probability ``prob``."""
 
     def __init__(self, prob: float = 0.5) -> None:
-        self.prob = _check_prob(self, prob)
+        check_numbers("RandomHorizontalFlip", 0, 1, prob=prob)
+        self.prob = prob
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _chance(self.prob) else image
@@ -120,8 +116,7 @@ class Pad:
     """
 
     def __init__(self, padding: int = 10) -> None:
-        if not isinstance(padding, int) or padding < 0:
-            raise VisionKitError(f"Pad: padding={padding!r}; expected a whole number of pixels, 0 or more")
+        check_counts("Pad", 0, padding=padding)
         self.padding = padding
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -160,7 +155,8 @@ class RandomGrayscale:
     """Replace a PIL image by its luminance (three equal channels) with probability ``prob``."""
 
     def __init__(self, prob: float = 0.05) -> None:
-        self.prob = _check_prob(self, prob)
+        check_numbers("RandomGrayscale", 0, 1, prob=prob)
+        self.prob = prob
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.convert("L").convert("RGB") if _chance(self.prob) else image
@@ -177,7 +173,8 @@ class RandomLocalGrayscale:
     """
 
     def __init__(self, prob: float = 0.4, released: bool = False) -> None:
-        self.prob, self.released = _check_prob(self, prob), released
+        check_numbers("RandomLocalGrayscale", 0, 1, prob=prob)
+        self.prob, self.released = prob, released
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if not _chance(self.prob):
@@ -222,7 +219,8 @@ class RandomErasing:
     """
 
     def __init__(self, prob: float = 0.5) -> None:
-        self.prob = _check_prob(self, prob)
+        check_numbers("RandomErasing", 0, 1, prob=prob)
+        self.prob = prob
         self.fill = torch.tensor(IMAGENET_MEAN).view(-1, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:

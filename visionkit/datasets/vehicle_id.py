@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from visionkit.checks import check_choice
 from visionkit.datasets.base import ReIDDataset, Sample
 from visionkit.datasets.lists import read_lines
 from visionkit.errors import VisionKitError
@@ -35,8 +36,7 @@ class VehicleID(ReIDDataset):
     images_of_subset = {800: 6532, 1600: 11395, 2400: 17638}
 
     def __init__(self, *args: Any, subset: int = 800, trial: int = 0, **kwargs: Any) -> None:
-        if subset not in self.images_of_subset:
-            raise VisionKitError(f"VehicleID: subset={subset!r}: expected one of {list(self.images_of_subset)}")
+        check_choice("VehicleID", self.images_of_subset, subset=subset)
         if trial not in range(NUM_TRIALS):
             raise VisionKitError(f"VehicleID: trial={trial!r}: expected 0 to {NUM_TRIALS - 1}")
         self.subset, self.trial = subset, trial

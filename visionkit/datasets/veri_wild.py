@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from visionkit.checks import check_choice
 from visionkit.datasets.base import ReIDDataset, Sample
 from visionkit.datasets.lists import read_lines
 from visionkit.errors import VisionKitError
@@ -28,8 +29,7 @@ class VERIWild(ReIDDataset):
     galleries = {3000: (38861, 38816), 5000: (64389,), 10000: (128517,)}
 
     def __init__(self, *args: Any, subset: int = 3000, **kwargs: Any) -> None:
-        if subset not in self.galleries:
-            raise VisionKitError(f"VERIWild: subset={subset!r}: expected one of {list(self.galleries)}")
+        check_choice("VERIWild", self.galleries, subset=subset)
         self.subset = subset
         self.published = dict(
             train=((30671, 277797), (30671, 277794)),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
 import pprint
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 
+from visionkit.checks import check_keys, nearest
 from visionkit.errors import VisionKitError
 
 
@@ -46,7 +44,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     """
     path = Path(path)
     if not path.is_file():
-        raise VisionKitError(f"{path}: no such config{_nearest(str(path), map(str, path.parent.glob('*.py')))}")
+        raise VisionKitError(f"{path}: no such config{nearest(str(path), map(str, path.parent.glob('*.py')))}")
     try:
         cfg = Config.fromfile(str(path), lazy_import=False)  # else an import makes it one
     except SyntaxError as error:
@@ -78,7 +76,7 @@ def _check_option(cfg: Config, key: str) -> None:
         if not isinstance(here, dict) and not isinstance(here, Config):
             break
         if part not in here:
-            raise VisionKitError(f"--cfg-options {key}: there is no {part!r}{_nearest(part, here.keys())}")
+            raise VisionKitError(f"--cfg-options {key}: there is no {part!r}{nearest(part, here.keys())}")
         here = here[part]
 
 
@@ -118,7 +116,7 @@ def find(registry: Registry, name: str, where: str) -> Any:
     except (KeyError, ImportError):
         pass
     if cls is None:
-        raise VisionKitError(f"{where}: no {registry.name} is called {name!r}{_nearest(name, known_names(registry))}")
+        raise VisionKitError(f"{where}: no {registry.name} is called {name!r}{nearest(name, known_names(registry))}")
     return cls
 
 
@@ -136,7 +134,7 @@ def check_types(cfg: Any, where: str = "config") -> None:
             ours = {f"visionkit.{each}": cls for each, cls in _classes("visionkit").items()}
             if name not in ours and not _is_elsewhere(name):
                 raise VisionKitError(
-                    f"{where}: nothing is called {name!r}{_nearest(name, [*ours, *_classes('mmengine')])}"
+                    f"{where}: nothing is called {name!r}{nearest(name, [*ours, *_classes('mmengine')])}"
                 )
             if name in ours:
                 check_keys([key for key in cfg if key != "type"], _parameters(ours[name]), where)
@@ -162,55 +160,6 @@ def _is_elsewhere(name: str) -> bool:
     if scope in ("", "mmengine"):
         return rest in _classes("mmengine")
     return scope != "visionkit" and find_spec(scope.partition(".")[0]) is not None
-
-
-def check_keys(keys: Iterable[str], known: Iterable[str] | None, where: str) -> None:
-    """Refuse a key that is not among the known ones, offering the nearest."""
-    if known is None:
-        return
-    known = list(known)
-    for key in keys:
-        if key not in known:
-            raise VisionKitError(f"{where}: unknown key {key!r}{_nearest(key, known)}")
-
-
-def check_counts(where: str, least: int, **counts: Any) -> None:
-    """Refuse settings that are no whole numbers of at least ``least``."""
-    for option, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise VisionKitError(f"{where}: {option}={value!r}; expected a whole number of at least {least}")
-
-
-def check_numbers(where: str, least: float = 0, most: float = math.inf, **numbers: Any) -> None:
-    """Refuse settings that are no finite numbers from ``least`` to ``most``."""
-    expected = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-    for option, value in numbers.items():
-        if not _is_number(value) or not least <= value <= most:
-            raise VisionKitError(f"{where}: {option}={value!r}; expected a number {expected}")
-
-
-def check_positive(where: str, **numbers: Any) -> None:
-    """Refuse settings that are no finite numbers above 0."""
-    for option, value in numbers.items():
-        if not _is_number(value) or value <= 0:
-            raise VisionKitError(f"{where}: {option}={value!r}; expected a number above 0")
-
-
-def check_choice(where: str, choices: Iterable[Any], **options: Any) -> None:
-    """Refuse settings that are none of ``choices``."""
-    choices = list(choices)  # in a dictionary, a value that cannot be hashed would be a TypeError
-    for option, value in options.items():
-        if value not in choices:
-            raise VisionKitError(f"{where}: {option}={value!r}; expected {' or '.join(map(repr, choices))}")
-
-
-def given(**settings: Any) -> dict[str, Any]:
-    """The settings that are not None."""
-    return {option: value for option, value in settings.items() if value is not None}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parameters(cls: Any) -> list[str] | None:
@@ -245,14 +194,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     return value
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; known are {', '.join(names)}" if 0 < len(names) <= 20 else ""
 
 
 def _one_line(error: Exception) -> str:

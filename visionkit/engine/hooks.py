@@ -12,8 +12,8 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from visionkit.checks import check_counts
 from visionkit.engine.checkpoints import remove_checkpoint
-from visionkit.engine.config import check_counts
 from visionkit.engine.epoch_files import no_longer_needed
 from visionkit.engine.loaders import batch_paths
 from visionkit.errors import VisionKitError

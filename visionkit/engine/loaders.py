@@ -20,7 +20,7 @@ import torch
 from mmengine.dist import get_dist_info, get_rank
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from visionkit.engine.config import check_counts
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS, DATASETS
 

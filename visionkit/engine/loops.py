@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_distributed
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from visionkit.engine.config import check_counts
+from visionkit.checks import check_counts
 from visionkit.engine.loaders import NamedLoaders, rng_state, seed_everything, set_rng_state
 from visionkit.engine.stopping import Interrupted, asked, finishing
 from visionkit.registry import LOOPS

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
+from visionkit.checks import check_counts, check_keys
 from visionkit.datasets.images import is_size
-from visionkit.engine.config import build, building, check_counts, check_keys, check_types, plain
+from visionkit.engine.config import build, building, check_types, plain
 from visionkit.engine.runner import init_distributed
 from visionkit.engine.stopping import listening
 from visionkit.errors import VisionKitError

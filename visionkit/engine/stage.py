@@ -16,8 +16,9 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
+from visionkit.checks import check_choice
 from visionkit.engine.checkpoints import load_checkpoint, read_weights, state_dict_of
-from visionkit.engine.config import RunConfig, building, check_choice, check_types
+from visionkit.engine.config import RunConfig, building, check_types
 from visionkit.engine.epoch_files import newest_whole_checkpoint
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner, first_difference

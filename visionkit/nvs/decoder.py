@@ -12,7 +12,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from visionkit.backbones.attention import AttentionCore
-from visionkit.engine.config import check_counts
+from visionkit.checks import check_choice, check_counts
 from visionkit.errors import VisionKitError
 from visionkit.nvs.encoder import sincos_table_2d, unpatchify
 
@@ -213,10 +213,8 @@ def _check(
     resolution: int,
     patch_size: int,
 ) -> None:
-    if representation not in REPRESENTATIONS:
-        raise VisionKitError(f"representation={representation!r}: expected one of {', '.join(REPRESENTATIONS)}")
-    if conditioning not in CONDITIONINGS:
-        raise VisionKitError(f"camera_conditioning={conditioning!r}: expected one of {', '.join(CONDITIONINGS)}")
+    check_choice("", REPRESENTATIONS, representation=representation)
+    check_choice("", CONDITIONINGS, camera_conditioning=conditioning)
     if encoder_dim != embed_dim:
         raise VisionKitError(f"decoder_embed_dim={embed_dim}: expected the encoder's width, {encoder_dim}")
     if embed_dim % num_heads:

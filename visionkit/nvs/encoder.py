@@ -12,7 +12,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from visionkit.engine.config import check_counts
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 
 _layer_norm = partial(nn.LayerNorm, eps=1e-6)

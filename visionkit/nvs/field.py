@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from visionkit.engine.config import check_counts
-from visionkit.errors import VisionKitError
+from visionkit.checks import check_choice, check_counts
 from visionkit.ops.march import ColourNetwork, render_cp, render_triplanes, render_vector_matrix
 from visionkit.ops.render import (
     Field,
@@ -41,8 +40,7 @@ class FieldRenderer(nn.Module):
         super().__init__()
         check_counts("renderer", 1, sigma_dim=sigma_dim, rgb_dim=rgb_dim, rgb_feature_dim=rgb_feature_dim)
         check_counts("renderer", 0, viewdir_pe=viewdir_pe)
-        if background not in BACKGROUNDS:
-            raise VisionKitError(f"background={background!r}: expected one of {', '.join(BACKGROUNDS)}")
+        check_choice("", BACKGROUNDS, background=background)
         self.representation, self.sigma_dim, self.viewdir_pe = representation, sigma_dim, viewdir_pe
         features = rgb_dim if representation == "CP" else 3 * rgb_dim
         self.rgb_matrix = nn.Sequential(nn.GELU(), nn.Linear(features, rgb_feature_dim), nn.GELU())

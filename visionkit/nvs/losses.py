@@ -7,6 +7,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from visionkit.checks import check_choice
 from visionkit.errors import VisionKitError
 
 _BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
@@ -24,10 +25,8 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, net: str = "vgg", scaling: str = "right") -> None:
         super().__init__()
-        if net not in _BACKBONES:
-            raise VisionKitError(f"lpips={net!r}: expected one of {', '.join(map(repr, _BACKBONES))}")
-        if scaling not in ("right", "released"):
-            raise VisionKitError(f"lpips_scaling={scaling!r}: expected 'right' or 'released'")
+        check_choice("", _BACKBONES, lpips=net)
+        check_choice("", ("right", "released"), lpips_scaling=scaling)
         self.scaling = scaling
         # A list hides the network from state_dict and from optimisers.
         self._network = [_load_network(net)]

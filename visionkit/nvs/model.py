@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import set_attention
+from visionkit.checks import check_above, check_counts, check_numbers
 from visionkit.engine.checkpoints import read_weights
-from visionkit.engine.config import check_counts, check_numbers, check_positive
 from visionkit.errors import VisionKitError
 from visionkit.nvs.attention import set_self_attention
 from visionkit.nvs.cameras import pixel_rays
@@ -114,7 +114,7 @@ class NViST(BaseModel):
         check_counts("model", 1, num_samples=num_samples, chunk=chunk)
         check_counts("model", 0 if whole_view else 1, extra_rays=extra_rays)
         check_counts("model", 0, frustum_depths=frustum_depths)
-        check_positive("model", box=box)
+        check_above("model", 0, box=box)
         weights = dict(lpips_weight=lpips_weight, distortion_weight=distortion_weight, depth_weight=depth_weight)
         check_numbers("model", **weights)
         self.img_size = tuple(img_size)

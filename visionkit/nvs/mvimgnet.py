@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionkit.engine.config import check_choice, check_counts
+from visionkit.checks import check_choice, check_counts
 from visionkit.errors import VisionKitError
 from visionkit.nvs.data import SceneViews
 from visionkit.nvs.scene_cache import cached_scenes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
-from visionkit.engine.config import check_choice
+from visionkit.checks import check_choice
 from visionkit.errors import VisionKitError
 from visionkit.nvs.captures.srn import read_srn
 from visionkit.nvs.data import SceneViews

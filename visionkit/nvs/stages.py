@@ -19,7 +19,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch.utils.data import default_collate
 
-from visionkit.engine.config import check_counts, check_keys, check_positive, given, plain
+from visionkit.checks import check_above, check_counts, check_keys, given
+from visionkit.engine.config import plain
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
 from visionkit.engine.stage import RunnerStage
@@ -77,7 +78,7 @@ class ScenesStage(RunnerStage):
         check_counts(f"stage {name}", 1, epochs=epochs, iters_per_epoch=iters_per_epoch, batch_size=batch_size)
         check_counts(f"stage {name}", 2, views=views)
         check_counts(f"stage {name}", 0, warmup_iters=warmup_iters)
-        check_positive(f"stage {name}", clip=clip, **given(ema=ema))
+        check_above(f"stage {name}", 0, clip=clip, **given(ema=ema))
         if ema is not None and ema >= 1:
             raise VisionKitError(f"stage {name}: ema={ema}; expected a decay between 0 and 1, as 0.995, or None")
         if warmup_iters >= epochs * iters_per_epoch:
@@ -180,7 +181,7 @@ class MAEStage(ScenesStage):
         **options: Any,
     ) -> None:
         super().__init__(name, batch_size=batch_size, views=views, warmup_iters=warmup_iters, **options)
-        check_positive(f"stage {name}", lr=lr)
+        check_above(f"stage {name}", 0, lr=lr)
         self.lr = lr
         if self.report:
             raise VisionKitError(f"stage {name}: report={self.report!r}; this stage predicts no views, leave it out")
@@ -217,7 +218,7 @@ class NViSTStage(ScenesStage):
         super().__init__(name, **options)
         self.lr = dict(dict(encoder=4e-5, decoder=2e-4, renderer=2e-4), **(lr or {}))
         check_keys(self.lr, PARTS, f"stage {name}, lr")
-        check_positive(f"stage {name}, lr", **self.lr)
+        check_above(f"stage {name}, lr", 0, **self.lr)
         self.metric = dict(metric or {})
 
     def model_options(self) -> list[str]:

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from visionkit.checks import check_keys
 from visionkit.engine.checkpoints import load_checkpoint, state_dict_of
-from visionkit.engine.config import building, check_keys
+from visionkit.engine.config import building
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.nvs.captures.scene import CENTRES

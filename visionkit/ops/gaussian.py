@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
-from visionkit.errors import VisionKitError
+from visionkit.checks import check_choice
 from visionkit.ops import dispatch
 from visionkit.ops.precision import without_autocast
 
@@ -103,8 +103,7 @@ def between_products(
 
 def check_inverse(inverse: str) -> None:
     """Raises VisionKitError for an unknown one."""
-    if inverse not in INVERSES:
-        raise VisionKitError(f"inverse={inverse!r}: expected one of {', '.join(map(repr, INVERSES))}")
+    check_choice("", INVERSES, inverse=inverse)
 
 
 def even_means(q: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.errors import VisionKitError
+from visionkit.checks import check_choice
 from visionkit.ops import dispatch
 from visionkit.ops.precision import without_autocast
 from visionkit.ops.rotary import Rotary, rotary_2d
@@ -98,8 +98,7 @@ def nala_rows(
 
 def check_feature_map(feature_map: str) -> None:
     """Raises VisionKitError for an unknown one."""
-    if feature_map not in FEATURE_MAPS:
-        raise VisionKitError(f"feature_map={feature_map!r}: expected one of {', '.join(map(repr, FEATURE_MAPS))}")
+    check_choice("", FEATURE_MAPS, feature_map=feature_map)
 
 
 def sign_features(q: Tensor, k: Tensor, power: float, offset: float, zero_guard: float) -> tuple[list, list]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visionkit.engine.config import check_choice, check_counts, check_numbers, check_positive, given
+from visionkit.checks import check_above, check_choice, check_counts, check_numbers, given
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.registry import CLUSTERERS
@@ -148,7 +148,7 @@ class JaccardDBSCANLabels:
         backend: str = "auto",
     ) -> None:
         check_counts("JaccardDBSCANLabels", 1, min_samples=min_samples)
-        check_positive("JaccardDBSCANLabels", eps=eps)
+        check_above("JaccardDBSCANLabels", 0, eps=eps)
         if eps >= 1:
             raise VisionKitError(f"JaccardDBSCANLabels: eps is a Jaccard distance between 0 and 1, got {eps}")
         self.eps, self.min_samples = eps, min_samples

@@ -15,6 +15,7 @@ import torch
 from mmengine.dist import all_gather_object, get_dist_info
 from torch import Tensor
 
+from visionkit.checks import check_choice, check_counts
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.reid.distances import (
@@ -70,8 +71,8 @@ def nearest_neighbours(
         VisionKitError: empty or mismatched features, or an unknown backend.
     """
     check_pair(query, gallery)
-    if backend not in BACKENDS or k < 1:
-        raise VisionKitError(f"nearest_neighbours: expected k >= 1 and a backend of {BACKENDS}, got {k}, {backend!r}")
+    check_choice("nearest_neighbours", BACKENDS, backend=backend)
+    check_counts("nearest_neighbours", 1, k=k)
     k = min(k, len(gallery))
     wanted = min(k + SPARE, len(gallery))
     by_faiss = not farthest and _use_faiss(backend, device or default_device(query))

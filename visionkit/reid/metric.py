@@ -10,7 +10,7 @@ from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
-from visionkit.engine.config import check_counts, check_keys
+from visionkit.checks import check_counts, check_keys
 from visionkit.errors import VisionKitError
 from visionkit.registry import METRICS
 from visionkit.reid.ranking import RankingResult, evaluate, mean_result

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from visionkit.engine.config import check_choice, check_counts, check_keys, check_numbers, given
+from visionkit.checks import check_choice, check_counts, check_keys, check_numbers, given
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
 from visionkit.reid.fusion import PARTS, EnsembleFusion, frozen_bias_norm, halves, pool

@@ -15,6 +15,7 @@ import torch
 from mmengine.dist import all_reduce, get_dist_info
 from torch import Tensor
 
+from visionkit.checks import check_choice
 from visionkit.errors import VisionKitError
 from visionkit.reid.distances import BlockDistances, DistanceFunction, Features, as_tensor, block_rows
 from visionkit.reid.rerank import KReciprocal
@@ -147,8 +148,7 @@ def evaluate_blocks(
     Raises:
         VisionKitError: as :func:`evaluate` does.
     """
-    if ap not in ("finite_sum", "trapezoid"):
-        raise VisionKitError(f"ap: expected 'finite_sum' or 'trapezoid', got {ap!r}")
+    check_choice("evaluate", ("finite_sum", "trapezoid"), ap=ap)
     protocol = _Protocol(shape, query_pids, query_camids, gallery_pids, gallery_camids)
     size = block_rows(max(shape[1], 1))
     starts = range(0, shape[0], size)

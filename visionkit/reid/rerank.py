@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from visionkit.engine.config import check_counts
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.reid.distances import BlockDistances, Features, block_rows, check_features, check_pair, rows
 from visionkit.reid.knn import Neighbours, paired_distances, self_neighbours

@@ -19,18 +19,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
+from visionkit.checks import check_above, check_choice, check_counts, check_keys, check_numbers, given
 from visionkit.datasets.images import read_image
 from visionkit.datasets.transforms import test_transforms, train_transforms
-from visionkit.engine.config import (
-    build,
-    check_choice,
-    check_counts,
-    check_keys,
-    check_numbers,
-    check_positive,
-    given,
-    plain,
-)
+from visionkit.engine.config import build, plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
@@ -91,7 +83,7 @@ class ReIDStage(RunnerStage):
         counts = dict(epochs=epochs, iters_per_epoch=iters_per_epoch, identities=identities)
         check_counts(f"stage {name}", 1, **counts, **given(val_interval=val_interval))
         check_counts(f"stage {name}", 2, instances=instances)
-        check_positive(f"stage {name}", lr=lr)
+        check_above(f"stage {name}", 0, lr=lr)
         check_numbers(f"stage {name}", weight_decay=weight_decay)
         check_choice(f"stage {name}", DOMAINS, report_on=report_on)
         self.epochs = epochs

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.checks import check_counts, given
 from visionkit.errors import VisionKitError
-from visionkit.ops.attention._options import check_counts
 from visionkit.ops.precision import wide
 
 ROWS = 512  # queries at a time
@@ -57,7 +57,7 @@ def by_rows(
     Raises:
         VisionKitError: not as many values as keys; a negative ``window``.
     """
-    check_counts(0, window=window)
+    check_counts("", 0, **given(window=window))
     n, dtype = k.shape[-2], v.dtype
     if v.shape[-2] != n:
         raise VisionKitError(f"attention: expected a value for each of the {n} keys, got {v.shape[-2]}")

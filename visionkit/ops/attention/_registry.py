@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.ops.attention._masks import empty_output, in_blocks
-from visionkit.ops.attention._options import check_counts
 
 MASKS = ("full", "causal", "window", "block")
 _ALL = MASKS
@@ -148,6 +148,6 @@ def attend(
     if mask == "window":
         return function(q, k, v, window=window, **options)
     if mask == "block":
-        check_counts(1, window=window)
+        check_counts("", 1, window=window)
         return in_blocks(function, q, k, v, window, **options)
     return function(q, k, v, **options)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._options import check_counts
+from visionkit.checks import check_counts
 
 
 class Calibrated(NamedTuple):
@@ -34,7 +34,7 @@ def calibrate_sinks(weights: Tensor, *, threshold: float = 0.1, beta: float = 0.
     Raises:
         VisionKitError: a negative ``skip``.
     """
-    check_counts(0, skip=skip)
+    check_counts("", 0, skip=skip)
     received = weights.mean(dim=-2)
     sinks = received > threshold
     sinks[..., :skip] = False

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.ops.attention._options import check_counts
+from visionkit.checks import check_counts
 from visionkit.ops.attention._sparse import take_rows
 from visionkit.ops.precision import wide
 
@@ -51,7 +51,7 @@ def dhsa_attention(
     Raises:
         VisionKitError: ``chunk`` or ``budget`` below 1.
     """
-    check_counts(1, chunk=chunk, budget=budget)
+    check_counts("", 1, chunk=chunk, budget=budget)
     n, dtype = k.shape[-2], v.dtype
     q, k, v = wide(q, k, v)
     with torch.no_grad():

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from visionkit.checks import check_counts
 from visionkit.ops.attention._masks import in_blocks
-from visionkit.ops.attention._options import check_counts
 from visionkit.ops.attention.softmax import softmax_attention
 
 
@@ -27,5 +27,5 @@ def diag_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, blo
     Raises:
         VisionKitError: a ``block`` below 1.
     """
-    check_counts(1, block=block)
+    check_counts("", 1, block=block)
     return in_blocks(softmax_attention, q, k, v, block, causal=causal)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._options import check_counts
+from visionkit.checks import check_counts
 from visionkit.ops.attention._sparse import block_means, block_sparse_softmax, to_blocks
 from visionkit.ops.precision import wide
 
@@ -45,8 +45,8 @@ def flex_prefill_attention(
     Raises:
         VisionKitError: a ``block`` below 1, or a negative ``min_budget``.
     """
-    check_counts(1, block=block)
-    check_counts(0, min_budget=min_budget)
+    check_counts("", 1, block=block)
+    check_counts("", 0, min_budget=min_budget)
     dtype = v.dtype
     q, k, v = wide(q, k, v)
     with torch.no_grad():

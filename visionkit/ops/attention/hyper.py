@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.ops.attention._options import check_counts
+from visionkit.checks import check_counts
 from visionkit.ops.attention._sparse import take_rows
 from visionkit.ops.precision import wide
 
@@ -66,7 +66,7 @@ def hyper_attention(
     Raises:
         VisionKitError: ``block`` or ``samples`` below 1.
     """
-    check_counts(1, block=block, samples=samples)
+    check_counts("", 1, block=block, samples=samples)
     dtype = v.dtype
 
     def estimate(q: Tensor, k: Tensor, v: Tensor) -> Part:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._options import check_counts
+from visionkit.checks import check_counts, given
 from visionkit.ops.attention._sparse import block_means, to_blocks
 from visionkit.ops.precision import wide
 
@@ -51,7 +51,7 @@ def landmark_attention(
     Raises:
         VisionKitError: ``block`` or ``retrieve`` below 1.
     """
-    check_counts(1, block=block, retrieve=retrieve)
+    check_counts("", 1, block=block, **given(retrieve=retrieve))
     n, dtype, scale = k.shape[-2], v.dtype, q.shape[-1] ** -0.5
     q, k, v = wide(q, k, v)
     landmarks = block_means(k, block)

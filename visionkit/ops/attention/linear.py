@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.errors import VisionKitError
+from visionkit.checks import check_choice
 from visionkit.ops import dispatch
 from visionkit.ops.attention._chunks import causal_linear
 from visionkit.ops.attention._masks import by_rows
@@ -77,9 +77,8 @@ def linear_attention(
 
 def check_form(feature_map: str, output: str) -> None:
     """Raises VisionKitError for an unknown one."""
-    for name, value, known in (("feature_map", feature_map, FEATURE_MAPS), ("output", output, OUTPUTS)):
-        if value not in known:
-            raise VisionKitError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+    check_choice("", FEATURE_MAPS, feature_map=feature_map)
+    check_choice("", OUTPUTS, output=output)
 
 
 def with_ones(v: Tensor, output: str) -> Tensor:

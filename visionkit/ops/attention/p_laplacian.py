@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionkit.ops.attention._options import check_above
+from visionkit.checks import check_above
 
 EPS = 1e-6
 
@@ -32,7 +32,7 @@ def p_laplacian(weights: Tensor, features: Tensor, mu: Tensor | float, p: float 
     Raises:
         VisionKitError: p of 1 or less.
     """
-    check_above(1, p=p)
+    check_above("", 1, p=p)
     squared = (features[..., :, None, :] - features[..., None, :, :]).square().sum(-1)
     graph = weights * (weights * squared + EPS) ** ((p - 2) / 2)
     alpha = 1 / (graph.sum(-1, keepdim=True) + 2 * mu / p)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionkit.checks import check_above, given
 from visionkit.ops.attention._masks import by_rows
-from visionkit.ops.attention._options import check_above
 
 FLAT = 1e-5  # below it, what a weight exceeds the average by is rounding of single precision
 
@@ -47,7 +47,7 @@ def softplus_attention(
     Raises:
         VisionKitError: a negative ``window``, or a ``power`` of 0 or less.
     """
-    check_above(0, power=power)
+    check_above("", 0, **given(power=power))
     weigh = partial(softplus_weights, power=power)
     y = by_rows(weigh, q, k, v, causal=causal, window=window)
     if not causal or power is None:

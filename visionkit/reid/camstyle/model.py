@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
-from visionkit.engine.config import check_counts, check_numbers
+from visionkit.checks import check_counts, check_numbers
 from visionkit.engine.runner import bare
 from visionkit.registry import MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from visionkit.reid.camstyle.losses import cycle_loss, discriminator_loss, identity_loss, lsgan_loss

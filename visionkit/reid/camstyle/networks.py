@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from visionkit.engine.config import check_counts
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 
 

@@ -14,9 +14,10 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
 
+from visionkit.checks import check_choice, check_counts, check_keys, given
 from visionkit.datasets.images import is_size
 from visionkit.engine.checkpoints import is_whole, load_checkpoint, remove_checkpoint, save_checkpoint
-from visionkit.engine.config import building, check_choice, check_counts, check_keys, given
+from visionkit.engine.config import building
 from visionkit.engine.epoch_files import epoch_checkpoints
 from visionkit.engine.pipeline import Context
 from visionkit.engine.stage import train
