@@ -101,26 +101,25 @@ class MMBackbone(BaseModule):
         Raises:
             VisionKitError: no readable file, or not of this architecture.
         """
-        from visionkit.engine.checkpoints import load_checkpoint
-        from visionkit.engine.stage import load_weights
+        from visionkit.engine.checkpoints import load_checkpoint, load_exactly
 
         state = unwrap(load_checkpoint(path), path, f"{prefix.removesuffix('.')}." if prefix else "")
         try:
             weights = self.filter_fn(state, self.body)
         except VisionKitError as error:
             raise VisionKitError(f"{path}: {error}") from error
-        load_weights(self.body, weights, path)
+        load_exactly(self.body, weights, path)
         self._load_norms(state, path)
 
     def _load_norms(self, state: Mapping[str, Tensor], path: str) -> None:
         """The maps' norms, which a classifier's file has not: ours by their place, released ones by their stage."""
-        from visionkit.engine.stage import load_weights
+        from visionkit.engine.checkpoints import load_exactly
 
         norms = below(state, "norms.")
         for place, stage in enumerate(self.out_indices):
             norms |= {f"{place}.{key}": value for key, value in below(state, f"extra_norms.{stage}.norm.").items()}
         if norms and self.norms.state_dict():
-            load_weights(self.norms, norms, path)
+            load_exactly(self.norms, norms, path)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, C, H, W) -> maps (B, C_i, H_i, W_i)."""

@@ -30,8 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     import visionkit.backbones  # noqa: F401  (registers the models)
     from visionkit.backbones.published import sizes_of, unwrap
-    from visionkit.engine.checkpoints import load_checkpoint
-    from visionkit.engine.stage import load_weights
+    from visionkit.engine.checkpoints import load_checkpoint, load_exactly
 
     ours = sorted(name for family in ("mavit", "nalaformer", "soft") for name in timm.list_models(f"{family}_*"))
     if options.model not in ours:
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     except VisionKitError as error:
         raise VisionKitError(f"{options.checkpoint}: {error}") from error
     lacking = not_given(weights, model)
-    load_weights(model, weights, Path(options.checkpoint))
+    load_exactly(model, weights, Path(options.checkpoint))
     given = {key: value for key, value in model.state_dict().items() if key.split(".")[0] not in lacking}
     write(given, output)
     print(f"{output}: {options.model}, {len(given)} tensors")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from visionkit.engine.safe_load import read_pickle, read_safetensors
 from visionkit.errors import VisionKitError
@@ -90,6 +91,22 @@ def state_dict_of(checkpoint: Mapping, path: str | Path) -> Mapping[str, torch.T
 def read_weights(path: str | Path) -> Mapping[str, torch.Tensor]:
     """The weights of a file; errors are those of :func:`load_checkpoint` and :func:`state_dict_of`."""
     return state_dict_of(load_checkpoint(path), path)
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Any], path: str | Path) -> None:
+    """Give a model all its weights. Raises VisionKitError where names or shapes differ."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise VisionKitError(
+            f"{path}: is of another architecture ({first_difference(error)}); give one of this model"
+        ) from error
+
+
+def first_difference(error: RuntimeError) -> str:
+    """The first key that ``load_state_dict`` complains of."""
+    lines = str(error).splitlines()
+    return lines[min(1, len(lines) - 1)].strip()[:200]
 
 
 def checksum_file(path: Path) -> Path:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from visionkit import __version__
-from visionkit.engine.checkpoints import load_checkpoint, save_checkpoint, state_dict_of
+from visionkit.engine.checkpoints import first_difference, load_checkpoint, save_checkpoint, state_dict_of
 from visionkit.engine.config import building, plain
 from visionkit.engine.loaders import build_eval_loader
 from visionkit.engine.message_hub import message_hub_state, plain_message_hub
@@ -176,12 +176,6 @@ class VisionKitRunner(Runner):
             f"seed {self.seed}, device {get_device()}, {get_world_size()} process(es), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}"
         )
-
-
-def first_difference(error: RuntimeError) -> str:
-    """The first key that ``load_state_dict`` complains of."""
-    lines = str(error).splitlines()
-    return lines[min(1, len(lines) - 1)].strip()[:200]
 
 
 def bare(model: nn.Module) -> nn.Module:

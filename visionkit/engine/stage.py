@@ -17,11 +17,11 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 
 from visionkit.checks import check_choice
-from visionkit.engine.checkpoints import load_checkpoint, read_weights, state_dict_of
+from visionkit.engine.checkpoints import load_checkpoint, load_exactly, read_weights, state_dict_of
 from visionkit.engine.config import RunConfig, building, check_types
 from visionkit.engine.epoch_files import newest_whole_checkpoint
 from visionkit.engine.pipeline import Context
-from visionkit.engine.runner import VisionKitRunner, first_difference
+from visionkit.engine.runner import VisionKitRunner
 from visionkit.errors import VisionKitError
 from visionkit.files import write_text
 from visionkit.registry import STAGES
@@ -110,7 +110,7 @@ class RunnerStage:
             raise VisionKitError(f"stage {self.name}: has no test data; choose a stage that reports")
         check_types(cfg, f"stage {self.name}")
         runner = build_runner(cfg, context.work_dir, context.seed)
-        load_weights(runner.bare_model, state, checkpoint)
+        load_exactly(runner.bare_model, state, checkpoint)
         return runner.test()
 
     def weights(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -197,17 +197,7 @@ def give_weights(model: Any, path: Path) -> None:
     if hasattr(model, "load_source"):
         model.load_source(state)
     else:
-        load_weights(model, state, path)
-
-
-def load_weights(model: Any, state: dict[str, Any], path: Path) -> None:
-    """Give a model all its weights. Raises VisionKitError where names or shapes differ."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise VisionKitError(
-            f"{path}: is of another architecture ({first_difference(error)}); give one of this model"
-        ) from error
+        load_exactly(model, state, path)
 
 
 def final_checkpoint(folder: Path) -> Path:
