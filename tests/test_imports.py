@@ -7,7 +7,7 @@ import visionkit
 
 PACKAGE = Path(visionkit.__file__).parent
 METHODS = {"reid", "nvs", "classification"}
-BASE = {"registry", "errors", "checks", "files", "extras", "progress", "devices", "__init__"}
+BASE = {"registry", "errors", "checks", "files", "extras", "progress", "devices", "signals", "__init__"}
 LAYERS = [{"__main__", "cli", "commands", "apis"}, METHODS, {"backbones", "datasets", "engine"}, {"ops"}, BASE]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -17,6 +16,7 @@ from typing import NoReturn
 from visionkit import __version__
 from visionkit.errors import VisionKitError
 from visionkit.files import FULL, cannot_write
+from visionkit.signals import on_signals
 
 COMMANDS = {
     "train": ("visionkit.commands.train", "run the stages of a config"),
@@ -141,18 +141,11 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Inside, SIGTERM and a closed terminal end the work as Ctrl-C does: what is half written is cleared away."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may listen
-        return
     numbers = [signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
         numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, _terminate) for number in numbers}
-    try:
+    with on_signals(_terminate, *numbers):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was set outside Python
 
 
 def _terminate(signum: int, frame: object) -> None:

@@ -10,15 +10,15 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from visionkit.errors import VisionKitError
 from visionkit.progress import progress
+from visionkit.signals import on_signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,21 +152,12 @@ def parts(
 def stop_asked() -> Iterator[list[int]]:
     """Inside, a first SIGINT or SIGTERM is put in the list and cuts nothing in two; a second one ends the program."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may listen
-        return
+    with ExitStack() as listening:
 
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        print("stopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
-        restore()
+        def ask(number: int, frame: object) -> None:
+            asked.append(number)
+            print("stopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
+            listening.close()
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+        listening.enter_context(on_signals(ask, signal.SIGINT, signal.SIGTERM))
         yield asked
-    finally:
-        restore()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
+
+from visionkit.signals import on_signals
 
 
 class Interrupted(BaseException):
@@ -24,15 +25,9 @@ class _State:
 @contextmanager
 def listening() -> Iterator[None]:
     """Inside, SIGTERM raises :class:`Interrupted`; in :func:`finishing` it is remembered for :func:`asked`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may listen
-        return
     _State.asked = _State.finishing = False
-    previous = signal.signal(signal.SIGTERM, _ask)
-    try:
+    with on_signals(_ask, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _ask(signum: int, frame: Any) -> None:
