@@ -2,6 +2,7 @@ import pytest
 import reid_trees
 
 from visionkit.datasets import Market1501
+from visionkit.datasets.styled import parse_styled_name, styled_name
 from visionkit.errors import VisionKitError
 
 
@@ -15,6 +16,16 @@ def styled(market, tmp_path):
                 reid_trees.write_image(tmp_path / "styled" / f"{path.stem}_fake_{cam}to{other}.jpg", cam)
     reid_trees.write_image(tmp_path / "styled" / "0002_c1s1_000001_01.jpg", 0)  # a real one beside them
     return tmp_path / "styled"
+
+
+def test_names_there_and_back():
+    name = styled_name("0002_c1s1_000451_03", "1", "4")
+    assert name == "0002_c1s1_000451_03_fake_1to4.jpg"
+    styled = parse_styled_name(name)
+    assert (styled.origin, styled.from_camera, styled.to_camera) == ("0002_c1s1_000451_03", "1", "4")
+    assert parse_styled_name("x_fake_01to12.png").to_camera == "12"
+    assert parse_styled_name("x_fake_AtoB.png").from_camera == "A"
+    assert parse_styled_name("0002_c1s1_000451_03.jpg") is None
 
 
 def test_identity_and_camera_of_the_origin(market, styled):

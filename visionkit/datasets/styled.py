@@ -7,17 +7,51 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from visionkit.datasets.images import IMAGE_SUFFIXES
+from visionkit.datasets.images import is_image_name
 from visionkit.errors import VisionKitError
 
 if TYPE_CHECKING:
     from visionkit.datasets.base import Sample
 
 STYLED_NAME = re.compile(r"(?P<stem>.+)_fake_(?P<a>[A-Za-z0-9]+?)to(?P<b>[A-Za-z0-9]+)$")
+WHO_JOINS = "query and gallery images join by include_test=True, distractors never"
+
+
+class Styled(NamedTuple):
+    """What a name such as ``0002_c1s1_000451_03_fake_1to4.jpg`` says: the origin, its camera, the style's."""
+
+    origin: str
+    from_camera: str
+    to_camera: str
+
+
+def styled_name(origin: str, from_camera: str, to_camera: str) -> str:
+    """The file name of an image in another camera's style. Cameras count from 1, as in the data sets' file names.
+
+    Args:
+        origin: Name of the original, see `origin_names`.
+        from_camera, to_camera: Labels of the original's camera and of the style's.
+    """
+    return f"{origin}_fake_{from_camera}to{to_camera}.jpg"
+
+
+def parse_styled_name(name: str | os.PathLike) -> Styled | None:
+    """What the name of a styled image says, or None where it is not one."""
+    match = STYLED_NAME.match(Path(name).stem)
+    if match is None:
+        return None
+    return Styled(match["stem"], *(match[camera].lstrip("0") or "0" for camera in "ab"))  # some count _01to02
+
+
+def styled_in(folder: str | os.PathLike) -> Iterator[tuple[Path, Styled]]:
+    """The styled images of a folder, sorted, with what their names say; real images are passed over."""
+    for path in sorted(Path(folder).iterdir()):
+        if is_image_name(path.name) and (says := parse_styled_name(path)):
+            yield path, says
 
 
 def possible_names(path: str) -> tuple[str, str]:
@@ -57,19 +91,16 @@ def styled_samples(
         for stem in possible_names(sample.path):
             originals.setdefault(stem, []).append(sample)
     rows, strange = [], 0
-    for file in sorted(os.listdir(root)):
-        stem, suffix = os.path.splitext(file)
-        match = STYLED_NAME.match(stem) if suffix.lower() in IMAGE_SUFFIXES else None
-        found = originals.get(match["stem"], []) if match else []
+    for path, says in styled_in(root):
+        found = originals.get(says.origin, [])
         if len(found) > 1:
             raise VisionKitError(
-                f"{name}: styled {file} could come from {found[0].path} or {found[1].path}; rename one"
+                f"{name}: styled {path.name} could come from {found[0].path} or {found[1].path}; rename one"
             )
         if found:
-            path = os.path.join(root, file)
-            camid = found[0].camid if camera == "origin" else _style_camera(path, match["b"])
-            rows.append(found[0]._replace(path=path, camid=camid))
-        elif match:
+            camid = found[0].camid if camera == "origin" else _style_camera(path, says.to_camera)
+            rows.append(found[0]._replace(path=os.path.join(root, path.name), camid=camid))
+        else:
             strange += 1
     if not rows:
         raise VisionKitError(
@@ -78,12 +109,12 @@ def styled_samples(
     if strange:
         warnings.warn(
             f"{name}: {strange} of the styled images in {root} are left out, their originals are no train images; "
-            "query and gallery images join by include_test=True, distractors never"
+            f"{WHO_JOINS}"
         )
     return rows
 
 
-def _style_camera(path: str, number: str) -> int:
+def _style_camera(path: Path, number: str) -> int:
     if not number.isdigit():
         raise VisionKitError(f'{path}: camera="style" needs a camera number after "to"; use camera="origin"')
     return int(number) - 1

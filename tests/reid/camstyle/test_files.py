@@ -1,15 +1,10 @@
-"""Names of styled images, and what is wrong with a folder of them."""
+"""What is wrong with a folder of styled images."""
 
 import pytest
 from PIL import Image
 
 from visionkit.errors import VisionKitError
-from visionkit.reid.camstyle.files import (
-    check_styled_folder,
-    origins_by_name,
-    parse_styled_name,
-    styled_name,
-)
+from visionkit.reid.camstyle.files import check_styled_folder, origins_by_name
 
 ORIGINS = {"0002_c1s1_000001_01": ("a.jpg", "1"), "0002_c2s1_000002_01": ("b.jpg", "2")}
 
@@ -18,16 +13,6 @@ def folder_of(tmp_path, *names):
     for name in names:
         Image.new("RGB", (8, 16)).save(tmp_path / name)
     return tmp_path
-
-
-def test_names_there_and_back():
-    name = styled_name("0002_c1s1_000451_03", "1", "4")
-    assert name == "0002_c1s1_000451_03_fake_1to4.jpg"
-    styled = parse_styled_name(name)
-    assert (styled.origin, styled.from_camera, styled.to_camera) == ("0002_c1s1_000451_03", "1", "4")
-    assert parse_styled_name("x_fake_01to12.png").to_camera == "12"
-    assert parse_styled_name("x_fake_AtoB.png").from_camera == "A"
-    assert parse_styled_name("0002_c1s1_000451_03.jpg") is None
 
 
 def test_a_good_folder_is_counted(tmp_path):

@@ -1,41 +1,12 @@
-"""The styled images of a folder: their names, writing and checking."""
+"""The styled images of a folder: their names and their checking."""
 
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from visionkit.datasets.images import is_image_name
-from visionkit.datasets.styled import STYLED_NAME, origin_names
+from visionkit.datasets.styled import WHO_JOINS, Styled, origin_names, styled_in
 from visionkit.errors import VisionKitError
-
-
-@dataclass(frozen=True)
-class Styled:
-    """What a name such as ``0002_c1s1_000451_03_fake_1to4.jpg`` says: the origin, its camera, the style's."""
-
-    origin: str
-    from_camera: str
-    to_camera: str
-
-
-def styled_name(origin: str, from_camera: str, to_camera: str) -> str:
-    """The file name of an image in another camera's style. Cameras count from 1, as in the data sets' file names.
-
-    Args:
-        origin: Name of the original, see `origin_names`.
-        from_camera, to_camera: Labels of the original's camera and of the style's.
-    """
-    return f"{origin}_fake_{from_camera}to{to_camera}.jpg"
-
-
-def parse_styled_name(name: str | Path) -> Styled | None:
-    """What the name of a styled image says, or None where it is not one."""
-    match = STYLED_NAME.match(Path(name).stem)
-    if match is None:
-        return None
-    return Styled(match["stem"], match["a"].lstrip("0"), match["b"].lstrip("0"))  # some count _01to02
 
 
 def origins_by_name(labels: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, tuple[str, str]]:
@@ -73,8 +44,7 @@ def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], style
         VisionKitError: The folder holds no styled image of an origin, or one has another camera than its origin, or an
             unknown style.
     """
-    found = [(path, parse_styled_name(path)) for path in sorted(folder.iterdir()) if is_image_name(path.name)]
-    styled = [(path, says) for path, says in found if says is not None]
+    styled = list(styled_in(folder))
     known = [(path, says) for path, says in styled if says.origin in origins]
     counts = Counter(_check_styled(path, says, origins[says.origin][1], set(styles)) for path, says in known)
     if not counts:
@@ -84,7 +54,7 @@ def check_styled_folder(folder: Path, origins: dict[str, tuple[str, str]], style
     if len(known) < len(styled):
         warnings.warn(
             f"{folder}: {len(styled) - len(known)} styled images are of no image of the data set and are passed over; "
-            "query and gallery images join by include_test=True, distractors never"
+            f"{WHO_JOINS}"
         )
     return counts
 

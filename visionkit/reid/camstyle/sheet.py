@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from visionkit.datasets.styled import styled_name
 from visionkit.files import write_image
 from visionkit.reid.camstyle.data import read_or_warn
-from visionkit.reid.camstyle.files import styled_name
 
 CELL_HEIGHT, MARGIN, TITLE_HEIGHT = 128, 4, 16
 

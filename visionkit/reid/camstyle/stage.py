@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 
 from visionkit.checks import check_choice, check_counts, check_keys, given
 from visionkit.datasets.images import is_size
+from visionkit.datasets.styled import styled_name
 from visionkit.engine.checkpoints import is_whole, load_checkpoint, remove_checkpoint, save_checkpoint
 from visionkit.engine.config import building
 from visionkit.engine.epoch_files import epoch_checkpoints
@@ -25,7 +26,7 @@ from visionkit.errors import VisionKitError
 from visionkit.files import write_text
 from visionkit.registry import STAGES
 from visionkit.reid.camstyle.data import UnalignedPairs, camera_images
-from visionkit.reid.camstyle.files import check_styled_folder, origins_by_name, styled_name
+from visionkit.reid.camstyle.files import check_styled_folder, origins_by_name
 from visionkit.reid.camstyle.model import CycleGAN, CycleGANOptimizers, generator_weights, linear_decay, load_generators
 from visionkit.reid.camstyle.networks import PatchDiscriminator, ResnetGenerator
 from visionkit.reid.camstyle.sheet import write_sheet
