@@ -11,6 +11,7 @@ from visionkit.checks import check_counts, given
 from visionkit.engine.config import plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
+from visionkit.engine.schedules import warmup_cosine
 from visionkit.engine.stage import RunnerStage
 from visionkit.errors import VisionKitError
 from visionkit.registry import STAGES
@@ -98,7 +99,9 @@ class ClassificationStage(RunnerStage):
                 paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=dict(cls_token=dict(decay_mult=0.0))),
                 **clip,
             ),
-            param_scheduler=self._schedules(rate, steps),
+            param_scheduler=warmup_cosine(
+                self.warmup_epochs * steps, self.epochs * steps, min(1, self.warmup_lr / rate), min(rate, self.min_lr)
+            ),
             custom_hooks=[] if self.ema is None else [dict(type="EMAHook", momentum=1 - self.ema)],
             log_interval=min(50, steps),
             best="top-1",
@@ -126,12 +129,3 @@ class ClassificationStage(RunnerStage):
                 "config: has no source; expected source = dict(type='visionkit.ImageClasses', root=...)"
             )
         return dict(plain(context.cfg["source"]), split=split, image_size=tuple(context.cfg["image_size"]))
-
-    def _schedules(self, rate: float, steps: int) -> list[dict[str, Any]]:
-        warmup, total = self.warmup_epochs * steps, self.epochs * steps
-        linear = dict(type="LinearLR", start_factor=min(1, self.warmup_lr / rate), by_epoch=False, begin=0, end=warmup)
-        cosine = dict(
-            type="CosineAnnealingLR", eta_min=min(rate, self.min_lr), by_epoch=False, begin=warmup, end=total,
-            T_max=total - warmup,
-        )  # fmt: skip
-        return [linear, cosine] if warmup else [cosine]

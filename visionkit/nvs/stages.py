@@ -23,6 +23,7 @@ from visionkit.checks import check_above, check_counts, check_keys, given
 from visionkit.engine.config import plain
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
+from visionkit.engine.schedules import warmup_cosine
 from visionkit.engine.stage import RunnerStage
 from visionkit.errors import VisionKitError
 from visionkit.nvs.encoder import MaskedAutoencoder
@@ -30,7 +31,7 @@ from visionkit.nvs.model import NViST
 from visionkit.nvs.pictures import save_picture, stacked, view_sheet
 from visionkit.registry import HOOKS, METRICS, MODELS, STAGES
 
-LAST_LR = 1e-6
+FIRST_SHARE, LAST_RATE = 1e-3, 1e-6  # of the warm-up and of the cosine
 PARTS = ("encoder", "decoder", "renderer")
 # options in which a scored model may differ from the trained one: those of training, rendering, and the image size,
 # for which the shapes of the weights are checked
@@ -129,7 +130,9 @@ class ScenesStage(RunnerStage):
                 type="visionkit.NamedLoadersTrainLoop", max_epochs=self.epochs, iters_per_epoch=self.iters_per_epoch
             ),
             optim_wrapper=dict(self.optimizer(), clip_grad=dict(max_norm=self.clip)),
-            param_scheduler=warmup_cosine(self.warmup_iters, self.epochs * self.iters_per_epoch),
+            param_scheduler=warmup_cosine(
+                self.warmup_iters, self.epochs * self.iters_per_epoch, FIRST_SHARE, LAST_RATE
+            ),
             custom_hooks=self.hooks(),
             image_size=list(context.cfg["image_size"]),
             log_interval=min(50, self.iters_per_epoch),
@@ -292,12 +295,3 @@ class SceneScaleHook(Hook):
         data = runner.train_loop.dataloaders["scenes"]
         near_far = [float(each) for each in data.near_far]
         checkpoint["meta"].update(near_far=near_far, distance=data.distance, centre=data.centre)
-
-
-def warmup_cosine(warmup: int, total: int) -> list[dict[str, Any]]:
-    """Schedules, in steps: a linear warm-up, then a cosine to 1e-6 for every group of parameters."""
-    linear = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=warmup)
-    cosine = dict(
-        type="CosineAnnealingLR", eta_min=LAST_LR, by_epoch=False, begin=warmup, end=total, T_max=total - warmup
-    )
-    return [linear, cosine] if warmup else [cosine]
