@@ -7,23 +7,10 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 
-REQUIRED = (
-    "torch",
-    "torchvision",
-    "timm",
-    "mmengine",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "opencv-python",
-    "pillow",
-    "matplotlib",
-    "rich",
-    "safetensors",
-    "filelock",
-    "tensorboard",
-)
+from visionkit.errors import VisionKitError
+
 OPTIONAL = {
     "faiss-cpu": ("faiss", "faster exact neighbours and k-means, IVF and HNSW indexes"),
     "kornia": ("nvs", "SSIM of new views"),
@@ -49,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
     table = Table("package", "version", "for", "how to get it", title="packages")
     missing = 0
-    for name in REQUIRED:
+    for name in required():
         version = installed_version(name)
         missing += version is None
         table.add_row(name, version or "[red]missing", "required", "" if version else f"pip install {name}")
@@ -64,6 +51,15 @@ def run(options: argparse.Namespace) -> int:
     console.print(table)
     console.print(machine)
     return 1 if missing else 0
+
+
+def required() -> list[str]:
+    """The distributions that visionkit cannot do without. Raises VisionKitError where it is not installed itself."""
+    try:
+        needs = importlib.metadata.requires("visionkit") or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise VisionKitError("visionkit: is not installed; run `pip install .` in its folder") from error
+    return [re.match(r"[\w.-]+", each)[0] for each in needs if "extra ==" not in each]
 
 
 def installed_version(name: str) -> str | None:
