@@ -59,10 +59,8 @@ def test_hugging_face(name):
 def test_onnx_runtime(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5, **THIN).eval()
-    for layer in model.modules():
-        if hasattr(layer, "newton_steps"):
-            layer.newton_steps = 3  # the exporter takes most of its time for steps that are all alike
+    few = dict(newton_steps=3) if name.startswith("soft") else {}  # the exporter's time goes into steps all alike
+    model = timm.create_model(name, num_classes=5, **few, **THIN).eval()
     image, file = torch.rand(2, 3, 64, 96), str(tmp_path / "model.onnx")
     any_batch = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(model, (image,), file, dynamo=True, verbose=False, dynamic_shapes=any_batch)

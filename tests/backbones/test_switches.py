@@ -27,6 +27,7 @@ def output(name, **options):
         ("nalaformer_tiny", dict(attn_types=("linear",) * 4)),
         ("nalaformer_tiny", dict(feature_map="cosine")),
         ("soft_tiny", dict(symmetric=True)),
+        ("soft_tiny", dict(newton_steps=3)),
         ("soft_tiny", dict(landmark="pool")),
         ("soft_tiny", dict(max_landmarks=2)),
         ("soft_tiny", dict(last_stage="gaussian")),
@@ -145,6 +146,10 @@ def test_layer_from_a_config():
             "SOFT takes one of 'avg', ''",
         ),
         (lambda: timm.create_model("soft_tiny", max_landmarks=0), "max_landmarks=0: expected 1 or more, or None"),
+        (
+            lambda: timm.create_model("soft_tiny", newton_steps=0),
+            "newton_steps=0: expected a whole number of at least 1",
+        ),
         (lambda: timm.create_model("soft_tiny", inverse="foo"), "inverse='foo': expected one of 'newton', 'solve'"),
         (lambda: timm.create_model("nalaformer_tiny", feature_map="foo"), "feature_map='foo': expected one of"),
         (lambda: timm.create_model("mavit_tiny", layer_scale=1.0), "layer_scale=1.0: expected four values"),

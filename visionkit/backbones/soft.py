@@ -28,7 +28,7 @@ from visionkit.backbones.layers import (
     linear_gelu,
 )
 from visionkit.backbones.published import complete, create, renamed, unwrap
-from visionkit.checks import check_choice
+from visionkit.checks import check_choice, check_counts
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
 from visionkit.ops.precision import without_autocast
@@ -113,10 +113,10 @@ class SoftAttention(nn.Module):
         landmark, max_landmarks: see [Landmarks].
         attention: another attention in place of the Gaussian one, called with q for its keys.
         attention_options: options of ``attention``'s function.
+        newton_steps: steps of ``"newton"``.
     """
 
     adds_onto = True
-    newton_steps = NEWTON_STEPS  # of published weights that were trained with another number, set it so
 
     def __init__(
         self,
@@ -130,10 +130,11 @@ class SoftAttention(nn.Module):
         max_landmarks: int | None = None,
         attention: str | None = None,
         attention_options: dict | None = None,
+        newton_steps: int = NEWTON_STEPS,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.symmetric, self.inverse = symmetric, inverse
+        self.symmetric, self.inverse, self.newton_steps = symmetric, inverse, newton_steps
         self.q, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.core = (
             AttentionCore(attention, num_heads, self.head_dim, **(attention_options or {})) if attention else None
@@ -294,6 +295,7 @@ class SOFT(HierarchicalBackbone):
         dims, depths, num_heads: channels, number of blocks and number of heads of each of the four stages.
         symmetric: normalise the kernel of the landmarks by its row sums (SOFT++).
         inverse: ``"newton"``, as released, or ``"solve"``, see [visionkit.ops.gaussian.gaussian_attention].
+        newton_steps: steps of ``"newton"``; weights need the number that they were trained with.
         landmark: ``"conv"`` or ``"pool"``, see [Landmarks].
         max_landmarks: limit of their number, so that the cost stays linear in the image; None for none.
         last_stage: ``"softmax"``, as released, or ``"gaussian"``: the last stage is like the others, there is no class
@@ -317,6 +319,7 @@ class SOFT(HierarchicalBackbone):
         num_heads: Sequence[int] = ARCHS["tiny"]["num_heads"],
         symmetric: bool = False,
         inverse: str = "newton",
+        newton_steps: int = NEWTON_STEPS,
         landmark: str = "conv",
         max_landmarks: int | None = None,
         last_stage: str = "softmax",
@@ -332,6 +335,7 @@ class SOFT(HierarchicalBackbone):
     ) -> None:
         check_stages(dims, depths, num_heads)
         check_inverse(inverse)
+        check_counts("", 1, newton_steps=newton_steps)
         check_has_attention(attention, attention_options)
         check_choice("", ("softmax", "gaussian"), last_stage=last_stage)
         names = [attention] * 4 if attention is None or isinstance(attention, str) else list(attention)
@@ -339,7 +343,10 @@ class SOFT(HierarchicalBackbone):
             raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(names)}")
         if None not in names:
             given = dict(
-                inverse=inverse != "newton", landmark=landmark != "conv", max_landmarks=max_landmarks is not None
+                inverse=inverse != "newton",
+                newton_steps=newton_steps != NEWTON_STEPS,
+                landmark=landmark != "conv",
+                max_landmarks=max_landmarks is not None,
             )
             check_unused(attention, **given)
         has_token = last_stage == "softmax"
@@ -350,7 +357,8 @@ class SOFT(HierarchicalBackbone):
             ConvNorm(in_chans, 32, 2, "relu"), ConvNorm(32, 32, 1, "relu"), ConvNorm(32, dims[0], 2, "relu")
         )
         rates = drop_path_rates(drop_path_rate, depths)
-        gaussian = dict(symmetric=symmetric, inverse=inverse, landmark=landmark, max_landmarks=max_landmarks)
+        gaussian = dict(symmetric=symmetric, inverse=inverse, newton_steps=newton_steps)
+        gaussian |= dict(landmark=landmark, max_landmarks=max_landmarks)
         stages = []
         for i, dim in enumerate(dims):
             downsample = ConvNorm(dims[i - 1], dim, 2, "relu") if i else nn.Identity()

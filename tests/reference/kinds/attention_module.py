@@ -47,8 +47,8 @@ def on_map(layer: nn.Module, item: dict, tolerance: float) -> Checks:
 def soft(item: dict, tolerance: float) -> Checks:
     """SOFT's and SOFT++'s layer on a sequence (B, H * W, C)."""
     symmetric = item["kind_of_attention"] == "soft_norm"
-    layer = SoftAttention(item["dim"], item["heads"], item["ratio"], item["conv_size"], symmetric)
-    layer.newton_steps = item.get("newton_iter", NEWTON_STEPS)
+    steps = item.get("newton_iter", NEWTON_STEPS)
+    layer = SoftAttention(item["dim"], item["heads"], item["ratio"], item["conv_size"], symmetric, newton_steps=steps)
     names = {
         key: renamed(f"block1.0.att.mha.{key}", RENAMES).removeprefix("stages.0.blocks.0.attn.")
         for key in item["state_dict"]
