@@ -58,7 +58,7 @@ class ReIDInferencer:
         import torch
 
         from visionkit.datasets.images import is_size
-        from visionkit.reid.rebuild import IMAGE_SIZE, fingerprint, rebuild
+        from visionkit.reid.rebuild import IMAGE_SIZE, model_name, rebuild
 
         for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
@@ -76,7 +76,7 @@ class ReIDInferencer:
             )
         self.device = choose_device(device)
         self.model = model.to(self.device)
-        self.model_name = fingerprint(model)
+        self.model_name = model_name(model)
         self.image_size = tuple(image_size or own_size)
         self.batch_size, self.num_workers = batch_size, num_workers
 

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from visionkit.errors import VisionKitError
 from visionkit.reid import distances, knn
 from visionkit.reid.distances import BlockDistances
-from visionkit.reid.knn import SPARE, nearest_neighbours, paired_distances, self_neighbours
+from visionkit.reid.knn import SPARE_CANDIDATES, nearest_neighbours, paired_distances, self_neighbours
 
 
 def expected_neighbours(query, gallery, k):
@@ -89,7 +89,7 @@ def test_copies_cost_no_more_than_other_images(work, kinds):
     found = nearest_neighbours(points, points, 7, backend="torch")
     assert (found.indices == order).all()
     np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
-    assert work["galleries"] == 2 and work["pairs"] <= 2 * 300 * (7 + SPARE)
+    assert work["galleries"] == 2 and work["pairs"] <= 2 * 300 * (7 + SPARE_CANDIDATES)
 
 
 def test_a_collapse_costs_no_more_than_other_images(work):
@@ -99,7 +99,7 @@ def test_a_collapse_costs_no_more_than_other_images(work):
     found = nearest_neighbours(points, points, 7, backend="torch")
     assert (found.indices == order).all()
     np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
-    assert work["galleries"] == 2 and work["pairs"] <= 2 * 300 * (7 + SPARE)
+    assert work["galleries"] == 2 and work["pairs"] <= 2 * 300 * (7 + SPARE_CANDIDATES)
 
 
 @settings(max_examples=50, deadline=None)

@@ -29,6 +29,11 @@ def rows(features: Features, start: int, stop: int, device: torch.device | str =
     return part.to(device, part.dtype if part.dtype == torch.float64 else torch.float32)
 
 
+def computed_type(features: Features) -> torch.dtype:
+    """The type that :func:`rows` come in."""
+    return rows(features, 0, 1).dtype
+
+
 def as_tensor(array: Features) -> Tensor:
     """A tensor over the memory of an array, also of one that cannot be written to."""
     if isinstance(array, Tensor):
@@ -94,7 +99,7 @@ class BlockDistances:
         self.device = torch.device(device or default_device(query))
         self.query, self.gallery, self.metric = query, _kept_on(self.device, gallery), metric
         self.shape = (len(query), len(gallery))
-        self.dtype = torch.promote_types(rows(query, 0, 1).dtype, rows(gallery, 0, 1).dtype)
+        self.dtype = torch.promote_types(computed_type(query), computed_type(gallery))
         self._buffer: Tensor | None = None
         self.squared_norms = None if callable(metric) else self._gallery_norms()
 
@@ -139,5 +144,5 @@ def _kept_on(device: torch.device, features: Features) -> Features:
     if device.type != "cuda" or isinstance(features, Tensor) and features.is_cuda:
         return features
     free, _ = torch.cuda.mem_get_info(device)
-    size = rows(features, 0, 1).itemsize * features.shape[0] * features.shape[1]
+    size = computed_type(features).itemsize * features.shape[0] * features.shape[1]
     return rows(features, 0, len(features), device) if size < free // 2 else features

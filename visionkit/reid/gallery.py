@@ -68,7 +68,7 @@ class GalleryIndex:
     search them, where opening takes 0.03. So values that changed on the disk are not noticed.
 
     Args:
-        model: the model's name, see :func:`visionkit.reid.rebuild.fingerprint`.
+        model: the model's name, see :func:`visionkit.reid.rebuild.model_name`.
         weights: the checkpoint that the model came from, for the reader and for `visionkit search`.
     """
 

@@ -24,11 +24,12 @@ from visionkit.reid.distances import (
     Features,
     block_rows,
     check_pair,
+    computed_type,
     default_device,
     rows,
 )
 
-SPARE = 8
+SPARE_CANDIDATES = 8  # beyond the k wanted, so that the order about the last of these is known
 BACKENDS = ("auto", "torch", "faiss")
 
 
@@ -74,7 +75,7 @@ def nearest_neighbours(
     check_choice("nearest_neighbours", BACKENDS, backend=backend)
     check_counts("nearest_neighbours", 1, k=k)
     k = min(k, len(gallery))
-    wanted = min(k + SPARE, len(gallery))
+    wanted = min(k + SPARE_CANDIDATES, len(gallery))
     by_faiss = not farthest and _use_faiss(backend, device or default_device(query))
     if by_faiss:
         candidates, distances, largest, square = _faiss_candidates(query, gallery, wanted)
@@ -90,10 +91,10 @@ def nearest_neighbours(
     unsure = np.arange(len(query)) if refine else np.flatnonzero(near.any(1))
     candidates[unsure], distances[unsure] = _refine(query, gallery, unsure, candidates[unsure])
     if wanted < len(gallery):
-        # More than SPARE images at almost one distance, as copies of an image are: others may be as near.
+        # More than SPARE_CANDIDATES images at almost one distance, as copies of an image are: others may be as near.
         crowded = np.flatnonzero(distances[:, -1] - distances[:, k - 1] <= margin)
         if len(crowded):
-            again = _look_again(_take(query, crowded), gallery, k, device or default_device(query))
+            again = _crowded_neighbours(_rows_at(query, crowded), gallery, k, device or default_device(query))
             candidates[crowded, :k], distances[crowded, :k] = again
     return Neighbours(candidates[:, :k], distances[:, :k], largest)
 
@@ -138,19 +139,18 @@ def paired_distances(features: Features, left: np.ndarray, right: np.ndarray) ->
     size = max(1, (4 << 20) // features.shape[1])
     for start in range(0, len(left), size):
         at = slice(start, start + size)
-        difference = _take(features, left[at]) - _take(features, right[at])
+        difference = _rows_at(features, left[at]) - _rows_at(features, right[at])
         out[at] = difference.square_().sum(1, dtype=torch.float64).numpy()
     return out
 
 
-def _take(features: Features, index: np.ndarray) -> Tensor:
+def _rows_at(features: Features, index: np.ndarray) -> Tensor:
     """Rows in memory, float32 or float64."""
-    part = torch.from_numpy(features[index]) if isinstance(features, np.ndarray) else _take_tensor(features, index)
+    if isinstance(features, Tensor):
+        part = features.detach()[torch.from_numpy(index).to(features.device)].cpu()
+    else:
+        part = torch.from_numpy(features[index])
     return part if part.dtype == torch.float64 else part.float()
-
-
-def _take_tensor(features: Tensor, index: np.ndarray) -> Tensor:
-    return features.detach()[torch.from_numpy(index).to(features.device)].cpu()
 
 
 def _torch_candidates(
@@ -204,20 +204,20 @@ def _margin(square: float, dimensions: int, epsilon: float) -> float:
 
 def _epsilon(query: Features, gallery: Features, by_faiss: bool) -> float:
     """Of the arithmetic that found the candidates: faiss knows float32 only."""
-    exact = not by_faiss and all(rows(each, 0, 1).dtype == torch.float64 for each in (query, gallery))
+    exact = not by_faiss and all(computed_type(each) == torch.float64 for each in (query, gallery))
     return torch.finfo(torch.float64 if exact else torch.float32).eps
 
 
 def _refine(
-    query: Features, gallery: Features, number: np.ndarray, candidates: np.ndarray
+    query: Features, gallery: Features, queries: np.ndarray, candidates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Order the candidates (R, k) of the query rows ``number`` (R,) by their distance in float64, then by index."""
+    """Order the candidates (R, k) of the query rows ``queries`` (R,) by their distance in float64, then by index."""
     indices, distances = np.empty_like(candidates), np.empty(candidates.shape)
     size = max(1, (1 << 20) // (candidates.shape[1] * gallery.shape[1]))
-    for start in range(0, len(number), size):
+    for start in range(0, len(queries), size):
         index = np.sort(candidates[start : start + size], axis=1)
-        own = _take(query, number[start : start + size]).double()
-        near = _take(gallery, index.reshape(-1)).double().reshape(*index.shape, -1)
+        own = _rows_at(query, queries[start : start + size]).double()
+        near = _rows_at(gallery, index.reshape(-1)).double().reshape(*index.shape, -1)
         exact = near.sub_(own[:, None]).square_().sum(2).numpy()
         order = np.argsort(exact, axis=1, kind="stable")
         indices[start : start + size] = np.take_along_axis(index, order, 1)
@@ -225,14 +225,16 @@ def _refine(
     return indices, distances
 
 
-def _look_again(query: Tensor, gallery: Features, k: int, device: torch.device | str) -> tuple[np.ndarray, np.ndarray]:
+def _crowded_neighbours(
+    query: Tensor, gallery: Features, k: int, device: torch.device | str
+) -> tuple[np.ndarray, np.ndarray]:
     """The k neighbours (Q, k) of queries with many images at almost one distance, and their distances.
 
     Of rows that are copies one is looked at. Products are in float64, and about the middle of all images, where those
     of a model that has collapsed are small and leave little to be decided by differences.
     """
-    asked, kinds = _Kinds(query), _Kinds(gallery)
-    some, images = query[asked.first], _take(gallery, kinds.first)
+    asked, held = _EqualRows(query), _EqualRows(gallery)
+    some, images = query[asked.first], _rows_at(gallery, held.first)
     middle = images.mean(0, dtype=torch.float64)
     blocks = BlockDistances(some - middle, images - middle, device=device)
     square = max(float(blocks.squared_norms.max()), _largest_square(blocks.query))
@@ -244,18 +246,18 @@ def _look_again(query: Tensor, gallery: Features, k: int, device: torch.device |
         near = (block <= block.topk(least, dim=1, largest=False).values[:, -1:] + margin).cpu().numpy()
         for row, columns in enumerate(near, start):
             found, distance = _refine(some, images, np.array([row]), np.flatnonzero(columns)[None])
-            indices[row], distances[row] = kinds.expand(found[0, :k], distance[0, :k], k)
+            indices[row], distances[row] = held.expand(found[0, :k], distance[0, :k], k)
     return indices[asked.kind], distances[asked.kind]
 
 
-class _Kinds:
+class _EqualRows:
     """Rows of features (N, D) sorted into kinds: rows of one kind are equal, byte for byte.
 
     ``kind`` (N,) of each row counts through the kinds in the order of their first rows, which ``first`` (U,) holds.
     """
 
     def __init__(self, features: Features) -> None:
-        self.kind = _number_rows(features)
+        self.kind = _kinds_of(features)
         _, self.first, self.counts = np.unique(self.kind, return_index=True, return_counts=True)
         self.members = np.argsort(self.kind, kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
@@ -271,7 +273,7 @@ class _Kinds:
         return index[order], distance[order]
 
 
-def _number_rows(features: Features) -> np.ndarray:
+def _kinds_of(features: Features) -> np.ndarray:
     """A number (N,) for each row: that of the rows equal to it, 0 for the first, 1 for the next that is new."""
     numbers: dict[bytes, int] = {}
     found = np.empty(len(features), np.int64)

@@ -231,7 +231,7 @@ class SourceReID(ReIDModel):
         """
         if is_prediction(mode):
             return self.extract(image)
-        features, necked = self._encode(require("source", source)["image"])
+        features, necked = self._encode(needed_batch("source", source)["image"])
         labels = source["pid"]
         losses = {}
         if weight := self.losses["id"]:
@@ -339,7 +339,7 @@ class CoreReID(ReIDModel):
         views = dict(zip(PARTS, (("global_view", global_view), ("top", top), ("bottom", bottom))))
         losses: dict[str, Tensor] = {}
         for part in self.parts:
-            losses.update(self._view_losses(part, require(*views[part])))
+            losses.update(self._view_losses(part, needed_batch(*views[part])))
         return losses
 
     def train(self, mode: bool = True) -> "CoreReID":
@@ -488,7 +488,7 @@ def is_prediction(mode: str) -> bool:
     return mode == "predict"
 
 
-def require(name: str, batch: Batch | None) -> Batch:
+def needed_batch(name: str, batch: Batch | None) -> Batch:
     """Raises VisionKitError if a loader's batch is missing."""
     if batch is None:
         raise VisionKitError(f"train_dataloader: no loader is called {name!r}, which this model trains on; add it")

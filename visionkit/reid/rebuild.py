@@ -89,7 +89,7 @@ def released_network(state_dict: Mapping[str, Tensor], stage: str) -> SourceReID
     return model
 
 
-def fingerprint(model: nn.Module) -> str:
+def model_name(model: nn.Module) -> str:
     """A name for exactly these weights: class and a hash, as in ``CoreReID-0a1b2c3d4e5f6071``."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):

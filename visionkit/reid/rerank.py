@@ -16,7 +16,14 @@ from torch import Tensor
 
 from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
-from visionkit.reid.distances import BlockDistances, Features, block_rows, check_features, check_pair, rows
+from visionkit.reid.distances import (
+    BlockDistances,
+    Features,
+    block_rows,
+    check_features,
+    check_pair,
+    computed_type,
+)
 from visionkit.reid.knn import Neighbours, paired_distances, self_neighbours
 
 WEIGHTS = ("exp", "softmax")
@@ -207,7 +214,7 @@ def _weights(features: Features, matrix: sparse.csr_matrix, neighbours: Neighbou
     distance = _stored_distances(features, row, matrix.indices, neighbours)
     if weights == "exp":
         distance = (distance / _positive(neighbours.farthest)[row]) ** 2
-    exact = rows(features, 0, 1).dtype == torch.float64
+    exact = computed_type(features) == torch.float64
     return np.exp(-distance).astype(np.float64 if exact else np.float32)
 
 
