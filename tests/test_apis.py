@@ -19,7 +19,8 @@ from visionkit.commands import search as search_command
 from visionkit.engine.checkpoints import save_checkpoint
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
-from visionkit.reid.gallery import GalleryIndex, Match, writing
+from visionkit.reid.gallery import GalleryIndex, Match
+from visionkit.reid.gallery_files import writing
 
 CONFIG = dict(
     type="visionkit.SourceReID", backbone=dict(type="visionkit.ResNet", depth=18, weights="imagenet"), num_classes=3

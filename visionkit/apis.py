@@ -137,7 +137,8 @@ class ReIDInferencer:
 
     def as_index(self, gallery: "Images | GalleryIndex") -> "GalleryIndex":
         """The index of images, or the index that is given or lies in the folder, if it is this model's."""
-        from visionkit.reid.gallery import GalleryIndex, holds_index
+        from visionkit.reid.gallery import GalleryIndex
+        from visionkit.reid.gallery_files import holds_index
 
         if isinstance(gallery, GalleryIndex):
             gallery.check_model(self.model_name)
@@ -147,7 +148,8 @@ class ReIDInferencer:
 
     def index(self, images: "Images") -> "GalleryIndex":
         """An index, in memory, of an image folder or a list of files."""
-        from visionkit.reid.gallery import GalleryIndex, stamp_of
+        from visionkit.reid.gallery import GalleryIndex
+        from visionkit.reid.gallery_files import stamp_of
 
         index = GalleryIndex(self.model_name, self.weights)
         files = as_list(images)
@@ -161,7 +163,7 @@ class ReIDInferencer:
         Raises:
             VisionKitError: the folder cannot be written, holds another index, or another process writes to it.
         """
-        from visionkit.reid.gallery import writing
+        from visionkit.reid.gallery_files import writing
 
         index.check_model(self.model_name)
         index.make_absolute()  # a path that holds from everywhere, as `visionkit index` writes them

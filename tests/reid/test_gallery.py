@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from visionkit.errors import VisionKitError
 from visionkit.files import sha256_of
-from visionkit.reid.gallery import UNKNOWN, GalleryIndex, stamp_of, writing
+from visionkit.reid.gallery import GalleryIndex
+from visionkit.reid.gallery_files import UNKNOWN, stamp_of, writing
 
 
 def points(number, dim=8, seed=0):
@@ -205,7 +206,7 @@ def test_a_refusal_is_told_where_a_held_lock_cannot_be_removed(tmp_path, monkeyp
 def test_a_part_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch):
     index = made(tmp_path, sizes=(6,))
     index.add(points(2), names(2, 6))
-    monkeypatch.setattr("visionkit.reid.gallery.save_file", full_disk)
+    monkeypatch.setattr("visionkit.reid.gallery_files.save_file", full_disk)
     words = "index/part_00001.safetensors: the disk is full; free some space"
     with pytest.raises(VisionKitError, match=words) as caught:
         index.save(tmp_path / "index")

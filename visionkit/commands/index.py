@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Extract what the index does not hold yet, a part at a time, and drop what is no longer there."""
     from visionkit.apis import files_below
-    from visionkit.reid.gallery import stamp_of, writing
+    from visionkit.reid.gallery_files import stamp_of, writing
 
     folder = os.path.abspath(options.folder)
     if not os.path.isdir(folder):
@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
 def open_index(place: Path, options: argparse.Namespace) -> tuple[GalleryIndex, ReIDInferencer]:
     """The index that lies there, or an empty one, and the model that makes its features."""
     from visionkit.apis import ReIDInferencer
-    from visionkit.reid.gallery import GalleryIndex, holds_index
+    from visionkit.reid.gallery import GalleryIndex
+    from visionkit.reid.gallery_files import holds_index
 
     index = GalleryIndex.load(place) if holds_index(place) else None
     weights = options.weights or ("" if index is None else index.weights)
