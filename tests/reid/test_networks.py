@@ -6,8 +6,9 @@ from reid.tiny import TINY, TinyBackbone, batch, views
 
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
+from visionkit.reid.encoder import build_backbone
 from visionkit.reid.losses import softmax_triplet_loss
-from visionkit.reid.networks import CoreReID, SourceReID, build_backbone
+from visionkit.reid.networks import CoreReID, SourceReID
 
 SWITCHES = [
     dict(),

@@ -1,4 +1,4 @@
-"""Keys of the released CORE-ReID checkpoints, mapped to ours.
+"""Keys of the released CORE-ReID checkpoints, mapped to ours, and what of a checkpoint another network can start from.
 
 Released networks number their children: ``base.0`` and ``base.1`` are ResNet's stem, ``base.4`` to ``base.7`` its
 stages, ``ca_upper`` and ``ca_low`` the ECABs (1x1 convolutions), ``adativeFC_*`` and ``BN_*`` the heads.
@@ -71,6 +71,40 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tenso
     if stage == "target":
         state["ema_step"] = torch.zeros((), dtype=torch.int64)  # they keep no count
     return state
+
+
+def one_network(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Of a checkpoint of student and teacher the teacher, else the student; another one as it is.
+
+    Released checkpoints get our names first.
+    """
+    state_dict = checkpoint_filter_fn(state_dict)
+    for part in ("teacher.", "student."):
+        if found := {key.removeprefix(part): value for key, value in state_dict.items() if key.startswith(part)}:
+            return found
+    return state_dict
+
+
+def what_fits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The given entries that match our own in name and shape.
+
+    Raises:
+        VisionKitError: their backbone is another one.
+    """
+    check_backbone(own, given)
+    return {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+
+
+def check_backbone(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raises VisionKitError unless both state dicts have the same ``backbone.*`` entries and shapes."""
+    keys = [key for key in {**own, **given} if key.startswith("backbone.")]
+    for key in keys:
+        expected, found = (tuple(state[key].shape) if key in state else "nothing" for state in (own, given))
+        if expected != found:
+            raise VisionKitError(
+                f"source checkpoint: of another architecture: expected {key} to be {expected}, found {found}; build "
+                "the model with the backbone that the checkpoint was trained with"
+            )
 
 
 def _translate(key: str, rules: list[tuple[str, str]]) -> str:

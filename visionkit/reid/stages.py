@@ -29,9 +29,10 @@ from visionkit.engine.runner import VisionKitRunner
 from visionkit.engine.stage import RunnerStage
 from visionkit.errors import VisionKitError
 from visionkit.registry import CLUSTERERS, METRICS, MODELS, STAGES
+from visionkit.reid.encoder import build_backbone
 from visionkit.reid.mean_teacher import ema_limit
 from visionkit.reid.metric import ReIDMetric
-from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID, build_backbone
+from visionkit.reid.networks import CoreReID, ReIDModel, SourceReID
 from visionkit.reid.pictures import draw_projection, draw_ranked_lists, ranked_lists
 from visionkit.reid.pseudo_labels import VIEWS
 from visionkit.reid.published import checkpoint_filter_fn
