@@ -254,7 +254,7 @@ def _stack(items: list[tuple]) -> tuple:
 
 def _start_worker(worker_id: int) -> None:
     """Leave Ctrl-C and SIGTERM, which reach every process of a job, to the process that uses the features."""
-    from visionkit.engine.loaders import start_worker
+    from visionkit.engine.workers import start_worker
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start_worker(worker_id)

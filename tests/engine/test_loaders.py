@@ -11,7 +11,8 @@ import torch
 from reid_trees import write_market
 
 from visionkit.datasets import images as reading
-from visionkit.engine.loaders import NamedLoaders, batch_paths, build_eval_loader, rng_state, set_rng_state
+from visionkit.engine.loaders import NamedLoaders, batch_paths, build_eval_loader
+from visionkit.engine.seeds import rng_state, set_rng_state
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS
 

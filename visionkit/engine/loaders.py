@@ -2,102 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
-import multiprocessing
-import os
-import random
-import signal
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, count, islice
-from multiprocessing.queues import Queue
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import get_dist_info, get_rank
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from visionkit.checks import check_counts
+from visionkit.engine.seeds import derived_seed, own_seed
+from visionkit.engine.workers import start_worker
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS, DATASETS
-
-
-def derived_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, with no relation between neighbours."""
-    high, low = np.random.SeedSequence([int(part) for part in parts]).generate_state(2)
-    return (int(high) << 31) ^ int(low)
-
-
-def seed_everything(*parts: int) -> None:
-    """Seed python, numpy and torch from several numbers (a run's seed, an epoch, a rank)."""
-    seed = derived_seed(*parts)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """The states of all random number generators, as tensors and numbers."""
-    name, keys, *rest = np.random.get_state()
-    return dict(
-        python=random.getstate(),
-        numpy=(name, keys.tolist(), *rest),
-        torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    )
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """The inverse of :func:`rng_state`."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:  # of as many GPUs as there were then
-        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"][: torch.cuda.device_count()]])
-
-
-@contextmanager
-def own_seed(*parts: int) -> Iterator[None]:
-    """Inside, the CPU's generators follow from several numbers; afterwards they are as they were."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = derived_seed(*parts)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-
-
-def start_worker(worker_id: int) -> None:
-    """Leave SIGTERM to the training process: a batch system sends it to every process of a job.
-
-    Where a batch cannot be sent, for lack of shared memory, the worker ends: the training process notices that, but
-    would wait for the batch for ever.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Queue._on_queue_feeder_error = staticmethod(_end)
-
-
-def _end(error: Exception, batch: object) -> None:
-    print(f"a batch cannot be sent: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Python would send them SIGTERM, which they leave alone, and wait for ever."""
-    workers = [process for process in multiprocessing.active_children() if process.daemon]
-    if workers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error where one was killed
-    for process in workers:
-        process.kill()
 
 
 class NamedLoaders:

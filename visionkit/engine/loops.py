@@ -9,7 +9,8 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size, is_distri
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from visionkit.checks import check_counts
-from visionkit.engine.loaders import NamedLoaders, rng_state, seed_everything, set_rng_state
+from visionkit.engine.loaders import NamedLoaders
+from visionkit.engine.seeds import rng_state, seed_everything, set_rng_state
 from visionkit.engine.stopping import Interrupted, asked, finishing
 from visionkit.registry import LOOPS
 

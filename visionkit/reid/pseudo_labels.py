@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from visionkit.engine.config import build
-from visionkit.engine.loaders import start_worker
 from visionkit.engine.runner import bare
+from visionkit.engine.workers import start_worker
 from visionkit.errors import VisionKitError
 from visionkit.files import beside
 from visionkit.registry import CLUSTERERS, HOOKS
