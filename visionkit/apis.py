@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionkit.checks import check_counts
 from visionkit.devices import choose_device
 from visionkit.errors import VisionKitError
 
@@ -60,9 +61,8 @@ class ReIDInferencer:
         from visionkit.datasets.images import is_size
         from visionkit.reid.rebuild import IMAGE_SIZE, model_name, rebuild
 
-        for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise VisionKitError(f"{option}={value}: expected at least {least}")
+        check_counts("", 1, batch_size=batch_size)
+        check_counts("", 0, num_workers=num_workers)
         if image_size is not None and not is_size(image_size):
             raise VisionKitError(f"image_size={image_size!r}: expected (height, width) in pixels")
         self.weights = "" if isinstance(weights_or_model, torch.nn.Module) else os.path.abspath(weights_or_model)

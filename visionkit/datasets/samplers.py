@@ -7,6 +7,7 @@ import torch
 from mmengine.dist import get_dist_info
 from torch.utils.data import Dataset, Sampler
 
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.registry import DATA_SAMPLERS
 
@@ -82,8 +83,7 @@ class RepeatedAugmentationSampler(Sampler):
     """
 
     def __init__(self, dataset: Dataset, repeats: int = 1, seed: int | None = None) -> None:
-        if repeats < 1:
-            raise VisionKitError(f"repeats={repeats}: expected at least 1")
+        check_counts("", 1, repeats=repeats)
         self.dataset, self.repeats = dataset, repeats
 
     def __len__(self) -> int:
