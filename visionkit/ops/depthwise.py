@@ -41,8 +41,8 @@ def unit_kernel(weight: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x, padding = x.permute(0, 3, 1, 2), weight.shape[-1] // 2
-    return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0]).permute(0, 2, 3, 1)
+    # "same": in a trace padding that is made of the weight's size would be no constant
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding="same", groups=weight.shape[0]).permute(0, 2, 3, 1)
 
 
 def _is_exact(x: Tensor, weight: Tensor) -> bool:
