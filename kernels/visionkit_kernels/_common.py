@@ -60,6 +60,12 @@ def dot_types(dtype: torch.dtype) -> dict:
     return dict(types, enable_fp_fusion=True)
 
 
+def sum_options(dtype: torch.dtype) -> dict:
+    """Launch options of a kernel without matrix products: the type of its sums, see [dot_types]."""
+    types = dot_types(dtype)
+    return {name: types[name] for name in ("ACC", "enable_fp_fusion")}
+
+
 def sum_type(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums are held."""
     return torch.float64 if dtype == torch.float64 else torch.float32

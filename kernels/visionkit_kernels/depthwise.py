@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionkit_kernels._common import cut, on_device, sum_type
+from visionkit_kernels._common import cut, on_device, sum_options, sum_type
 from visionkit_kernels._direct import differentiable, direct
 from visionkit_kernels.tiles import chosen
 
@@ -151,8 +151,7 @@ def _sizes(way: str, x: Tensor, weight: Tensor) -> tuple[dict, tuple[int, int, i
     sizes = config(way, k, x.dtype, x.device)
     c = 64 if channels % 64 == 0 or channels > 256 else 32
     columns, runs, programs = sizes.pop("CELLS") // c, triton.cdiv(height, sizes.pop("RUN")), sizes.pop("PROGRAMS")
-    acc = tl.float64 if sum_type(x.dtype) == torch.float64 else tl.float32
-    sizes.update(K=k, COLUMNS=columns, C=c, ACC=acc, enable_fp_fusion=True)
+    sizes.update(K=k, COLUMNS=columns, C=c, **sum_options(x.dtype))
     return sizes, (runs, triton.cdiv(width, columns), triton.cdiv(channels, c), triton.cdiv(height, runs)), programs
 
 
@@ -162,7 +161,7 @@ def launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, residual:
     sizes, (runs, across, blocks, run), _ = _sizes("forward", x, weight)
     with on_device(x):
         depthwise_kernel[(x.shape[0] * runs * across * blocks,)](
-            x, _channels_last(weight), bias, out, *x.stride(), *x.shape[1:], runs, across, blocks, run,
+            x, weight.flatten(1).t().contiguous(), bias, out, *x.stride(), *x.shape[1:], runs, across, blocks, run,
             TURNED=turned, RESIDUAL=residual, **sizes,
         )  # fmt: skip
     return out
@@ -180,10 +179,6 @@ def launch_weight(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tens
         )  # fmt: skip
     entries, total = sums[:, :-1].sum(0), sums[:, -1].sum(0)
     return entries.t().contiguous().view(weight.shape).to(weight.dtype), total.to(weight.dtype)
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    return weight.flatten(1).t().contiguous()
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:

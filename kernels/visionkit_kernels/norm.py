@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionkit_kernels._common import cut, load_tile, on_device, padded, store_tile, sum_type
+from visionkit_kernels._common import cut, load_tile, on_device, padded, store_tile, sum_options, sum_type
 from visionkit_kernels._direct import differentiable, direct
 
 WIDEST = 4096
@@ -66,8 +66,7 @@ def norm_backward_kernel(
 def _sizes(x: Tensor) -> tuple[dict, int]:
     """A launch's constants, and tokens."""
     width = padded(x.shape[-1])
-    acc = tl.float64 if sum_type(x.dtype) == torch.float64 else tl.float32
-    sizes = dict(ROWS=max(1, ENTRIES // width), D=width, ACC=acc, num_warps=max(4, width // 512), enable_fp_fusion=True)
+    sizes = dict(ROWS=max(1, ENTRIES // width), D=width, num_warps=max(4, width // 512), **sum_options(x.dtype))
     return sizes, x.numel() // x.shape[-1]
 
 

@@ -13,7 +13,7 @@ from visionkit_kernels._common import (
     padded,
     pairs,
     store_tile,
-    sum_type,
+    sum_options,
     tokens_first,
     turn,
     turn_back,
@@ -43,11 +43,11 @@ def forward(x: Tensor, table: Tensor, back: bool) -> Tensor:
     """x, or a gradient, turned by the table's angles, or back by them."""
     (_, heads, tokens, dim), width = x.shape, padded(x.shape[-1])
     out, rows = tokens_first(x, *x.shape), ENTRIES // width
-    tiles, acc = triton.cdiv(tokens, rows), tl.float64 if sum_type(x.dtype) == torch.float64 else tl.float32
+    tiles = triton.cdiv(tokens, rows)
     with on_device(x):
         rotary_kernel[(x.shape[0] * heads * tiles,)](
             x, table, out, *x.stride(), *out.stride(), heads, tokens, dim, tiles,
-            BACK=back, ROWS=rows, D=width, ACC=acc, num_warps=4, enable_fp_fusion=True,
+            BACK=back, ROWS=rows, D=width, num_warps=4, **sum_options(x.dtype),
         )  # fmt: skip
     return out
 
