@@ -26,6 +26,17 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import NAN, dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
+from visionkit_kernels._grids import cell, density_at, plane_gradient, volume_gradient
+from visionkit_kernels._network import (
+    direction_tile,
+    first_layer,
+    first_layer_gradient,
+    first_layer_kept,
+    gelu,
+    kept,
+    store_sum,
+    weight_tile,
+)
 from visionkit_kernels.tiles import capability, chosen
 
 LARGEST_WIDTH = 64  # of the network
@@ -48,199 +59,6 @@ def edge(near, far, key, i, samples, NOISE: tl.constexpr, ACC: tl.constexpr):
         bits = scramble(key + i.to(tl.uint32)) >> 8
         step += tl.where(i < samples, bits.to(ACC) * (1.0 / 16777216.0), 0.0)
     return near + (far - near) * (step / samples)
-
-
-@triton.jit
-def cell(place, R):
-    """The cell below a coordinate in cells, and how far above it. A true floor: coordinates may be negative."""
-    below = tl.floor(place)
-    # far outside is all the same, and would not fit an integer
-    return tl.minimum(tl.maximum(below, -2.0), R + 1.0).to(tl.int32), place - below
-
-
-@triton.jit
-def inside(i, R):
-    return (i >= 0) & (i < R)
-
-
-@triton.jit
-def line_pair(i, f, R, ACC: tl.constexpr):
-    """Shares of the two neighbours, zero where they lie outside."""
-    low = tl.where(inside(i, R), 1 - f, 0.0).to(ACC)
-    high = tl.where(inside(i + 1, R), f, 0.0).to(ACC)
-    return low, high
-
-
-@triton.jit
-def volume_density(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
-    """Trilinear lookup of a (R, R, R) grid, axes z, y, x."""
-    ax, bx = line_pair(ix, fx, R, ACC)
-    ay, by = line_pair(iy, fy, R, ACC)
-    az, bz = line_pair(iz, fz, R, ACC)
-    total = tl.zeros_like(fx).to(ACC)
-    for k in tl.static_range(8):
-        x, sx = (ix + 1, bx) if k % 2 else (ix, ax)
-        y, sy = (iy + 1, by) if (k // 2) % 2 else (iy, ay)
-        z, sz = (iz + 1, bz) if k // 4 else (iz, az)
-        share = sx * sy * sz
-        total += share * tl.load(volume + (z * R + y) * R + x, mask=share > 0, other=0.0).to(ACC)
-    return total
-
-
-@triton.jit
-def volume_gradient(grad, value, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
-    """Adds a gradient to the eight corners of a (R, R, R) grid."""
-    ax, bx = line_pair(ix, fx, R, ACC)
-    ay, by = line_pair(iy, fy, R, ACC)
-    az, bz = line_pair(iz, fz, R, ACC)
-    for k in tl.static_range(8):
-        x, sx = (ix + 1, bx) if k % 2 else (ix, ax)
-        y, sy = (iy + 1, by) if (k // 2) % 2 else (iy, ay)
-        z, sz = (iz + 1, bz) if k // 4 else (iz, az)
-        share = sx * sy * sz
-        tl.atomic_add(grad + (z * R + y) * R + x, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
-
-
-@triton.jit
-def plane_density(plane, iw, fw, ih, fh, R, ACC: tl.constexpr):
-    """Bilinear lookup of a (R, R) plane."""
-    aw, bw = line_pair(iw, fw, R, ACC)
-    ah, bh = line_pair(ih, fh, R, ACC)
-    total = tl.zeros_like(fw).to(ACC)
-    for k in tl.static_range(4):
-        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
-        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
-        share = sw * sh
-        total += share * tl.load(plane + h * R + w, mask=share > 0, other=0.0).to(ACC)
-    return total
-
-
-@triton.jit
-def plane_gradient(grad, value, iw, fw, ih, fh, R, ACC: tl.constexpr):
-    """Adds a gradient to the four corners of a (R, R) plane."""
-    aw, bw = line_pair(iw, fw, R, ACC)
-    ah, bh = line_pair(ih, fh, R, ACC)
-    for k in tl.static_range(4):
-        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
-        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
-        share = sw * sh
-        tl.atomic_add(grad + h * R + w, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
-
-
-@triton.jit
-def plane_colour(plane, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.constexpr):
-    """Bilinear lookup of a (R, R, C) plane for the rays that see something: (rays, C)."""
-    channel = tl.arange(0, C)
-    aw, bw = line_pair(iw, fw, R, ACC)
-    ah, bh = line_pair(ih, fh, R, ACC)
-    total = tl.zeros([iw.shape[0], C], ACC)
-    for k in tl.static_range(4):
-        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
-        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
-        share = sw * sh
-        place = plane + ((h * R + w) * C)[:, None] + channel[None, :]
-        total += share[:, None] * tl.load(place, mask=seen[:, None] & (share > 0)[:, None], other=0.0).to(ACC)
-    return total
-
-
-@triton.jit
-def plane_colour_gradient(grad, value, iw, fw, ih, fh, seen, R, C: tl.constexpr, USED: tl.constexpr, ACC: tl.constexpr):
-    """Adds (rays, C) gradients to the corners of a (R, R, C) plane."""
-    channel = tl.arange(0, C)
-    aw, bw = line_pair(iw, fw, R, ACC)
-    ah, bh = line_pair(ih, fh, R, ACC)
-    for k in tl.static_range(4):
-        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
-        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
-        share = sw * sh
-        place = grad + ((h * R + w) * C)[:, None] + channel[None, :]
-        mask = seen[:, None] & (share > 0)[:, None] & (channel < USED)[None, :]
-        tl.atomic_add(place, share[:, None] * value, mask=mask, sem="relaxed")
-
-
-@triton.jit
-def vector_colour(vector, i, f, seen, R, C: tl.constexpr, ACC: tl.constexpr):
-    """Linear lookup of a (R, C) vector: (rays, C)."""
-    channel = tl.arange(0, C)
-    low, high = line_pair(i, f, R, ACC)
-    place = vector + (i * C)[:, None] + channel[None, :]
-    below = tl.load(place, mask=seen[:, None] & (low > 0)[:, None], other=0.0).to(ACC)
-    above = tl.load(place + C, mask=seen[:, None] & (high > 0)[:, None], other=0.0).to(ACC)
-    return low[:, None] * below + high[:, None] * above
-
-
-@triton.jit
-def vector_colour_gradient(grad, value, i, f, seen, R, C: tl.constexpr, USED: tl.constexpr, ACC: tl.constexpr):
-    """Adds (rays, C) gradients to both neighbours in a (R, C) vector."""
-    channel = tl.arange(0, C)
-    low, high = line_pair(i, f, R, ACC)
-    place = grad + (i * C)[:, None] + channel[None, :]
-    used = (channel < USED)[None, :]
-    tl.atomic_add(place, low[:, None] * value, mask=seen[:, None] & (low > 0)[:, None] & used, sem="relaxed")
-    tl.atomic_add(place + C, high[:, None] * value, mask=seen[:, None] & (high > 0)[:, None] & used, sem="relaxed")
-
-
-@triton.jit
-def normal_cdf(x):
-    """The share of a normal distribution below x.
-
-    In float32 what lies beyond |x| is two to the power of a polynomial, off by 8e-7 at most: a third of what erf takes.
-    """
-    if x.dtype == tl.float64:
-        share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
-    else:
-        t = tl.abs(x)
-        power = (((-0.00050025945 * t + 0.0072823774) * t - 0.052343239) * t - 0.45941408) * t - 1.151052
-        beyond = tl.exp2(power * t - 1.0000019)
-        share = tl.where(x < 0, beyond, 1 - beyond)
-    return share
-
-
-@triton.jit
-def gelu(x):
-    return x * normal_cdf(x)
-
-
-@triton.jit
-def gelu_with_slope(x):
-    share = normal_cdf(x)
-    return x * share, share + x * 0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817)
-
-
-@triton.jit
-def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
-    """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
-    column = tl.arange(0, E)
-    waves = 3 * FREQUENCIES
-    each: tl.constexpr = FREQUENCIES if FREQUENCIES > 0 else 1  # without frequencies nothing may divide by them
-    axis = tl.where(column < 2 * waves, (column % (3 * each)) // each, column - 2 * waves)
-    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
-    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
-    angle = d * tl.exp2((column % each).to(tl.float32)).to(ACC)[None, :]
-    turned = tl.where((column < waves)[None, :], tl.sin(angle), tl.cos(angle))
-    return tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, d), 0.0)
-
-
-@triton.jit
-def weight_tile(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.load(x + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
-
-
-@triton.jit
-def store_sum(x, value, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    tl.store(x + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], value)
-
-
-@triton.jit
-def density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
-    """Density before its ReLU."""
-    if VOLUME:
-        y = volume_density(field, ix, fx, iy, fy, iz, fz, R, ACC)
-    else:
-        y = tl.load(bias).to(ACC) + plane_density(field, ix, fx, iy, fy, R, ACC)
-        y += plane_density(field + R * R, iz, fz, ix, fx, R, ACC)
-        y += plane_density(field + 2 * R * R, iy, fy, iz, fz, R, ACC)
-    return y
 
 
 @triton.jit
@@ -273,67 +91,6 @@ def _key(seed, rays, NOISE: tl.constexpr):
 @triton.jit
 def _zeros(RAYS: tl.constexpr, ACC: tl.constexpr):
     return tl.zeros([RAYS], ACC), tl.zeros([RAYS], ACC), tl.zeros([RAYS], ACC), tl.zeros([RAYS], ACC)
-
-
-@triton.jit
-def looked_up(
-    planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
-    P: tl.constexpr, C: tl.constexpr, VOLUME: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """What plane P and its vector, ones without, hold at the rays' samples: (rays, C) each."""
-    plane = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
-    if VOLUME:
-        vector = vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
-    else:
-        vector = tl.full(plane.shape, 1.0, ACC)
-    return plane, vector
-
-
-@triton.jit
-def first_layer(
-    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
-    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Adds what plane P, and its vector, give to the first layer, by that plane's rows (C, H) of its weights."""
-    plane, vector = looked_up(
-        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
-    )  # fmt: skip
-    return dot(gelu(plane * vector), w1, h, DOT, ACC, PRECISION)
-
-
-@triton.jit
-def kept(x, DOT: tl.constexpr):
-    """GELU and its slope in the products' type, which takes fewest registers until they are needed again."""
-    value, slope = gelu_with_slope(x)
-    return value.to(DOT), slope.to(DOT)
-
-
-@triton.jit
-def first_layer_kept(
-    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
-    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As [first_layer]; also what its gradient takes: see [kept], and [looked_up]."""
-    plane, vector = looked_up(
-        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
-    )  # fmt: skip
-    value, slope = kept(plane * vector, DOT)
-    return dot(value, w1, h, DOT, ACC, PRECISION), value, slope, plane.to(DOT), vector.to(DOT)
-
-
-@triton.jit
-def first_layer_gradient(
-    dw1, dh, value, slope, plane, vector, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
-    P: tl.constexpr, C: tl.constexpr, USED: tl.constexpr, VOLUME: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Adds the gradients of plane P and its vector; returns the sum ``dw1`` (H, C) of those of its weights."""
-    dw1 = dot(tl.trans(dh), value, dw1, DOT, ACC, PRECISION)
-    dx = dot(dh, tl.trans(w1), tl.zeros(value.shape, ACC), DOT, ACC, PRECISION) * slope
-    if VOLUME:
-        vector_colour_gradient(dvectors + P * stride_v.to(tl.int64), dx * plane, iv, fv, seen, R, C, USED, ACC)
-    plane_colour_gradient(dplanes + P * stride_p.to(tl.int64), dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
-    return dw1
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from kernels.compare import DEVICE
 from kernels.marching import KINDS, NAMES, SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
-from visionkit_kernels.march import gelu_with_slope
+from visionkit_kernels._network import gelu_with_slope
 
 from visionkit.errors import VisionKitError
 

@@ -1,0 +1,150 @@
+# ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
+"""Lookups in factorised grids, linear between the centres of cells and zero outside, and their gradients.
+
+A lookup at cell i and a share f of the way to the next has as coordinates i + f, one pair an axis.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def cell(place, R):
+    """The cell below a coordinate in cells, and how far above it. A true floor: coordinates may be negative."""
+    below = tl.floor(place)
+    # far outside is all the same, and would not fit an integer
+    return tl.minimum(tl.maximum(below, -2.0), R + 1.0).to(tl.int32), place - below
+
+
+@triton.jit
+def inside(i, R):
+    return (i >= 0) & (i < R)
+
+
+@triton.jit
+def line_pair(i, f, R, ACC: tl.constexpr):
+    """Shares of the two neighbours, zero where they lie outside."""
+    low = tl.where(inside(i, R), 1 - f, 0.0).to(ACC)
+    high = tl.where(inside(i + 1, R), f, 0.0).to(ACC)
+    return low, high
+
+
+@triton.jit
+def volume_density(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
+    """Trilinear lookup of a (R, R, R) grid, axes z, y, x."""
+    ax, bx = line_pair(ix, fx, R, ACC)
+    ay, by = line_pair(iy, fy, R, ACC)
+    az, bz = line_pair(iz, fz, R, ACC)
+    total = tl.zeros_like(fx).to(ACC)
+    for k in tl.static_range(8):
+        x, sx = (ix + 1, bx) if k % 2 else (ix, ax)
+        y, sy = (iy + 1, by) if (k // 2) % 2 else (iy, ay)
+        z, sz = (iz + 1, bz) if k // 4 else (iz, az)
+        share = sx * sy * sz
+        total += share * tl.load(volume + (z * R + y) * R + x, mask=share > 0, other=0.0).to(ACC)
+    return total
+
+
+@triton.jit
+def volume_gradient(grad, value, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
+    """Adds a gradient to the eight corners of a (R, R, R) grid."""
+    ax, bx = line_pair(ix, fx, R, ACC)
+    ay, by = line_pair(iy, fy, R, ACC)
+    az, bz = line_pair(iz, fz, R, ACC)
+    for k in tl.static_range(8):
+        x, sx = (ix + 1, bx) if k % 2 else (ix, ax)
+        y, sy = (iy + 1, by) if (k // 2) % 2 else (iy, ay)
+        z, sz = (iz + 1, bz) if k // 4 else (iz, az)
+        share = sx * sy * sz
+        tl.atomic_add(grad + (z * R + y) * R + x, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
+
+
+@triton.jit
+def plane_density(plane, iw, fw, ih, fh, R, ACC: tl.constexpr):
+    """Bilinear lookup of a (R, R) plane."""
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    total = tl.zeros_like(fw).to(ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        total += share * tl.load(plane + h * R + w, mask=share > 0, other=0.0).to(ACC)
+    return total
+
+
+@triton.jit
+def plane_gradient(grad, value, iw, fw, ih, fh, R, ACC: tl.constexpr):
+    """Adds a gradient to the four corners of a (R, R) plane."""
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        tl.atomic_add(grad + h * R + w, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
+
+
+@triton.jit
+def plane_colour(plane, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+    """Bilinear lookup of a (R, R, C) plane for the rays that see something: (rays, C)."""
+    channel = tl.arange(0, C)
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    total = tl.zeros([iw.shape[0], C], ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        place = plane + ((h * R + w) * C)[:, None] + channel[None, :]
+        total += share[:, None] * tl.load(place, mask=seen[:, None] & (share > 0)[:, None], other=0.0).to(ACC)
+    return total
+
+
+@triton.jit
+def plane_colour_gradient(grad, value, iw, fw, ih, fh, seen, R, C: tl.constexpr, USED: tl.constexpr, ACC: tl.constexpr):
+    """Adds (rays, C) gradients to the corners of a (R, R, C) plane."""
+    channel = tl.arange(0, C)
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    for k in tl.static_range(4):
+        w, sw = (iw + 1, bw) if k % 2 else (iw, aw)
+        h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
+        share = sw * sh
+        place = grad + ((h * R + w) * C)[:, None] + channel[None, :]
+        mask = seen[:, None] & (share > 0)[:, None] & (channel < USED)[None, :]
+        tl.atomic_add(place, share[:, None] * value, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def vector_colour(vector, i, f, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+    """Linear lookup of a (R, C) vector: (rays, C)."""
+    channel = tl.arange(0, C)
+    low, high = line_pair(i, f, R, ACC)
+    place = vector + (i * C)[:, None] + channel[None, :]
+    below = tl.load(place, mask=seen[:, None] & (low > 0)[:, None], other=0.0).to(ACC)
+    above = tl.load(place + C, mask=seen[:, None] & (high > 0)[:, None], other=0.0).to(ACC)
+    return low[:, None] * below + high[:, None] * above
+
+
+@triton.jit
+def vector_colour_gradient(grad, value, i, f, seen, R, C: tl.constexpr, USED: tl.constexpr, ACC: tl.constexpr):
+    """Adds (rays, C) gradients to both neighbours in a (R, C) vector."""
+    channel = tl.arange(0, C)
+    low, high = line_pair(i, f, R, ACC)
+    place = grad + (i * C)[:, None] + channel[None, :]
+    used = (channel < USED)[None, :]
+    tl.atomic_add(place, low[:, None] * value, mask=seen[:, None] & (low > 0)[:, None] & used, sem="relaxed")
+    tl.atomic_add(place + C, high[:, None] * value, mask=seen[:, None] & (high > 0)[:, None] & used, sem="relaxed")
+
+
+@triton.jit
+def density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
+    """Density before its ReLU."""
+    if VOLUME:
+        y = volume_density(field, ix, fx, iy, fy, iz, fz, R, ACC)
+    else:
+        y = tl.load(bias).to(ACC) + plane_density(field, ix, fx, iy, fy, R, ACC)
+        y += plane_density(field + R * R, iz, fz, ix, fx, R, ACC)
+        y += plane_density(field + 2 * R * R, iy, fy, iz, fz, R, ACC)
+    return y

@@ -1,0 +1,120 @@
+# ruff: noqa: ANN001, ANN201  (kernels take what lies on the device, and return nothing)
+"""The colour network of a ray march, of plane times vector at the samples of a tile of rays, and its gradients."""
+
+import triton
+import triton.language as tl
+
+from visionkit_kernels._common import dot
+from visionkit_kernels._grids import plane_colour, plane_colour_gradient, vector_colour, vector_colour_gradient
+
+
+@triton.jit
+def normal_cdf(x):
+    """The share of a normal distribution below x.
+
+    In float32 what lies beyond |x| is two to the power of a polynomial, off by 8e-7 at most: a third of what erf takes.
+    """
+    if x.dtype == tl.float64:
+        share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+    else:
+        t = tl.abs(x)
+        power = (((-0.00050025945 * t + 0.0072823774) * t - 0.052343239) * t - 0.45941408) * t - 1.151052
+        beyond = tl.exp2(power * t - 1.0000019)
+        share = tl.where(x < 0, beyond, 1 - beyond)
+    return share
+
+
+@triton.jit
+def gelu(x):
+    return x * normal_cdf(x)
+
+
+@triton.jit
+def gelu_with_slope(x):
+    share = normal_cdf(x)
+    return x * share, share + x * 0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817)
+
+
+@triton.jit
+def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
+    """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
+    column = tl.arange(0, E)
+    waves = 3 * FREQUENCIES
+    each: tl.constexpr = FREQUENCIES if FREQUENCIES > 0 else 1  # without frequencies nothing may divide by them
+    axis = tl.where(column < 2 * waves, (column % (3 * each)) // each, column - 2 * waves)
+    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
+    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
+    angle = d * tl.exp2((column % each).to(tl.float32)).to(ACC)[None, :]
+    turned = tl.where((column < waves)[None, :], tl.sin(angle), tl.cos(angle))
+    return tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, d), 0.0)
+
+
+@triton.jit
+def weight_tile(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.load(x + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
+
+
+@triton.jit
+def store_sum(x, value, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    tl.store(x + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], value)
+
+
+@triton.jit
+def looked_up(
+    planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
+    P: tl.constexpr, C: tl.constexpr, VOLUME: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What plane P and its vector, ones without, hold at the rays' samples: (rays, C) each."""
+    plane = plane_colour(planes + P * stride_p.to(tl.int64), iw, fw, ih, fh, seen, R, C, ACC)
+    if VOLUME:
+        vector = vector_colour(vectors + P * stride_v.to(tl.int64), iv, fv, seen, R, C, ACC)
+    else:
+        vector = tl.full(plane.shape, 1.0, ACC)
+    return plane, vector
+
+
+@triton.jit
+def first_layer(
+    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
+    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what plane P, and its vector, give to the first layer, by that plane's rows (C, H) of its weights."""
+    plane, vector = looked_up(
+        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
+    )  # fmt: skip
+    return dot(gelu(plane * vector), w1, h, DOT, ACC, PRECISION)
+
+
+@triton.jit
+def kept(x, DOT: tl.constexpr):
+    """GELU and its slope in the products' type, which takes fewest registers until they are needed again."""
+    value, slope = gelu_with_slope(x)
+    return value.to(DOT), slope.to(DOT)
+
+
+@triton.jit
+def first_layer_kept(
+    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
+    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As [first_layer]; also what its gradient takes: see [kept], and [looked_up]."""
+    plane, vector = looked_up(
+        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
+    )  # fmt: skip
+    value, slope = kept(plane * vector, DOT)
+    return dot(value, w1, h, DOT, ACC, PRECISION), value, slope, plane.to(DOT), vector.to(DOT)
+
+
+@triton.jit
+def first_layer_gradient(
+    dw1, dh, value, slope, plane, vector, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
+    P: tl.constexpr, C: tl.constexpr, USED: tl.constexpr, VOLUME: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds the gradients of plane P and its vector; returns the sum ``dw1`` (H, C) of those of its weights."""
+    dw1 = dot(tl.trans(dh), value, dw1, DOT, ACC, PRECISION)
+    dx = dot(dh, tl.trans(w1), tl.zeros(value.shape, ACC), DOT, ACC, PRECISION) * slope
+    if VOLUME:
+        vector_colour_gradient(dvectors + P * stride_v.to(tl.int64), dx * plane, iv, fv, seen, R, C, USED, ACC)
+    plane_colour_gradient(dplanes + P * stride_p.to(tl.int64), dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
+    return dw1
