@@ -30,6 +30,12 @@ def line_pair(i, f, R, ACC: tl.constexpr):
 
 
 @triton.jit
+def line_slopes(i, R, ACC: tl.constexpr):
+    """How the shares of the two neighbours change with the coordinate."""
+    return tl.where(inside(i, R), -1.0, 0.0).to(ACC), tl.where(inside(i + 1, R), 1.0, 0.0).to(ACC)
+
+
+@triton.jit
 def volume_density(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
     """Trilinear lookup of a (R, R, R) grid, axes z, y, x."""
     ax, bx = line_pair(ix, fx, R, ACC)
@@ -60,6 +66,28 @@ def volume_gradient(grad, value, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
 
 
 @triton.jit
+def volume_slopes(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
+    """How a trilinear lookup changes with x, y and z."""
+    ax, bx = line_pair(ix, fx, R, ACC)
+    ay, by = line_pair(iy, fy, R, ACC)
+    az, bz = line_pair(iz, fz, R, ACC)
+    dax, dbx = line_slopes(ix, R, ACC)
+    day, dby = line_slopes(iy, R, ACC)
+    daz, dbz = line_slopes(iz, R, ACC)
+    gx, gy, gz = tl.zeros_like(fx).to(ACC), tl.zeros_like(fx).to(ACC), tl.zeros_like(fx).to(ACC)
+    for k in tl.static_range(8):
+        x, sx, dx = (ix + 1, bx, dbx) if k % 2 else (ix, ax, dax)
+        y, sy, dy = (iy + 1, by, dby) if (k // 2) % 2 else (iy, ay, day)
+        z, sz, dz = (iz + 1, bz, dbz) if k // 4 else (iz, az, daz)
+        mask = inside(x, R) & inside(y, R) & inside(z, R)
+        value = tl.load(volume + (z * R + y) * R + x, mask=mask, other=0.0).to(ACC)
+        gx += dx * sy * sz * value
+        gy += sx * dy * sz * value
+        gz += sx * sy * dz * value
+    return gx, gy, gz
+
+
+@triton.jit
 def plane_density(plane, iw, fw, ih, fh, R, ACC: tl.constexpr):
     """Bilinear lookup of a (R, R) plane."""
     aw, bw = line_pair(iw, fw, R, ACC)
@@ -83,6 +111,23 @@ def plane_gradient(grad, value, iw, fw, ih, fh, R, ACC: tl.constexpr):
         h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
         share = sw * sh
         tl.atomic_add(grad + h * R + w, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
+
+
+@triton.jit
+def plane_slopes(plane, iw, fw, ih, fh, R, ACC: tl.constexpr):
+    """How a bilinear lookup changes along the plane's last axis and its first."""
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    daw, dbw = line_slopes(iw, R, ACC)
+    dah, dbh = line_slopes(ih, R, ACC)
+    gw, gh = tl.zeros_like(fw).to(ACC), tl.zeros_like(fw).to(ACC)
+    for k in tl.static_range(4):
+        w, sw, dw = (iw + 1, bw, dbw) if k % 2 else (iw, aw, daw)
+        h, sh, dh = (ih + 1, bh, dbh) if k // 2 else (ih, ah, dah)
+        value = tl.load(plane + h * R + w, mask=inside(w, R) & inside(h, R), other=0.0).to(ACC)
+        gw += dw * sh * value
+        gh += sw * dh * value
+    return gw, gh
 
 
 @triton.jit
@@ -117,6 +162,26 @@ def plane_colour_gradient(grad, value, iw, fw, ih, fh, seen, R, C: tl.constexpr,
 
 
 @triton.jit
+def plane_colour_slopes(plane, value, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+    """Gradients of both coordinates, (rays,), by those of what was looked up, (rays, C)."""
+    channel = tl.arange(0, C)
+    aw, bw = line_pair(iw, fw, R, ACC)
+    ah, bh = line_pair(ih, fh, R, ACC)
+    daw, dbw = line_slopes(iw, R, ACC)
+    dah, dbh = line_slopes(ih, R, ACC)
+    gw, gh = tl.zeros_like(fw).to(ACC), tl.zeros_like(fw).to(ACC)
+    for k in tl.static_range(4):
+        w, sw, dw = (iw + 1, bw, dbw) if k % 2 else (iw, aw, daw)
+        h, sh, dh = (ih + 1, bh, dbh) if k // 2 else (ih, ah, dah)
+        mask = seen & inside(w, R) & inside(h, R)
+        place = plane + ((h * R + w) * C)[:, None] + channel[None, :]
+        share = tl.sum(tl.load(place, mask=mask[:, None], other=0.0).to(ACC) * value, 1)
+        gw += dw * sh * share
+        gh += sw * dh * share
+    return gw, gh
+
+
+@triton.jit
 def vector_colour(vector, i, f, seen, R, C: tl.constexpr, ACC: tl.constexpr):
     """Linear lookup of a (R, C) vector: (rays, C)."""
     channel = tl.arange(0, C)
@@ -139,6 +204,16 @@ def vector_colour_gradient(grad, value, i, f, seen, R, C: tl.constexpr, USED: tl
 
 
 @triton.jit
+def vector_colour_slope(vector, value, i, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+    """Gradient of the coordinate, (rays,), by that of what was looked up, (rays, C)."""
+    channel = tl.arange(0, C)
+    place = vector + (i * C)[:, None] + channel[None, :]
+    below = tl.load(place, mask=(seen & inside(i, R))[:, None], other=0.0).to(ACC)
+    above = tl.load(place + C, mask=(seen & inside(i + 1, R))[:, None], other=0.0).to(ACC)
+    return tl.sum((above - below) * value, 1)
+
+
+@triton.jit
 def density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
     """Density before its ReLU."""
     if VOLUME:
@@ -148,3 +223,16 @@ def density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC
         y += plane_density(field + R * R, iz, fz, ix, fx, R, ACC)
         y += plane_density(field + 2 * R * R, iy, fy, iz, fz, R, ACC)
     return y
+
+
+@triton.jit
+def density_slopes(field, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
+    """How density before its ReLU changes with x, y and z."""
+    if VOLUME:
+        gx, gy, gz = volume_slopes(field, ix, fx, iy, fy, iz, fz, R, ACC)
+    else:
+        xy_x, xy_y = plane_slopes(field, ix, fx, iy, fy, R, ACC)
+        zx_z, zx_x = plane_slopes(field + R * R, iz, fz, ix, fx, R, ACC)
+        yz_y, yz_z = plane_slopes(field + 2 * R * R, iy, fy, iz, fz, R, ACC)
+        gx, gy, gz = xy_x + zx_x, xy_y + yz_y, zx_z + yz_z
+    return gx, gy, gz

@@ -5,7 +5,14 @@ import triton
 import triton.language as tl
 
 from visionkit_kernels._common import dot
-from visionkit_kernels._grids import plane_colour, plane_colour_gradient, vector_colour, vector_colour_gradient
+from visionkit_kernels._grids import (
+    plane_colour,
+    plane_colour_gradient,
+    plane_colour_slopes,
+    vector_colour,
+    vector_colour_gradient,
+    vector_colour_slope,
+)
 
 
 @triton.jit
@@ -36,17 +43,40 @@ def gelu_with_slope(x):
 
 
 @triton.jit
-def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
-    """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
+def _direction_columns(E: tl.constexpr, FREQUENCIES: tl.constexpr):
+    """Of the features of a direction: their number, how many are sines, which axis and which factor each has."""
     column = tl.arange(0, E)
-    waves = 3 * FREQUENCIES
+    waves: tl.constexpr = 3 * FREQUENCIES
     each: tl.constexpr = FREQUENCIES if FREQUENCIES > 0 else 1  # without frequencies nothing may divide by them
     axis = tl.where(column < 2 * waves, (column % (3 * each)) // each, column - 2 * waves)
+    return column, waves, axis, tl.exp2((column % each).to(tl.float32))
+
+
+@triton.jit
+def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
+    """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
+    column, waves, axis, factor = _direction_columns(E, FREQUENCIES)
     mask = live[:, None] & (column < 2 * waves + 3)[None, :]
     d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
-    angle = d * tl.exp2((column % each).to(tl.float32)).to(ACC)[None, :]
+    angle = d * factor.to(ACC)[None, :]
     turned = tl.where((column < waves)[None, :], tl.sin(angle), tl.cos(angle))
     return tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, d), 0.0)
+
+
+@triton.jit
+def direction_gradient(value, directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
+    """Gradients of directions, three of (rays,), by those of their features, (rays, E)."""
+    column, waves, axis, factor = _direction_columns(E, FREQUENCIES)
+    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
+    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
+    angle = d * factor.to(ACC)[None, :]
+    turned = tl.where((column < waves)[None, :], tl.cos(angle), -tl.sin(angle)) * factor.to(ACC)[None, :]
+    value = tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, 1.0) * value, 0.0)
+    return (
+        tl.sum(tl.where((axis == 0)[None, :], value, 0.0), 1),
+        tl.sum(tl.where((axis == 1)[None, :], value, 0.0), 1),
+        tl.sum(tl.where((axis == 2)[None, :], value, 0.0), 1),
+    )
 
 
 @triton.jit
@@ -107,14 +137,23 @@ def first_layer_kept(
 
 @triton.jit
 def first_layer_gradient(
-    dw1, dh, value, slope, plane, vector, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v,
-    P: tl.constexpr, C: tl.constexpr, USED: tl.constexpr, VOLUME: tl.constexpr,
-    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    dw1, dh, value, slope, plane, vector, planes, vectors, dplanes, dvectors, w1, iw, fw, ih, fh, iv, fv, seen,
+    R, stride_p, stride_v, P: tl.constexpr, C: tl.constexpr, USED: tl.constexpr, VOLUME: tl.constexpr,
+    RAY_GRADIENTS: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds the gradients of plane P and its vector; returns the sum ``dw1`` (H, C) of those of its weights."""
+    """Adds the gradients of plane P and its vector.
+
+    Returns the sum ``dw1`` (H, C) of those of its weights, and those of the three coordinates, (rays,), or zeros.
+    """
     dw1 = dot(tl.trans(dh), value, dw1, DOT, ACC, PRECISION)
     dx = dot(dh, tl.trans(w1), tl.zeros(value.shape, ACC), DOT, ACC, PRECISION) * slope
+    own_plane, own_vector = P * stride_p.to(tl.int64), P * stride_v.to(tl.int64)
+    gw, gh, gv = tl.zeros_like(fw), tl.zeros_like(fw), tl.zeros_like(fw)
     if VOLUME:
-        vector_colour_gradient(dvectors + P * stride_v.to(tl.int64), dx * plane, iv, fv, seen, R, C, USED, ACC)
-    plane_colour_gradient(dplanes + P * stride_p.to(tl.int64), dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
-    return dw1
+        vector_colour_gradient(dvectors + own_vector, dx * plane, iv, fv, seen, R, C, USED, ACC)
+        if RAY_GRADIENTS:
+            gv = vector_colour_slope(vectors + own_vector, dx * plane, iv, seen, R, C, ACC)
+    plane_colour_gradient(dplanes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
+    if RAY_GRADIENTS:
+        gw, gh = plane_colour_slopes(planes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, ACC)
+    return dw1, gw, gh, gv

@@ -200,19 +200,23 @@ def map_and_weights(shape: tuple, *weights: tuple) -> Callable:
 
 def march_cases() -> Iterator[Case]:
     """NViST's field: a training step's rays, one frame, a frame of 1080 lines. Solid bumps in empty space."""
-    for job, rays, dtype in (
-        ("165 000 rays, bf16", 165_000, torch.bfloat16),
-        ("165 000 rays, fp32", 165_000, torch.float32),
-        ("160 x 90, bf16", 14_400, torch.bfloat16),
-        ("1920 x 1080, bf16", 1920 * 1080, torch.bfloat16),
+    for job, rays, dtype, ray_gradients in (
+        ("165 000 rays, bf16", 165_000, torch.bfloat16, False),
+        ("165 000 rays, fp32", 165_000, torch.float32, False),
+        ("165 000 rays, bf16, gradients of rays too", 165_000, torch.bfloat16, True),
+        ("160 x 90, bf16", 14_400, torch.bfloat16, False),
+        ("1920 x 1080, bf16", 1920 * 1080, torch.bfloat16, False),
     ):
-        new, run = march_job(rays, dtype)
+        new, run = march_job(rays, dtype, ray_gradients)
         training = rays < 10**6
         yield Case("march", job, new, run, compiled=rays == 14_400, training=training, reference_waits=True)
 
 
-def march_job(rays: int, dtype: torch.dtype) -> tuple[Callable, Run]:
-    """Inputs and rendering of the full-size model's renderer: 48 samples, a grid of 48, 8 + 24 channels."""
+def march_job(rays: int, dtype: torch.dtype, ray_gradients: bool = False) -> tuple[Callable, Run]:
+    """Inputs and rendering of the full-size model's renderer: 48 samples, a grid of 48, 8 + 24 channels.
+
+    With gradients of rays, origins and directions are inputs, too.
+    """
     from visionkit.ops import ColourNetwork, render_vector_matrix
 
     new = lambda *shape, scale=1.0: (torch.randn(*shape, device=DEVICE) * scale).requires_grad_()
@@ -223,20 +227,20 @@ def march_job(rays: int, dtype: torch.dtype) -> tuple[Callable, Run]:
             planes[:] = F.interpolate(torch.randn(3, 32, 6, 6, device=DEVICE), 48, mode="bicubic")[:, None] * 2
             vectors[..., 0] = F.interpolate(torch.randn(3, 32, 6, device=DEVICE), 48, mode="linear")[:, None] * 2
         network = [new(64, 72, scale=0.1), new(64), new(64, 91, scale=0.1), new(64), new(3, 64, scale=0.1), new(3)]
-        return [planes, vectors, *network]
+        return [planes, vectors, *network, *(x.clone().requires_grad_() for x in view if ray_gradients)]
 
     turn = torch.rand(rays, device=DEVICE) * 6.3
     origins = torch.stack([turn.sin(), torch.rand(rays, device=DEVICE) * 0.4 - 0.2, turn.cos()], -1)[None] * 1.2
     directions = F.normalize(torch.randn(1, rays, 3, device=DEVICE) * 0.3 - origins, dim=-1)
+    view = origins, directions
     near, far = torch.full((1, 1), 0.4, device=DEVICE), torch.full((1, 1), 2.0, device=DEVICE)
     box = torch.tensor([[-0.8] * 3, [0.8] * 3], device=DEVICE)
 
-    def run(planes: Tensor, vectors: Tensor, *network: Tensor) -> Tensor:
-        options = dict(sigma_dim=8, num_samples=48, chunk=8192)
+    def run(planes: Tensor, vectors: Tensor, *others: Tensor) -> Tensor:
+        network, rays = ColourNetwork(*others[:6]), others[6:] or view
+        options = dict(sigma_dim=8, num_samples=48, chunk=8192, ray_gradients=ray_gradients)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            seen = render_vector_matrix(
-                planes, vectors, ColourNetwork(*network), origins, directions, near, far, box, **options
-            )
+            seen = render_vector_matrix(planes, vectors, network, *rays, near, far, box, **options)
         return torch.cat([seen.rgb, seen.depth[..., None], seen.distortion[..., None]], dim=-1)
 
     return inputs, run

@@ -254,7 +254,7 @@ def nala_launches(dtype: torch.dtype, dim: int) -> list[Launch]:
     return record(nala, host)
 
 
-def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch]:
+def march_launches(dtype: torch.dtype, kind: str, batch: int = 2, ray_gradients: bool = False) -> list[Launch]:
     """Both passes at NViST's size, through the host code."""
     from visionkit_kernels import march
 
@@ -269,11 +269,11 @@ def march_launches(dtype: torch.dtype, kind: str, batch: int = 2) -> list[Launch
     near = new(batch, 1).expand(batch, rays)
     seed = torch.empty((), dtype=torch.int64, device="meta")
     inputs = field, new(1), *grids, *layers, new(batch, rays, 3), new(batch, rays, 3), near, near, new(2, 3), seed
-    options = 48, 4, 0.0, 24
+    options = 48, 4, 0.0, 24, False
 
     def host() -> None:
         out = march.launch_forward(*inputs, *options)
-        march.launch_backward(*[torch.empty_like(x) for x in out], *out, *inputs, *options)
+        march.launch_backward(*[torch.empty_like(x) for x in out], *out, *inputs, *options, ray_gradients)
 
     return record(march, host)
 
@@ -315,6 +315,9 @@ CASES = {
     "march-one-scene": lambda: march_launches(torch.bfloat16, "vector_matrix", batch=1),
     "march-fp32": lambda: march_launches(torch.float32, "vector_matrix"),
     "march-planes-bf16": lambda: march_launches(torch.bfloat16, "triplanes"),
+    "march-rays-bf16": lambda: march_launches(torch.bfloat16, "vector_matrix", ray_gradients=True),
+    "march-rays-fp32": lambda: march_launches(torch.float32, "vector_matrix", ray_gradients=True),
+    "march-rays-planes-bf16": lambda: march_launches(torch.bfloat16, "triplanes", ray_gradients=True),
     "norm-fp16-32": lambda: linear_launches(torch.float16, 32, "relu2", "rms", False),
     "norm-bf16-128": lambda: linear_launches(torch.bfloat16, 128, "relu2", "rms", False),
     "norm-fp32-128": lambda: linear_launches(torch.float32, 128, "relu2", "rms", False),
@@ -358,6 +361,9 @@ ALLOWED_STACK = {
     "march-one-scene": 4096,
     "march-fp32": 12288,
     "march-planes-bf16": 6144,
+    "march-rays-bf16": 5120,  # 4728 on sm_80, 4400 on sm_90
+    "march-rays-fp32": 12288,
+    "march-rays-planes-bf16": 6144,
 }
 
 

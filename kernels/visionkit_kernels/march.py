@@ -16,6 +16,9 @@ they are linear in w and the distortion loss is quadratic,
 
     dL/ds_i = exp(-sum_{j<=i} s_j) d_i - (S - sum_{j<=i} w_j d_j)
 
+Where rays want gradients, what the lookups give their coordinates goes to origins, directions and the sample's middle;
+middles and widths give it on to near and far.
+
 Gradients of the grids are added atomically, so their last bits vary from run to run; those of the network are summed in
 registers by programs that walk over many tiles.
 """
@@ -26,8 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import NAN, dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
-from visionkit_kernels._grids import cell, density_at, plane_gradient, volume_gradient
+from visionkit_kernels._grids import cell, density_at, density_slopes, plane_gradient, volume_gradient
 from visionkit_kernels._network import (
+    direction_gradient,
     direction_tile,
     first_layer,
     first_layer_gradient,
@@ -52,13 +56,13 @@ def scramble(x):
 
 
 @triton.jit
-def edge(near, far, key, i, samples, NOISE: tl.constexpr, ACC: tl.constexpr):
-    """Edge i of the intervals of a ray; the last one does not move."""
+def edge_share(key, i, samples, NOISE: tl.constexpr, ACC: tl.constexpr):
+    """How far from near to far edge i of the intervals of a ray lies; the last one does not move."""
     step = i.to(ACC)
     if NOISE:
         bits = scramble(key + i.to(tl.uint32)) >> 8
         step += tl.where(i < samples, bits.to(ACC) * (1.0 / 16777216.0), 0.0)
-    return near + (far - near) * (step / samples)
+    return step / samples
 
 
 @triton.jit
@@ -71,6 +75,13 @@ def _triple(x, rays, live, ACC: tl.constexpr):
 
 
 @triton.jit
+def _store_triple(x, a, b, c, rays, live):
+    tl.store(x + rays * 3, a, mask=live)
+    tl.store(x + rays * 3 + 1, b, mask=live)
+    tl.store(x + rays * 3 + 2, c, mask=live)
+
+
+@triton.jit
 def _box(box, R, ACC: tl.constexpr):
     """The lower corner, and cells per length along each axis."""
     lx, ly, lz = tl.load(box).to(ACC), tl.load(box + 1).to(ACC), tl.load(box + 2).to(ACC)
@@ -79,8 +90,10 @@ def _box(box, R, ACC: tl.constexpr):
 
 
 @triton.jit
-def _key(seed, rays, NOISE: tl.constexpr):
-    """What the noise of a ray counts from."""
+def _key(seed, rays, NOISE: tl.constexpr, SHARED: tl.constexpr):
+    """What the noise of a ray counts from; if it is shared, all count from that of the first."""
+    if SHARED:
+        rays = tl.zeros_like(rays)
     if NOISE:
         key = scramble(tl.load(seed).to(tl.uint32) ^ scramble(rays.to(tl.uint32)))
     else:
@@ -99,7 +112,8 @@ def march_forward(
     rgb, depth, opacity, distortion,
     near_b, near_r, far_b, far_r, batch, count, samples, R, stride_p, stride_v, min_weight, opaque,
     RAYS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, E: tl.constexpr, FREQUENCIES: tl.constexpr,
-    VOLUME: tl.constexpr, NOISE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    VOLUME: tl.constexpr, NOISE: tl.constexpr, SHARED: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one tile of rays of one scene sees."""
     tiles = tl.cdiv(count, RAYS)
@@ -117,7 +131,7 @@ def march_forward(
     lx, ly, lz, px, py, pz = _box(box, R, ACC)
     start = tl.load(near + scene * near_b + rays * near_r, mask=live, other=0.0).to(ACC)
     end = tl.load(far + scene * far_b + rays * far_r, mask=live, other=0.0).to(ACC)
-    key = _key(seed, all_rays, NOISE)
+    key = _key(seed, all_rays, NOISE, SHARED)
 
     along = dot(
         direction_tile(directions, all_rays, live, E, FREQUENCIES, ACC), weight_tile(wd, E, H),
@@ -134,8 +148,9 @@ def march_forward(
     i = 0
     left = tl.min(tau, 0)
     while (i < samples) & (left < opaque):
-        here = edge(start, end, key, tl.zeros([RAYS], tl.int32) + i, samples, NOISE, ACC)
-        after = edge(start, end, key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
+        first = edge_share(key, tl.zeros([RAYS], tl.int32) + i, samples, NOISE, ACC)
+        last = edge_share(key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
+        here, after = start + (end - start) * first, start + (end - start) * last
         width, middle = after - here, (after + here) * 0.5
         ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
         iy, fy = cell((oy + dy * middle - ly) * py - 0.5, R)
@@ -179,11 +194,11 @@ def march_forward(
 def march_backward(
     field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
     rgb, depth, opacity, distortion, grad_rgb, grad_depth, grad_opacity, grad_distortion,
-    dfield, dbias, dplanes, dvectors, dw1, db1, dw2, dwd, db2, dw3, db3,
+    dfield, dbias, dplanes, dvectors, dw1, db1, dw2, dwd, db2, dw3, db3, dorigins, ddirections, dnear, dfar,
     near_b, near_r, far_b, far_r, batch, count, samples, R, stride_p, stride_v, min_weight, opaque,
     RAYS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, E: tl.constexpr, FREQUENCIES: tl.constexpr,
-    USED: tl.constexpr,
-    VOLUME: tl.constexpr, NOISE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    USED: tl.constexpr, RAY_GRADIENTS: tl.constexpr, VOLUME: tl.constexpr, NOISE: tl.constexpr, SHARED: tl.constexpr,
+    DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients by every so many-th tile of rays; those of the network are this program's own part."""
     program = tl.program_id(0).to(tl.int64)
@@ -214,7 +229,7 @@ def march_backward(
         dx, dy, dz = _triple(directions, all_rays, live, ACC)
         start = tl.load(near + scene * near_b + rays * near_r, mask=live, other=0.0).to(ACC)
         end = tl.load(far + scene * far_b + rays * far_r, mask=live, other=0.0).to(ACC)
-        key = _key(seed, all_rays, NOISE)
+        key = _key(seed, all_rays, NOISE, SHARED)
 
         place = all_rays[:, None] * 3 + channel[None, :]
         three = live[:, None] & (channel < 3)[None, :]
@@ -231,11 +246,16 @@ def march_backward(
         seen_from = direction_tile(directions, all_rays, live, E, FREQUENCIES, ACC).to(DOT)
 
         tau, total, moment, _ = _zeros(RAYS, ACC)
+        if RAY_GRADIENTS:
+            dox, doy, doz, dstart = _zeros(RAYS, ACC)
+            ddx, ddy, ddz, dend = _zeros(RAYS, ACC)
+            dalong = tl.zeros([RAYS, H], ACC)
         i = 0
         left = tl.min(tau, 0)
         while (i < samples) & (left < opaque):
-            here = edge(start, end, key, tl.zeros([RAYS], tl.int32) + i, samples, NOISE, ACC)
-            after = edge(start, end, key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
+            first = edge_share(key, tl.zeros([RAYS], tl.int32) + i, samples, NOISE, ACC)
+            last = edge_share(key, tl.zeros([RAYS], tl.int32) + (i + 1), samples, NOISE, ACC)
+            here, after = start + (end - start) * first, start + (end - start) * last
             width, middle = after - here, (after + here) * 0.5
             ix, fx = cell((ox + dx * middle - lx) * px - 0.5, R)
             iy, fy = cell((oy + dy * middle - ly) * py - 0.5, R)
@@ -251,6 +271,7 @@ def march_backward(
             slope = middle * (before - (all_total - total)) + (all_moment - moment) - before_moment
             dweight = g_depth * middle + g_opacity + g_spread * (2 * weight * width / 3 + 2 * slope)
             seen = weight > min_weight
+            gx, gy, gz, _ = _zeros(RAYS, ACC)
             if tl.max(seen.to(tl.int32), 0) > 0:
                 h = tl.zeros([RAYS, H], ACC) + bias1[None, :]
                 h, value_x, slope_x, plane_x, vector_x = first_layer_kept(
@@ -277,27 +298,34 @@ def march_backward(
                 dthird = dot(tl.trans(inner), dz3, dthird, DOT, ACC, PRECISION)
                 dy3 = dot(dz3, tl.trans(third), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * slope2
                 dbias2 += tl.sum(dy3, 0)
+                if RAY_GRADIENTS:
+                    dalong += dy3
                 dturned = dot(tl.trans(dy3), seen_from, dturned, DOT, ACC, PRECISION)
                 dsecond = dot(tl.trans(hidden), dy3, dsecond, DOT, ACC, PRECISION)
                 dh = dot(dy3, tl.trans(second), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * slope1
                 dbias1 += tl.sum(dh, 0)
-                dwx = first_layer_gradient(
-                    dwx, dh, value_x, slope_x, plane_x, vector_x, own_dplanes, own_dvectors, wx,
+                dwx, gx_x, gy_x, gz_x = first_layer_gradient(
+                    dwx, dh, value_x, slope_x, plane_x, vector_x, own_planes, own_vectors,
+                    own_dplanes, own_dvectors, wx,
                     ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
-                    C, USED, VOLUME, DOT, ACC, PRECISION,
+                    C, USED, VOLUME, RAY_GRADIENTS, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                dwy = first_layer_gradient(
-                    dwy, dh, value_y, slope_y, plane_y, vector_y, own_dplanes, own_dvectors, wy,
+                dwy, gz_y, gx_y, gy_y = first_layer_gradient(
+                    dwy, dh, value_y, slope_y, plane_y, vector_y, own_planes, own_vectors,
+                    own_dplanes, own_dvectors, wy,
                     iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
-                    C, USED, VOLUME, DOT, ACC, PRECISION,
+                    C, USED, VOLUME, RAY_GRADIENTS, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                dwz = first_layer_gradient(
-                    dwz, dh, value_z, slope_z, plane_z, vector_z, own_dplanes, own_dvectors, wz,
+                dwz, gy_z, gz_z, gx_z = first_layer_gradient(
+                    dwz, dh, value_z, slope_z, plane_z, vector_z, own_planes, own_vectors,
+                    own_dplanes, own_dvectors, wz,
                     iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
-                    C, USED, VOLUME, DOT, ACC, PRECISION,
+                    C, USED, VOLUME, RAY_GRADIENTS, DOT, ACC, PRECISION,
                 )  # fmt: skip
+                gx, gy, gz = gx_x + gx_y + gx_z, gy_x + gy_y + gy_z, gz_x + gz_y + gz_z
             ahead -= weight * dweight
-            dsigma = tl.where(live & (sigma > 0), (tl.exp(-tau) * dweight - ahead) * width, 0.0)
+            doptical = tl.where(live & (sigma > 0), tl.exp(-tau) * dweight - ahead, 0.0)
+            dsigma = doptical * width
             if VOLUME:
                 volume_gradient(own_dfield, dsigma, ix, fx, iy, fy, iz, fz, R, ACC)
             else:
@@ -305,8 +333,26 @@ def march_backward(
                 plane_gradient(own_dfield + R * R, dsigma, iz, fz, ix, fx, R, ACC)
                 plane_gradient(own_dfield + 2 * R * R, dsigma, iy, fy, iz, fz, R, ACC)
                 dlift += dsigma
+            if RAY_GRADIENTS:
+                sx, sy, sz = density_slopes(own_field, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC)
+                gx, gy, gz = (gx + dsigma * sx) * px, (gy + dsigma * sy) * py, (gz + dsigma * sz) * pz
+                dox, doy, doz = dox + gx, doy + gy, doz + gz
+                ddx, ddy, ddz = ddx + gx * middle, ddy + gy * middle, ddz + gz * middle
+                dmiddle = gx * dx + gy * dy + gz * dz + weight * g_depth
+                dmiddle += 2 * g_spread * weight * (before - (all_total - total))
+                dwidth = doptical * sigma + g_spread * weight * weight / 3
+                dhere, dafter = dmiddle * 0.5 - dwidth, dmiddle * 0.5 + dwidth
+                dstart += dhere * (1 - first) + dafter * (1 - last)
+                dend += dhere * first + dafter * last
             i += 1
             left = tl.min(tl.where(live, tau, opaque), 0)
+        if RAY_GRADIENTS:
+            seen_along = dot(dalong, tl.trans(turned), tl.zeros([RAYS, E], ACC), DOT, ACC, PRECISION)
+            sx, sy, sz = direction_gradient(seen_along, directions, all_rays, live, E, FREQUENCIES, ACC)
+            _store_triple(dorigins, dox, doy, doz, all_rays, live)
+            _store_triple(ddirections, ddx + sx, ddy + sy, ddz + sz, all_rays, live)
+            tl.store(dnear + all_rays, dstart, mask=live)
+            tl.store(dfar + all_rays, dend, mask=live)
 
     store_sum(dw1 + program * 3 * H * C, dwx, H, C)
     store_sum(dw1 + program * 3 * H * C + H * C, dwy, H, C)
@@ -335,9 +381,12 @@ def config(planes: Tensor, backward: bool) -> dict:
     return chosen(name, dict(sizes, num_stages=1), planes.dtype, planes.device)
 
 
-def _switches(field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies: int, noise: bool) -> dict:
+def _switches(
+    field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies: int, seed: Tensor | None, shared: bool
+) -> dict:
     sizes = dict(C=planes.shape[-1], H=w1.shape[-1], E=wd.shape[0], FREQUENCIES=frequencies)
-    return dict(sizes, VOLUME=field.shape[1] == field.shape[2], NOISE=noise, **dot_types(planes.dtype))
+    volume = field.shape[1] == field.shape[2]
+    return dict(sizes, VOLUME=volume, NOISE=seed is not None, SHARED=shared, **dot_types(planes.dtype))
 
 
 def _opaque(dtype: torch.dtype) -> float:
@@ -349,7 +398,7 @@ def launch_forward(
     field: Tensor, bias: Tensor, planes: Tensor, vectors: Tensor,
     w1: Tensor, b1: Tensor, w2: Tensor, wd: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, box: Tensor, seed: Tensor | None,
-    samples: int, frequencies: int, min_weight: float, used: int,
+    samples: int, frequencies: int, min_weight: float, used: int, shared: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """rgb (B, R, 3), depth, opacity, distortion (B, R). The first ``used`` channels of the grids are not zero."""
     (batch, count), size = origins.shape[:2], planes.shape[2]
@@ -361,7 +410,7 @@ def launch_forward(
             field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed, *out,
             *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
             min_weight, _opaque(planes.dtype),
-            **sizes, **_switches(field, planes, w1, wd, frequencies, seed is not None),
+            **sizes, **_switches(field, planes, w1, wd, frequencies, seed, shared),
         )  # fmt: skip
     return out
 
@@ -381,9 +430,10 @@ def launch_backward(
     field: Tensor, bias: Tensor, planes: Tensor, vectors: Tensor,
     w1: Tensor, b1: Tensor, w2: Tensor, wd: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, box: Tensor, seed: Tensor | None,
-    samples: int, frequencies: int, min_weight: float, used: int,
+    samples: int, frequencies: int, min_weight: float, used: int, shared: bool, ray_gradients: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of field, bias, planes, vectors and the network's seven tensors."""
+    """Gradients of field, bias, planes, vectors and the network's seven tensors; and those of origins, directions, near
+    and far, if they are asked for."""
     (batch, count), size = origins.shape[:2], planes.shape[2]
     kind = sum_type(planes.dtype)
     sizes = config(planes, backward=True)
@@ -398,21 +448,23 @@ def launch_backward(
         part(width, 16), part(16),
     ]  # fmt: skip
     dbias, dw1, db1, dw2, dwd, db2, dw3, db3 = parts
+    rays = [planes.new_empty(x.shape, dtype=kind) for x in (origins, directions, near, far) if ray_gradients]
     with on_device(planes):
         march_backward[(count_of,)](
             field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
             rgb, depth, opacity, distortion,
             *(x.contiguous() for x in (grad_rgb, grad_depth, grad_opacity, grad_distortion)),
-            dfield, dbias, *grids, dw1, db1, dw2, dwd, db2, dw3, db3,
+            dfield, dbias, *grids, dw1, db1, dw2, dwd, db2, dw3, db3, *(rays or [None] * 4),
             *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
             min_weight, _opaque(planes.dtype),
-            USED=used, **sizes, **_switches(field, planes, w1, wd, frequencies, seed is not None),
+            USED=used, RAY_GRADIENTS=ray_gradients, **sizes,
+            **_switches(field, planes, w1, wd, frequencies, seed, shared),
         )  # fmt: skip
     dbias, dw1, db1, dw2, dwd, db2, dw3, db3 = (x.sum(0) for x in parts)
     network = dw1.mT, db1, dw2, dwd.mT, db2, dw3, db3
     inputs = field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3
     grads = dfield, dbias.reshape(bias.shape), *grids, *network
-    return [grad.to(x.dtype).contiguous() for x, grad in zip(inputs, grads)]
+    return [*(grad.to(x.dtype).contiguous() for x, grad in zip(inputs, grads)), *rays]
 
 
 march_gradients = torch.library.custom_op("visionkit_kernels::march_backward", launch_backward, mutates_args=())
@@ -420,7 +472,8 @@ march_gradients = torch.library.custom_op("visionkit_kernels::march_backward", l
 
 @march_gradients.register_fake
 def _(*inputs):  # noqa: ANN002, ANN202
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[8:19]]
+    count = 15 if inputs[-1] else 11
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[8 : 8 + count]]
 
 
 def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
@@ -429,15 +482,14 @@ def _setup(ctx, inputs, output) -> None:  # noqa: ANN001
 
 
 def _backward(ctx, *grads) -> tuple:  # noqa: ANN001, ANN002
-    return *march_gradients(*grads, *ctx.saved_tensors, *ctx.options), *[None] * 10
+    found = march_gradients(*grads, *ctx.saved_tensors, *ctx.options, any(ctx.needs_input_grad[11:15]))
+    return *found, *[None] * (22 - len(found))
 
 
 march.register_autograd(_backward, setup_context=_setup)
 
 
-def refuses(
-    planes: Tensor, weight1: Tensor, weight2: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
-) -> str | None:
+def refuses(planes: Tensor, weight1: Tensor, weight2: Tensor, origins: Tensor, *rays: Tensor) -> str | None:
     """Why the kernels do not take these tensors, or None. See [march_rays]; ``planes`` are those of colour."""
     width, channels = weight1.shape[0], weight1.shape[1] // 3
     if width > LARGEST_WIDTH or channels > LARGEST_CHANNELS or weight2.shape[1] - width > 32:
@@ -449,8 +501,6 @@ def refuses(
         return "float32 networks need more shared memory than the device has"
     if planes.shape[-1] != planes.shape[-2]:
         return "grids must have one size along all axes"
-    if any(x.requires_grad for x in (origins, directions, near, far)):
-        return "the kernels give no gradients of rays, near and far"
     return "a tensor is empty" if 0 in (*planes.shape, *origins.shape) else None
 
 
@@ -468,9 +518,10 @@ def march_rays(
     *,
     num_samples: int,
     seed: Tensor | None = None,
+    shared: bool = False,
     min_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Marches rays through the fields of B scenes; see the top of the module. Gradients for grids and network.
+    """Marches rays through the fields of B scenes; see the top of the module. Gradients for all but box and seed.
 
     Args:
         field: (B, R, R, R), density at the grid's cells, axes z, y, x; or (B, 3, R, R), planes whose sum with ``bias``
@@ -484,6 +535,7 @@ def march_rays(
         box: (2, 3), the corners of the grids.
         num_samples: intervals along a ray.
         seed: whole number, a tensor of no dimension; moves the edges as ``visionkit.ops.ray_edges`` does.
+        shared: whether it moves those of all rays alike, and not each ray's on their own.
         min_weight: colours of samples below this weight are left out.
 
     Returns:
@@ -511,12 +563,12 @@ def march_rays(
         lines = colours.new_zeros(3, 1, 1, c)
     else:
         lines = _filled(vectors[..., 0].permute(0, 1, 3, 2), (3, batch, size, c), dtype)
-    rays_of = [x.detach().to(kind).contiguous() for x in (origins, directions)]
+    rays_of = [x.to(kind).contiguous() for x in (origins, directions)]
     near, far = (torch.as_tensor(x, device=planes.device).to(kind).expand(batch, rays) for x in (near, far))
     frequencies = (weight2.shape[1] - width - 3) // 6
     return march(
         field, bias, colours, lines, *layers, *rays_of, near, far, box.to(kind).contiguous(), seed,
-        num_samples, frequencies, min_weight, channels,
+        num_samples, frequencies, min_weight, channels, shared,
     )  # fmt: skip
 
 

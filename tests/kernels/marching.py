@@ -11,6 +11,7 @@ from visionkit.ops import ColourNetwork, dispatch, render_triplanes, render_vect
 KINDS = ("vector_matrix", "triplanes")
 SIGMA = 2
 NAMES = ("rgb", "depth", "opacity", "distortion")
+RAYS = ("origins", "directions", "near", "far")
 
 
 def scene(
@@ -43,12 +44,13 @@ def scene(
 
 
 def march_in_form(form, leaves, view, kind="vector_matrix", **options):
-    origins, directions, near = view
+    origins, directions, near, *far = view
+    far = far[0] if far else torch.full_like(near, 2.2)
     network = ColourNetwork(*[leaves[name] for name in ColourNetwork._fields])
     dtype = torch.float64 if form == "torch" else torch.float32
     dtype = torch.float64 if leaves["planes"].dtype == torch.float64 else dtype
     box = torch.tensor([[-0.9, -0.8, -0.7], [0.8, 0.8, 0.8]], device=DEVICE, dtype=dtype)
-    rays = origins.to(dtype), directions.to(dtype), near.to(dtype), torch.full_like(near, 2.2).to(dtype), box
+    rays = origins.to(dtype), directions.to(dtype), near.to(dtype), far.to(dtype), box
     options = dict(dict(num_samples=7, sigma_dim=SIGMA), **options)
     with dispatch.use_kernels(form):
         if kind == "triplanes":
@@ -69,14 +71,25 @@ def assert_same_march(leaves, view, tolerance=None, **options):
         name: torch.randn(getattr(expected, name).shape, generator=generator, dtype=torch.float64).to(DEVICE)
         for name in NAMES
     }
+    if options.get("ray_gradients"):
+        rays = dict(zip(RAYS, view))
+        leaves, wide = dict(leaves, **rays), dict(wide, **rays)
     used = [name for name in leaves if name != "vectors" or options.get("kind") != "triplanes"]
     grads = [
         torch.autograd.grad(sum((getattr(out, name) * weights[name]).sum() for name in NAMES), [x[n] for n in used])
         for out, x in ((seen, leaves), (expected, wide))
     ]
     for name, actual, wanted in zip(used, *grads):
-        assert actual.dtype == dtype and wanted.abs().max() > 0
-        assert_near(actual, wanted, tolerance, f"gradient of {name}")
+        assert actual.dtype == leaves[name].dtype and wanted.abs().max() > 0
+        compare = assert_mostly_near if name in RAYS and dtype != torch.float64 else assert_near
+        compare(actual, wanted, tolerance, f"gradient of {name}")
+
+
+def assert_mostly_near(actual, expected, tolerance, what):
+    """As [assert_near], but for one in a hundred: rounding moves a sample into the next cell, where slopes differ."""
+    error = (actual.double() - expected).abs() / expected.abs().max()
+    share = (error > tolerance).double().mean()
+    assert share <= 0.01, f"{what}: {share:.1%} are off by more than {tolerance:.1e} of the largest"
 
 
 def assert_one_graph(leaves, view, backend):
@@ -88,11 +101,19 @@ def assert_one_graph(leaves, view, backend):
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)  # on a device their sums have no order
 
 
-def march_arguments(kind):
+def rays_as_leaves(view):
+    """Origins, directions, near of each scene and far of each ray."""
+    origins, directions, near = view
+    far = torch.linspace(1.8, 2.4, origins.shape[1], dtype=near.dtype, device=DEVICE).expand(origins.shape[:2])
+    return [x.clone().requires_grad_() for x in (origins, directions, near, far)]
+
+
+def march_arguments(kind, ray_gradients=False):
     """What the operator is called with."""
     leaves, view = scene(torch.float32, batch=1, rays=3)
+    view = rays_as_leaves(view) if ray_gradients else view
     with mock.patch.object(march, "march", wraps=march.march) as operator:
-        march_in_form("triton", leaves, view, kind=kind, num_samples=2)
+        march_in_form("triton", leaves, view, kind=kind, num_samples=2, ray_gradients=ray_gradients)
     return [
         x.detach().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
         for x in operator.call_args.args

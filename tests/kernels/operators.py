@@ -44,6 +44,7 @@ OPERATORS = {
     "inverse": lambda: (matrices.inverse, _matrices()[:1]),
     "march, vector_matrix": lambda: (march.march, march_arguments("vector_matrix")),
     "march, triplanes": lambda: (march.march, march_arguments("triplanes")),
+    "march, gradients of rays": lambda: (march.march, march_arguments("vector_matrix", ray_gradients=True)),
 }
 
 

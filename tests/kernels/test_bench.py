@@ -8,6 +8,8 @@ import torch
 pytest.importorskip("triton")
 from visionkit_kernels import bench, bench_cases  # noqa: E402
 
+from visionkit.ops.dispatch import use_kernels  # noqa: E402
+
 SMALL = [(1, 2, (2, 3))] * 6
 CEILINGS = dict(copy_bytes_per_second=1e12, product_flops_per_second=1e15)
 
@@ -65,6 +67,15 @@ def test_all_forms_of_a_case_run(op, monkeypatch):
     forms = ("", "reference_", "compiled_") + (("sdpa_",) if op in bench_cases.ATTENTIONS else ())
     assert {f"{form}{name}" for form in forms for name in ("seconds", "step_seconds")} <= set(row)
     assert not any("failed" in name for name in row), row
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for a device")
+def test_a_march_with_gradients_of_rays_has_them_in_its_step():
+    inputs, run = bench_cases.march_job(3, torch.float32, ray_gradients=True)
+    leaves = inputs()
+    with use_kernels("torch"):
+        grads = torch.autograd.grad(run(*leaves).sum(), leaves)
+    assert [grad.shape for grad in grads[-2:]] == [(1, 3, 3)] * 2 and all(grad.abs().max() > 0 for grad in grads[-2:])
 
 
 def test_a_case_that_cannot_be_made_hides_no_other(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from kernels.compare import DEVICE, assert_same_forms, in_form, inputs
-from kernels.marching import KINDS, assert_one_graph, assert_same_march, scene
+from kernels.marching import KINDS, assert_one_graph, assert_same_march, rays_as_leaves, scene
 from kernels.operators import OPERATORS, opcheck
 from visionkit_kernels._common import little_shared_memory
 
@@ -134,6 +134,16 @@ def test_march(dtype, tolerance, kind, seed):
     moved, behind = torch.tensor(seed, device=DEVICE), torch.tensor([0.2, 0.5, 1.0], device=DEVICE)
     options = dict(num_samples=SAMPLES, seed=moved, background=behind)
     assert_same_march(leaves, view, tolerance, kind=kind, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.bfloat16, None)])
+def test_gradients_of_rays(dtype, tolerance, kind, seed):
+    leaves, view = scene(dtype, **NVIST, seed=seed)
+    *rays, near, far = rays_as_leaves(view)  # per ray: a sum over rays would hold all that rounding moves
+    near = near.detach().expand(far.shape).clone().requires_grad_()
+    options = dict(num_samples=SAMPLES, seed=torch.tensor(seed, device=DEVICE), ray_gradients=True)
+    assert_same_march(leaves, [*rays, near, far], tolerance, kind=kind, **options)
 
 
 def test_march_under_compile(seed):

@@ -7,7 +7,16 @@ import torch
 import triton
 import triton.language as tl
 from kernels.compare import DEVICE
-from kernels.marching import KINDS, NAMES, SIGMA, assert_one_graph, assert_same_march, march_in_form, scene
+from kernels.marching import (
+    KINDS,
+    NAMES,
+    SIGMA,
+    assert_one_graph,
+    assert_same_march,
+    march_in_form,
+    rays_as_leaves,
+    scene,
+)
 from visionkit_kernels._network import gelu_with_slope
 
 from visionkit.errors import VisionKitError
@@ -20,6 +29,47 @@ def test_march(kind, seed):
     leaves, view = scene()
     seed = None if seed is None else torch.tensor(seed, device=DEVICE)
     assert_same_march(leaves, view, kind=kind, seed=seed, background=torch.tensor([0.2, 0.5, 1.0], device=DEVICE))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edges_of_all_rays_move_alike_if_noise_is_shared(kind):
+    leaves, view = scene(rays=20)
+    seed = torch.tensor(7, device=DEVICE)
+    assert_same_march(leaves, view, kind=kind, seed=seed, jitter="shared")
+    own, shared = (
+        march_in_form("triton", leaves, view, seed=seed, jitter=jitter).depth for jitter in ("ray", "shared")
+    )
+    assert not torch.equal(own, shared)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [None, 7])
+def test_gradients_of_rays(kind, seed):
+    leaves, view = scene(rays=40)
+    seed = None if seed is None else torch.tensor(seed, device=DEVICE)
+    assert_same_march(leaves, rays_as_leaves(view), kind=kind, seed=seed, ray_gradients=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_rays_in_single_and_half_precision(dtype):
+    leaves, view = scene(dtype, batch=1, rays=20, fog=True)
+    assert_same_march(leaves, rays_as_leaves(view), num_samples=4, ray_gradients=True)
+
+
+def test_gradients_of_rays_that_are_opaque_or_see_little():
+    leaves, view = scene(batch=1, rays=9, sharp=30.0)
+    assert_same_march(leaves, rays_as_leaves(view), ray_gradients=True)
+    assert_same_march(leaves, rays_as_leaves(view), min_weight=0.05, ray_gradients=True)
+
+
+def test_gradient_of_one_end_of_rays_alone():
+    leaves, view = scene(batch=1, rays=3)
+    *_, far = rays_as_leaves(view)
+    found = []
+    for form in ("triton", "torch"):
+        seen = march_in_form(form, leaves, (*view, far), num_samples=3, ray_gradients=True)
+        found.append(torch.autograd.grad(seen.depth.sum(), far)[0])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -79,9 +129,6 @@ def test_refuses_what_it_cannot_do():
     leaves, view = scene(batch=1, rays=2, width=80)
     with pytest.raises(VisionKitError, match="64 wide"):
         march_in_form("triton", leaves, view)
-    leaves, (origins, directions, near) = scene(batch=1, rays=2)
-    with pytest.raises(VisionKitError, match="no gradients of rays"):
-        march_in_form("triton", leaves, (origins.requires_grad_(), directions, near), ray_gradients=True)
 
 
 def test_rays_that_could_have_a_gradient_get_none_unless_it_is_asked_for():

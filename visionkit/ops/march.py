@@ -91,24 +91,25 @@ def render_vector_matrix(
         sigma_dim: channels of density.
         num_samples: intervals along a ray.
         seed: moves the edges of the intervals at random; see [ray_edges].
-        jitter: ``"ray"``, each ray's on their own, or ``"shared"``, all alike, which the PyTorch form alone does.
+        jitter: ``"ray"``, each ray's on their own, ``"shared"``, all alike, or None, which moves none.
         background: colour behind everything, broadcasts with (B, rays, 3); None is black.
         min_weight: colours of samples of at most this weight are left out.
         chunk: rays of each scene that the PyTorch form renders at a time.
-        ray_gradients: whether gradients flow to origins, directions, near and far, which the PyTorch form alone gives.
+        ray_gradients: whether gradients flow to origins, directions, near and far.
         keep_weights: return weights and edges too, which the PyTorch form alone does.
 
     Returns:
         A [Rendering], without weights and edges unless they are asked for.
     """
     check_jitter(jitter)
-    plain = keep_weights or jitter != "ray"
-    if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
+    seed = seed if jitter else None
+    rays = origins, directions, near, far = _rays(origins, directions, near, far, ray_gradients)
+    if kernel := _kernel(planes, network, keep_weights, *rays):
         with without_autocast(planes):
             field = density_volume(*wide(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim]))[:, 0]
         colours = (x[:, :, sigma_dim:].to(product_dtype(x)) for x in (planes, vectors))
-        options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
-        return _on(background, kernel(field, None, *colours, network, origins, directions, near, far, aabb, **options))
+        options = dict(num_samples=num_samples, seed=seed, shared=jitter == "shared", min_weight=min_weight)
+        return _on(background, kernel(field, None, *colours, network, *rays, aabb, **options))
     with without_autocast(planes):  # as the kernel: of its products only the colours' are taken in half precision
         field = vector_matrix_field(planes, vectors, sigma_dim, network.rgb, dense=True)
     options = dict(background=background, min_weight=min_weight, chunk=chunk, ray_gradients=ray_gradients)
@@ -144,16 +145,15 @@ def render_triplanes(
     """
     check_jitter(jitter)
     weight, bias = density
-    plain = keep_weights or jitter != "ray"
-    if kernel := _kernel(planes, network, plain, ray_gradients, origins, directions, near, far):
+    seed = seed if jitter else None
+    rays = origins, directions, near, far = _rays(origins, directions, near, far, ray_gradients)
+    if kernel := _kernel(planes, network, keep_weights, *rays):
         with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
             channels, shares = wide(planes[:, :, :sigma_dim], weight.view(3, sigma_dim))
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
-        options = dict(num_samples=num_samples, seed=seed, min_weight=min_weight)
+        options = dict(num_samples=num_samples, seed=seed, shared=jitter == "shared", min_weight=min_weight)
         colours = planes[:, :, sigma_dim:].to(product_dtype(planes))
-        return _on(
-            background, kernel(field, bias, colours, None, network, origins, directions, near, far, aabb, **options)
-        )
+        return _on(background, kernel(field, bias, colours, None, network, *rays, aabb, **options))
 
     def lift(features: Tensor) -> Tensor:
         with without_autocast(features):  # as the kernel
@@ -195,12 +195,15 @@ def render_cp(
     return render_rays_in_chunks(field, origins, directions, edges, aabb, chunk=chunk, **options)
 
 
-def _kernel(planes: Tensor, network: ColourNetwork, plain: bool, ray_gradients: bool, *rays: Tensor):  # noqa: ANN202
-    """The kernel, which refuses rays that ask for a gradient; none where the plain form alone serves."""
-    if plain:
-        return None
-    rays = [torch.as_tensor(x) if ray_gradients else torch.as_tensor(x).detach() for x in rays]
-    return dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
+def _rays(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, gradients: bool) -> tuple[Tensor, ...]:
+    """The same as tensors, through which gradients flow only if they are to."""
+    ends = (x if isinstance(x, Tensor) else origins.new_tensor(x) for x in (near, far))
+    return tuple(x if gradients else x.detach() for x in (origins, directions, *ends))
+
+
+def _kernel(planes: Tensor, network: ColourNetwork, keep_weights: bool, *rays: Tensor) -> Callable | None:
+    """The kernel, if there is one; none keeps weights."""
+    return None if keep_weights else dispatch.kernel("march_rays", planes, network.weight1, network.weight2, *rays)
 
 
 def _on(background: Tensor | None, seen: tuple[Tensor, ...]) -> Rendering:
