@@ -105,9 +105,11 @@ def test_a_sheet_that_cannot_be_written_is_named(folder, checkpoint, capsys):
     assert main(["index", str(gallery), "--weights", str(checkpoint)]) == 0
     (folder / "sheet.jpg").mkdir()
     capsys.readouterr()
-    assert main(["search", str(folder / "query.png"), f"{gallery}.index", "--sheet", str(folder / "sheet.jpg")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {folder / 'sheet.jpg'}: ") and error.count("\n") == 1
+    for sheet in (folder / "sheet.jpg", folder / "query.png" / "sheet.jpg"):
+        assert main(["search", str(folder / "query.png"), f"{gallery}.index", "--sheet", str(sheet)]) == 2
+        out, error = capsys.readouterr()
+        assert error.startswith(f"error: {sheet}: ") and error.count("\n") == 1
+        assert out == ""  # it was told after all answers
 
 
 def test_queries_of_one_camera_have_captions_of_their_own():

@@ -118,6 +118,20 @@ def check_writable(path: str | os.PathLike, option: str) -> None:
                 each.rmdir()
 
 
+def check_no_folder(path: str | os.PathLike, option: str) -> None:
+    """Looks before the work whether a folder is where the file ``path`` is to be written.
+
+    Args:
+        path: the file.
+        option: name of the option that gave the path, for the message.
+
+    Raises:
+        VisionKitError: it is.
+    """
+    if os.path.isdir(path):
+        raise VisionKitError(f"{path}: is a folder, a file is to be written there; give another name with {option}")
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """The checksum of a file, in hexadecimal digits."""
     digest = hashlib.sha256()

@@ -143,6 +143,15 @@ def test_chunks_change_neither_values_nor_gradients(colours):
         assert torch.allclose(whole, parts, atol=1e-6)
 
 
+def test_no_rays_at_all_see_nothing():
+    """It was a TypeError."""
+    field = R.vector_matrix_field(*grids(), 2, colour)
+    origins, directions = rays(count=3)
+    edges = R.ray_edges(0.3, 2.4, 4, origins).double()
+    seen = R.render_rays_in_chunks(field, origins[:, :0], directions[:, :0], edges[:, :0], AABB, chunk=2)
+    assert seen.rgb.shape == (2, 0, 3) and seen.depth.shape == seen.opacity.shape == seen.distortion.shape == (2, 0)
+
+
 def rays_as_leaves():
     """Origins, directions, near and far."""
     ends = torch.tensor([[0.3], [0.4]], dtype=torch.float64), torch.tensor([[2.4], [2.3]], dtype=torch.float64)

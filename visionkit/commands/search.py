@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from visionkit.errors import VisionKitError
+from visionkit.files import check_no_folder, check_writable
 
 QUERIES, COLUMNS = 20, 50  # on a sheet, which must not grow beyond what its format can hold
 
@@ -36,7 +37,10 @@ def run(options: argparse.Namespace) -> int:
     if options.topk < 1:
         raise VisionKitError(f"--topk: expected at least 1, got {options.topk}")
     if options.sheet:
-        picture_format(options.sheet)  # a wrong name is told before the work
+        # a file that cannot be written is told before the work
+        picture_format(options.sheet)
+        check_no_folder(options.sheet, "--sheet")
+        check_writable(options.sheet, "--sheet")
     index = GalleryIndex.load(options.index)
     weights = options.weights or index.weights
     if not weights:

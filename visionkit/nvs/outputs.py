@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from visionkit.errors import VisionKitError
-from visionkit.files import check_writable
+from visionkit.files import check_no_folder, check_writable
 
 
 def video_files(inputs: list[Path], out: str | None, several: bool) -> list[Path]:
@@ -27,8 +27,7 @@ def sheet_of(video: Path) -> Path:
 def check_targets(targets: list[Path]) -> None:
     """Raises VisionKitError if one of the files cannot be written; leaves nothing behind."""
     for target in targets:
-        if target.is_dir():
-            raise VisionKitError(f"{target}: is a folder, a file is to be written there; give another name with --out")
+        check_no_folder(target, "--out")
     for target in {target.parent: target for target in reversed(targets)}.values():  # the first of each folder
         check_writable(target, "--out")
 

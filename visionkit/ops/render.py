@@ -403,7 +403,7 @@ def render_rays_in_chunks(
     several = origins.shape[1] > chunk
     background = options.pop("background", None)
     parts = []
-    for start in range(0, origins.shape[1], chunk):
+    for start in range(0, max(1, origins.shape[1]), chunk):
         rays = slice(start, start + chunk)
         per_ray = background is not None and background.dim() > 1 and background.shape[-2] > 1
         behind = background[..., rays, :] if per_ray else background
