@@ -237,10 +237,10 @@ def march_job(rays: int, dtype: torch.dtype, ray_gradients: bool = False) -> tup
     box = torch.tensor([[-0.8] * 3, [0.8] * 3], device=DEVICE)
 
     def run(planes: Tensor, vectors: Tensor, *others: Tensor) -> Tensor:
-        network, rays = ColourNetwork(*others[:6]), others[6:] or view
+        network, along = ColourNetwork(*others[:6]), others[6:] or view
         options = dict(sigma_dim=8, num_samples=48, chunk=8192, ray_gradients=ray_gradients)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            seen = render_vector_matrix(planes, vectors, network, *rays, near, far, box, **options)
+            seen = render_vector_matrix(planes, vectors, network, *along, near, far, box, **options)
         return torch.cat([seen.rgb, seen.depth[..., None], seen.distortion[..., None]], dim=-1)
 
     return inputs, run
