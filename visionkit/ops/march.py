@@ -102,13 +102,12 @@ def render_vector_matrix(
         A [Rendering], without weights and edges unless they are asked for.
     """
     check_jitter(jitter)
-    seed = seed if jitter else None
-    rays = origins, directions, near, far = _rays(origins, directions, near, far, ray_gradients)
+    rays = _rays(origins, directions, near, far, ray_gradients)
     if kernel := _kernel(planes, network, keep_weights, *rays):
         with without_autocast(planes):
             field = density_volume(*wide(planes[:, :, :sigma_dim], vectors[:, :, :sigma_dim]))[:, 0]
         colours = (x[:, :, sigma_dim:].to(product_dtype(x)) for x in (planes, vectors))
-        options = dict(num_samples=num_samples, seed=seed, shared=jitter == "shared", min_weight=min_weight)
+        options = dict(num_samples=num_samples, min_weight=min_weight, **_noise(seed, jitter))
         return _on(background, kernel(field, None, *colours, network, *rays, aabb, **options))
     with without_autocast(planes):  # as the kernel: of its products only the colours' are taken in half precision
         field = vector_matrix_field(planes, vectors, sigma_dim, network.rgb, dense=True)
@@ -145,13 +144,12 @@ def render_triplanes(
     """
     check_jitter(jitter)
     weight, bias = density
-    seed = seed if jitter else None
-    rays = origins, directions, near, far = _rays(origins, directions, near, far, ray_gradients)
+    rays = _rays(origins, directions, near, far, ray_gradients)
     if kernel := _kernel(planes, network, keep_weights, *rays):
         with without_autocast(planes):  # lookup and layer are both linear: one channel a plane is enough
             channels, shares = wide(planes[:, :, :sigma_dim], weight.view(3, sigma_dim))
             field = torch.einsum("pbchw,pc->bphw", channels, shares)
-        options = dict(num_samples=num_samples, seed=seed, shared=jitter == "shared", min_weight=min_weight)
+        options = dict(num_samples=num_samples, min_weight=min_weight, **_noise(seed, jitter))
         colours = planes[:, :, sigma_dim:].to(product_dtype(planes))
         return _on(background, kernel(field, bias, colours, None, network, *rays, aabb, **options))
 
@@ -199,6 +197,11 @@ def _rays(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, gradie
     """The same as tensors, through which gradients flow only if they are to."""
     ends = (x if isinstance(x, Tensor) else origins.new_tensor(x) for x in (near, far))
     return tuple(x if gradients else x.detach() for x in (origins, directions, *ends))
+
+
+def _noise(seed: Tensor | None, jitter: str | None) -> dict:
+    """Of the edges, as the kernel takes it."""
+    return dict(seed=seed if jitter else None, shared=jitter == "shared")
 
 
 def _kernel(planes: Tensor, network: ColourNetwork, keep_weights: bool, *rays: Tensor) -> Callable | None:
