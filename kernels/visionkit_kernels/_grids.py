@@ -66,8 +66,8 @@ def volume_gradient(grad, value, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
 
 
 @triton.jit
-def volume_slopes(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
-    """How a trilinear lookup changes with x, y and z."""
+def volume_slopes(volume, value, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
+    """Gradients of x, y and z, (rays,), by that of what was looked up."""
     ax, bx = line_pair(ix, fx, R, ACC)
     ay, by = line_pair(iy, fy, R, ACC)
     az, bz = line_pair(iz, fz, R, ACC)
@@ -79,11 +79,11 @@ def volume_slopes(volume, ix, fx, iy, fy, iz, fz, R, ACC: tl.constexpr):
         x, sx, dx = (ix + 1, bx, dbx) if k % 2 else (ix, ax, dax)
         y, sy, dy = (iy + 1, by, dby) if (k // 2) % 2 else (iy, ay, day)
         z, sz, dz = (iz + 1, bz, dbz) if k // 4 else (iz, az, daz)
-        mask = inside(x, R) & inside(y, R) & inside(z, R)
-        value = tl.load(volume + (z * R + y) * R + x, mask=mask, other=0.0).to(ACC)
-        gx += dx * sy * sz * value
-        gy += sx * dy * sz * value
-        gz += sx * sy * dz * value
+        mask = inside(x, R) & inside(y, R) & inside(z, R) & (value != 0)
+        share = tl.load(volume + (z * R + y) * R + x, mask=mask, other=0.0).to(ACC) * value
+        gx += dx * sy * sz * share
+        gy += sx * dy * sz * share
+        gz += sx * sy * dz * share
     return gx, gy, gz
 
 
@@ -111,23 +111,6 @@ def plane_gradient(grad, value, iw, fw, ih, fh, R, ACC: tl.constexpr):
         h, sh = (ih + 1, bh) if k // 2 else (ih, ah)
         share = sw * sh
         tl.atomic_add(grad + h * R + w, share * value, mask=(share > 0) & (value != 0), sem="relaxed")
-
-
-@triton.jit
-def plane_slopes(plane, iw, fw, ih, fh, R, ACC: tl.constexpr):
-    """How a bilinear lookup changes along the plane's last axis and its first."""
-    aw, bw = line_pair(iw, fw, R, ACC)
-    ah, bh = line_pair(ih, fh, R, ACC)
-    daw, dbw = line_slopes(iw, R, ACC)
-    dah, dbh = line_slopes(ih, R, ACC)
-    gw, gh = tl.zeros_like(fw).to(ACC), tl.zeros_like(fw).to(ACC)
-    for k in tl.static_range(4):
-        w, sw, dw = (iw + 1, bw, dbw) if k % 2 else (iw, aw, daw)
-        h, sh, dh = (ih + 1, bh, dbh) if k // 2 else (ih, ah, dah)
-        value = tl.load(plane + h * R + w, mask=inside(w, R) & inside(h, R), other=0.0).to(ACC)
-        gw += dw * sh * value
-        gh += sw * dh * value
-    return gw, gh
 
 
 @triton.jit
@@ -162,7 +145,7 @@ def plane_colour_gradient(grad, value, iw, fw, ih, fh, seen, R, C: tl.constexpr,
 
 
 @triton.jit
-def plane_colour_slopes(plane, value, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.constexpr):
+def plane_slopes(plane, value, iw, fw, ih, fh, seen, R, C: tl.constexpr, ACC: tl.constexpr):
     """Gradients of both coordinates, (rays,), by those of what was looked up, (rays, C)."""
     channel = tl.arange(0, C)
     aw, bw = line_pair(iw, fw, R, ACC)
@@ -226,13 +209,14 @@ def density_at(field, bias, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC
 
 
 @triton.jit
-def density_slopes(field, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
-    """How density before its ReLU changes with x, y and z."""
+def density_slopes(field, value, ix, fx, iy, fy, iz, fz, R, VOLUME: tl.constexpr, ACC: tl.constexpr):
+    """Gradients of x, y and z, (rays,), by that of density before its ReLU."""
     if VOLUME:
-        gx, gy, gz = volume_slopes(field, ix, fx, iy, fy, iz, fz, R, ACC)
+        gx, gy, gz = volume_slopes(field, value, ix, fx, iy, fy, iz, fz, R, ACC)
     else:
-        xy_x, xy_y = plane_slopes(field, ix, fx, iy, fy, R, ACC)
-        zx_z, zx_x = plane_slopes(field + R * R, iz, fz, ix, fx, R, ACC)
-        yz_y, yz_z = plane_slopes(field + 2 * R * R, iy, fy, iz, fz, R, ACC)
+        seen, value = value != 0, value[:, None]  # planes of one channel
+        xy_x, xy_y = plane_slopes(field, value, ix, fx, iy, fy, seen, R, 1, ACC)
+        zx_z, zx_x = plane_slopes(field + R * R, value, iz, fz, ix, fx, seen, R, 1, ACC)
+        yz_y, yz_z = plane_slopes(field + 2 * R * R, value, iy, fy, iz, fz, seen, R, 1, ACC)
         gx, gy, gz = xy_x + zx_x, xy_y + yz_y, zx_z + yz_z
     return gx, gy, gz

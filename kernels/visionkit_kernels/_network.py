@@ -8,7 +8,7 @@ from visionkit_kernels._common import dot
 from visionkit_kernels._grids import (
     plane_colour,
     plane_colour_gradient,
-    plane_colour_slopes,
+    plane_slopes,
     vector_colour,
     vector_colour_gradient,
     vector_colour_slope,
@@ -43,35 +43,37 @@ def gelu_with_slope(x):
 
 
 @triton.jit
-def _direction_columns(E: tl.constexpr, FREQUENCIES: tl.constexpr):
-    """Of the features of a direction: their number, how many are sines, which axis and which factor each has."""
+def _direction_waves(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
+    """What features of directions, (rays, E), are made of.
+
+    Returns:
+        the part d of a direction and the factor 2^k that each is made with; whether each is a sine, whether it is a
+        wave at all, and whether it is a feature and no filling; the axis of d, (E,).
+    """
     column = tl.arange(0, E)
-    waves: tl.constexpr = 3 * FREQUENCIES
+    waves = 3 * FREQUENCIES
     each: tl.constexpr = FREQUENCIES if FREQUENCIES > 0 else 1  # without frequencies nothing may divide by them
     axis = tl.where(column < 2 * waves, (column % (3 * each)) // each, column - 2 * waves)
-    return column, waves, axis, tl.exp2((column % each).to(tl.float32))
+    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
+    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
+    factor = tl.exp2((column % each).to(tl.float32)).to(ACC)[None, :]
+    return d, factor, (column < waves)[None, :], (column < 2 * waves)[None, :], mask, axis
 
 
 @triton.jit
 def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
     """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
-    column, waves, axis, factor = _direction_columns(E, FREQUENCIES)
-    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
-    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
-    angle = d * factor.to(ACC)[None, :]
-    turned = tl.where((column < waves)[None, :], tl.sin(angle), tl.cos(angle))
-    return tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, d), 0.0)
+    d, factor, is_sine, is_wave, mask, _ = _direction_waves(directions, rays, live, E, FREQUENCIES, ACC)
+    turned = tl.where(is_sine, tl.sin(d * factor), tl.cos(d * factor))
+    return tl.where(mask, tl.where(is_wave, turned, d), 0.0)
 
 
 @triton.jit
 def direction_gradient(value, directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
     """Gradients of directions, three of (rays,), by those of their features, (rays, E)."""
-    column, waves, axis, factor = _direction_columns(E, FREQUENCIES)
-    mask = live[:, None] & (column < 2 * waves + 3)[None, :]
-    d = tl.load(directions + rays[:, None] * 3 + axis[None, :], mask=mask, other=0.0).to(ACC)
-    angle = d * factor.to(ACC)[None, :]
-    turned = tl.where((column < waves)[None, :], tl.cos(angle), -tl.sin(angle)) * factor.to(ACC)[None, :]
-    value = tl.where(mask, tl.where((column < 2 * waves)[None, :], turned, 1.0) * value, 0.0)
+    d, factor, is_sine, is_wave, mask, axis = _direction_waves(directions, rays, live, E, FREQUENCIES, ACC)
+    slope = tl.where(is_sine, tl.cos(d * factor), -tl.sin(d * factor)) * factor
+    value = tl.where(mask, tl.where(is_wave, slope, 1.0) * value, 0.0)
     return (
         tl.sum(tl.where((axis == 0)[None, :], value, 0.0), 1),
         tl.sum(tl.where((axis == 1)[None, :], value, 0.0), 1),
@@ -104,18 +106,6 @@ def looked_up(
 
 
 @triton.jit
-def first_layer(
-    h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
-    C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Adds what plane P, and its vector, give to the first layer, by that plane's rows (C, H) of its weights."""
-    plane, vector = looked_up(
-        planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
-    )  # fmt: skip
-    return dot(gelu(plane * vector), w1, h, DOT, ACC, PRECISION)
-
-
-@triton.jit
 def kept(x, DOT: tl.constexpr):
     """GELU and its slope in the products' type, which takes fewest registers until they are needed again."""
     value, slope = gelu_with_slope(x)
@@ -123,11 +113,14 @@ def kept(x, DOT: tl.constexpr):
 
 
 @triton.jit
-def first_layer_kept(
+def first_layer(
     h, planes, vectors, w1, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P: tl.constexpr,
     C: tl.constexpr, VOLUME: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As [first_layer]; also what its gradient takes: see [kept], and [looked_up]."""
+    """Adds what plane P, and its vector, give to the first layer, by that plane's rows (C, H) of its weights.
+
+    Returns the sum, and what its gradient takes: see [kept], and [looked_up].
+    """
     plane, vector = looked_up(
         planes, vectors, iw, fw, ih, fh, iv, fv, seen, R, stride_p, stride_v, P, C, VOLUME, ACC
     )  # fmt: skip
@@ -155,5 +148,5 @@ def first_layer_gradient(
             gv = vector_colour_slope(vectors + own_vector, dx * plane, iv, seen, R, C, ACC)
     plane_colour_gradient(dplanes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
     if RAY_GRADIENTS:
-        gw, gh = plane_colour_slopes(planes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, ACC)
+        gw, gh = plane_slopes(planes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, ACC)
     return dw1, gw, gh, gv

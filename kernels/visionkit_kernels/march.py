@@ -35,7 +35,6 @@ from visionkit_kernels._network import (
     direction_tile,
     first_layer,
     first_layer_gradient,
-    first_layer_kept,
     gelu,
     kept,
     store_sum,
@@ -165,15 +164,15 @@ def march_forward(
         seen = weight > min_weight
         if tl.max(seen.to(tl.int32), 0) > 0:
             h = tl.zeros([RAYS, H], ACC) + bias1[None, :]
-            h = first_layer(
+            h, _, _, _, _ = first_layer(
                 h, planes, vectors, wx, ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
                 C, VOLUME, DOT, ACC, PRECISION,
             )  # fmt: skip
-            h = first_layer(
+            h, _, _, _, _ = first_layer(
                 h, planes, vectors, wy, iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
                 C, VOLUME, DOT, ACC, PRECISION,
             )  # fmt: skip
-            h = first_layer(
+            h, _, _, _, _ = first_layer(
                 h, planes, vectors, wz, iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
                 C, VOLUME, DOT, ACC, PRECISION,
             )  # fmt: skip
@@ -271,18 +270,19 @@ def march_backward(
             slope = middle * (before - (all_total - total)) + (all_moment - moment) - before_moment
             dweight = g_depth * middle + g_opacity + g_spread * (2 * weight * width / 3 + 2 * slope)
             seen = weight > min_weight
-            gx, gy, gz, _ = _zeros(RAYS, ACC)
+            if RAY_GRADIENTS:
+                gx, gy, gz, _ = _zeros(RAYS, ACC)
             if tl.max(seen.to(tl.int32), 0) > 0:
                 h = tl.zeros([RAYS, H], ACC) + bias1[None, :]
-                h, value_x, slope_x, plane_x, vector_x = first_layer_kept(
+                h, value_x, slope_x, plane_x, vector_x = first_layer(
                     h, own_planes, own_vectors, wx, ix, fx, iy, fy, iz, fz, seen, R, stride_p, stride_v, 0,
                     C, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                h, value_y, slope_y, plane_y, vector_y = first_layer_kept(
+                h, value_y, slope_y, plane_y, vector_y = first_layer(
                     h, own_planes, own_vectors, wy, iz, fz, ix, fx, iy, fy, seen, R, stride_p, stride_v, 1,
                     C, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                h, value_z, slope_z, plane_z, vector_z = first_layer_kept(
+                h, value_z, slope_z, plane_z, vector_z = first_layer(
                     h, own_planes, own_vectors, wz, iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
                     C, VOLUME, DOT, ACC, PRECISION,
                 )  # fmt: skip
@@ -322,7 +322,8 @@ def march_backward(
                     iy, fy, iz, fz, ix, fx, seen, R, stride_p, stride_v, 2,
                     C, USED, VOLUME, RAY_GRADIENTS, DOT, ACC, PRECISION,
                 )  # fmt: skip
-                gx, gy, gz = gx_x + gx_y + gx_z, gy_x + gy_y + gy_z, gz_x + gz_y + gz_z
+                if RAY_GRADIENTS:
+                    gx, gy, gz = gx_x + gx_y + gx_z, gy_x + gy_y + gy_z, gz_x + gz_y + gz_z
             ahead -= weight * dweight
             doptical = tl.where(live & (sigma > 0), tl.exp(-tau) * dweight - ahead, 0.0)
             dsigma = doptical * width
@@ -334,8 +335,8 @@ def march_backward(
                 plane_gradient(own_dfield + 2 * R * R, dsigma, iy, fy, iz, fz, R, ACC)
                 dlift += dsigma
             if RAY_GRADIENTS:
-                sx, sy, sz = density_slopes(own_field, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC)
-                gx, gy, gz = (gx + dsigma * sx) * px, (gy + dsigma * sy) * py, (gz + dsigma * sz) * pz
+                sx, sy, sz = density_slopes(own_field, dsigma, ix, fx, iy, fy, iz, fz, R, VOLUME, ACC)
+                gx, gy, gz = (gx + sx) * px, (gy + sy) * py, (gz + sz) * pz
                 dox, doy, doz = dox + gx, doy + gy, doz + gz
                 ddx, ddy, ddz = ddx + gx * middle, ddy + gy * middle, ddz + gz * middle
                 dmiddle = gx * dx + gy * dy + gz * dz + weight * g_depth
