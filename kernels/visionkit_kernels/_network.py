@@ -6,6 +6,7 @@ import triton.language as tl
 
 from visionkit_kernels._common import dot
 from visionkit_kernels._grids import (
+    exchanged,
     plane_colour,
     plane_colour_gradient,
     plane_slopes,
@@ -62,10 +63,14 @@ def _direction_waves(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.co
 
 @triton.jit
 def direction_tile(directions, rays, live, E: tl.constexpr, FREQUENCIES: tl.constexpr, ACC: tl.constexpr):
-    """Features of directions: sines of 2^k d, their cosines, d: (rays, E), zero beyond."""
+    """Features of directions: sines of 2^k d, their cosines, d: (rays, E); zero beyond, but for the last, which is one.
+
+    There is room for it, as their number is odd. In a product with gradients it makes the sum over rays.
+    """
     d, factor, is_sine, is_wave, mask, _ = _direction_waves(directions, rays, live, E, FREQUENCIES, ACC)
     turned = tl.where(is_sine, tl.sin(d * factor), tl.cos(d * factor))
-    return tl.where(mask, tl.where(is_wave, turned, d), 0.0)
+    one = tl.where(tl.arange(0, E) == E - 1, 1.0, 0.0).to(ACC)[None, :]
+    return tl.where(mask, tl.where(is_wave, turned, d), one)
 
 
 @triton.jit
@@ -139,7 +144,7 @@ def first_layer_gradient(
     Returns the sum ``dw1`` (H, C) of those of its weights, and those of the three coordinates, (rays,), or zeros.
     """
     dw1 = dot(tl.trans(dh), value, dw1, DOT, ACC, PRECISION)
-    dx = dot(dh, tl.trans(w1), tl.zeros(value.shape, ACC), DOT, ACC, PRECISION) * slope
+    dx = exchanged(dot(dh, tl.trans(w1), tl.zeros(value.shape, ACC), DOT, ACC, PRECISION) * slope)
     own_plane, own_vector = P * stride_p.to(tl.int64), P * stride_v.to(tl.int64)
     gw, gh, gv = tl.zeros_like(fw), tl.zeros_like(fw), tl.zeros_like(fw)
     if VOLUME:

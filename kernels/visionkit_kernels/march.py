@@ -29,7 +29,14 @@ import triton.language as tl
 from torch import Tensor
 
 from visionkit_kernels._common import NAN, dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
-from visionkit_kernels._grids import cell, density_at, density_slopes, plane_gradient, volume_gradient
+from visionkit_kernels._grids import (
+    cell,
+    density_at,
+    density_slopes,
+    exchanged,
+    plane_gradient,
+    volume_gradient,
+)
 from visionkit_kernels._network import (
     direction_gradient,
     direction_tile,
@@ -193,7 +200,7 @@ def march_forward(
 def march_backward(
     field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
     rgb, depth, opacity, distortion, grad_rgb, grad_depth, grad_opacity, grad_distortion,
-    dfield, dbias, dplanes, dvectors, dw1, db1, dw2, dwd, db2, dw3, db3, dorigins, ddirections, dnear, dfar,
+    dfield, dbias, dplanes, dvectors, dw1, db1, dw2, dwd, dw3, db3, dorigins, ddirections, dnear, dfar,
     near_b, near_r, far_b, far_r, batch, count, samples, R, stride_p, stride_v, min_weight, opaque,
     RAYS: tl.constexpr, C: tl.constexpr, H: tl.constexpr, E: tl.constexpr, FREQUENCIES: tl.constexpr,
     USED: tl.constexpr, RAY_GRADIENTS: tl.constexpr, VOLUME: tl.constexpr, NOISE: tl.constexpr, SHARED: tl.constexpr,
@@ -211,7 +218,9 @@ def march_backward(
     second, third, turned = weight_tile(w2, H, H), weight_tile(w3, H, 16), weight_tile(wd, E, H)
     dwx, dwy, dwz = tl.zeros([H, C], ACC), tl.zeros([H, C], ACC), tl.zeros([H, C], ACC)
     dsecond, dturned, dthird = tl.zeros([H, H], ACC), tl.zeros([H, E], ACC), tl.zeros([H, 16], ACC)
-    dbias1, dbias2, dbias3 = tl.zeros([H], ACC), tl.zeros([H], ACC), tl.zeros([16], ACC)
+    # a product with ones sums over rays where threads would have to exchange what they have
+    ones, dsums = tl.full([RAYS, 16], 1.0, ACC).to(DOT), tl.zeros([H, 16], ACC)
+    dbias3 = tl.zeros([16], ACC)
     dlift = tl.zeros([RAYS], ACC)
 
     for tile in range(tl.program_id(0), tiles * batch, tl.num_programs(0)):
@@ -238,7 +247,7 @@ def march_backward(
         g_spread = tl.load(grad_distortion + all_rays, mask=live, other=0.0).to(ACC)
         all_moment = tl.load(depth + all_rays, mask=live, other=0.0).to(ACC)
         all_total = tl.load(opacity + all_rays, mask=live, other=0.0).to(ACC)
-        ahead = tl.sum(g_rgb * tl.load(rgb + place, mask=three, other=0.0).to(ACC), 1)
+        ahead = exchanged(tl.sum(g_rgb * tl.load(rgb + place, mask=three, other=0.0).to(ACC), 1))
         ahead += g_depth * all_moment + g_opacity * all_total
         ahead += 2 * g_spread * tl.load(distortion + all_rays, mask=live, other=0.0).to(ACC)
 
@@ -292,18 +301,17 @@ def march_backward(
                 inner, slope2 = kept(y, DOT)
                 z = dot(inner, third, tl.zeros([RAYS, 16], ACC), DOT, ACC, PRECISION) + bias3[None, :]
                 c = 1 / (1 + tl.exp(-z))
-                dweight += tl.where(seen, tl.sum(g_rgb * c, 1), 0.0)
+                dweight += tl.where(seen, exchanged(tl.sum(g_rgb * c, 1)), 0.0)
                 dz3 = tl.where(seen, weight, 0.0)[:, None] * g_rgb * c * (1 - c)
                 dbias3 += tl.sum(dz3, 0)
                 dthird = dot(tl.trans(inner), dz3, dthird, DOT, ACC, PRECISION)
                 dy3 = dot(dz3, tl.trans(third), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * slope2
-                dbias2 += tl.sum(dy3, 0)
                 if RAY_GRADIENTS:
                     dalong += dy3
                 dturned = dot(tl.trans(dy3), seen_from, dturned, DOT, ACC, PRECISION)
                 dsecond = dot(tl.trans(hidden), dy3, dsecond, DOT, ACC, PRECISION)
                 dh = dot(dy3, tl.trans(second), tl.zeros([RAYS, H], ACC), DOT, ACC, PRECISION) * slope1
-                dbias1 += tl.sum(dh, 0)
+                dsums = dot(tl.trans(dh), ones, dsums, DOT, ACC, PRECISION)
                 dwx, gx_x, gy_x, gz_x = first_layer_gradient(
                     dwx, dh, value_x, slope_x, plane_x, vector_x, own_planes, own_vectors,
                     own_dplanes, own_dvectors, wx,
@@ -361,8 +369,7 @@ def march_backward(
     store_sum(dw2 + program * H * H, dsecond, H, H)
     store_sum(dwd + program * H * E, dturned, H, E)
     store_sum(dw3 + program * H * 16, dthird, H, 16)
-    tl.store(db1 + program * H + tl.arange(0, H), dbias1)
-    tl.store(db2 + program * H + tl.arange(0, H), dbias2)
+    store_sum(db1 + program * H * 16, dsums, H, 16)
     tl.store(db3 + program * 16 + channel, dbias3)
     tl.store(dbias + program, tl.sum(dlift, 0))
 
@@ -445,24 +452,24 @@ def launch_backward(
     part = lambda *shape: planes.new_empty(count_of, *shape, dtype=kind)
     (channels, width), turned = w1.shape[1:], wd.shape[0]
     parts = [
-        part(), part(3, width, channels), part(width), part(width, width), part(width, turned), part(width),
-        part(width, 16), part(16),
+        part(), part(3, width, channels), part(width, 16), part(width, width), part(width, turned), part(width, 16),
+        part(16),
     ]  # fmt: skip
-    dbias, dw1, db1, dw2, dwd, db2, dw3, db3 = parts
+    dbias, dw1, db1, dw2, dwd, dw3, db3 = parts
     rays = [planes.new_empty(x.shape, dtype=kind) for x in (origins, directions, near, far) if ray_gradients]
     with on_device(planes):
         march_backward[(count_of,)](
             field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed,
             rgb, depth, opacity, distortion,
             *(x.contiguous() for x in (grad_rgb, grad_depth, grad_opacity, grad_distortion)),
-            dfield, dbias, *grids, dw1, db1, dw2, dwd, db2, dw3, db3, *(rays or [None] * 4),
+            dfield, dbias, *grids, dw1, db1, dw2, dwd, dw3, db3, *(rays or [None] * 4),
             *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
             min_weight, _opaque(planes.dtype),
             USED=used, RAY_GRADIENTS=ray_gradients, **sizes,
             **_switches(field, planes, w1, wd, frequencies, seed, shared),
         )  # fmt: skip
-    dbias, dw1, db1, dw2, dwd, db2, dw3, db3 = (x.sum(0) for x in parts)
-    network = dw1.mT, db1, dw2, dwd.mT, db2, dw3, db3
+    dbias, dw1, db1, dw2, dwd, dw3, db3 = (x.sum(0) for x in parts)
+    network = dw1.mT, db1[:, 0], dw2, dwd.mT, dwd[:, -1], dw3, db3  # the last feature of directions is one
     inputs = field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3
     grads = dfield, dbias.reshape(bias.shape), *grids, *network
     return [*(grad.to(x.dtype).contiguous() for x, grad in zip(inputs, grads)), *rays]
