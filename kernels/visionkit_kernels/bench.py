@@ -222,7 +222,9 @@ def write(path: Path, content: dict) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line a case; with ``--json`` the rows are rewritten after each."""
     parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument(
+        "--op", nargs="+", choices=CASES, default=list(CASES), metavar="OP", help=f"{', '.join(CASES)}; default: all"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to this file, and pictures beside")
     parser.add_argument("--seconds", type=float, default=600, help="start no case after so long (default: 600)")
     parser.add_argument("--tune", action="store_true", help="first find the fastest tiles, see visionkit_kernels.tune")

@@ -61,6 +61,10 @@ def test_usual_configurations_compile(cases):
     for row in rows if triton.__version__.startswith("3.8.") else ():
         if row["case"] in AT_ONCE and row["architecture"] == 90:
             assert row["programs"] <= 132 * programs_at_once(row), row
+        if row["kernel"] == "march_backward" and row["architecture"] == 90:
+            assert row["barriers"] <= 64, (
+                row
+            )  # 223 where threads exchange what each use makes of a value, not the value
 
 
 @pytest.mark.slow
