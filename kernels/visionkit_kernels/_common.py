@@ -134,6 +134,13 @@ def dot(a, b, acc, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
 
 
 @triton.jit
+def exchanged(x):
+    """x itself, in the layout that its uses want. Threads exchange it here, once, and not what each use makes of it:
+    the layout of a product does not go through a new axis."""
+    return tl.reshape(x[None], x.shape)
+
+
+@triton.jit
 def load_tile(x, rows, columns, row_stride, column_stride, row_count, column_count):
     """A tile of a matrix, zero outside."""
     mask = (rows < row_count)[:, None] & (columns < column_count)[None, :]

@@ -7,6 +7,8 @@ A lookup at cell i and a share f of the way to the next has as coordinates i + f
 import triton
 import triton.language as tl
 
+from visionkit_kernels._common import exchanged
+
 
 @triton.jit
 def cell(place, R):
@@ -14,13 +16,6 @@ def cell(place, R):
     below = tl.floor(place)
     # far outside is all the same, and would not fit an integer
     return tl.minimum(tl.maximum(below, -2.0), R + 1.0).to(tl.int32), place - below
-
-
-@triton.jit
-def exchanged(x):
-    """x itself, in the layout that its uses want. Threads exchange it here, once, and not what each use makes of it:
-    layouts of products do not go through a new axis."""
-    return tl.reshape(x[None], x.shape)
 
 
 @triton.jit

@@ -4,9 +4,8 @@
 import triton
 import triton.language as tl
 
-from visionkit_kernels._common import dot
+from visionkit_kernels._common import dot, exchanged
 from visionkit_kernels._grids import (
-    exchanged,
     plane_colour,
     plane_colour_gradient,
     plane_slopes,

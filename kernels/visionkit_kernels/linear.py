@@ -39,6 +39,7 @@ from visionkit_kernels._common import (
     does_not_compile,
     dot,
     dot_types,
+    exchanged,
     feature,
     feature_slope,
     little_shared_memory,
@@ -60,9 +61,8 @@ from visionkit_kernels.tiles import capability, chosen
 FEATURES = ("elu", "relu", "exp", "relu2", "none")
 LARGEST_HEAD = 128
 USUAL_HEAD = 64  # the state of a larger one only just fits, see config
-# Four warps have no registers left for the tiles of a branch and a gate: more warps take them, or smaller tiles.
+# Four warps have no registers left for the tiles of a branch and a gate: forward in half precision, backward in others.
 GATED = dict(num_warps=8, maxnreg=None, PROGRAMS=2)
-GATED_BACKWARD = dict(ROWS=16, num_warps=4, PROGRAMS=2)
 OUTPUTS = ("sum", "rms", "none", "mala")
 
 
@@ -97,6 +97,8 @@ def _back(
     by_state, by_z, angles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROTARY: tl.constexpr, TURN_Z: tl.constexpr
 ):  # fmt: skip
     """Gradient of the features from that of the state, which saw them turned, and that of z."""
+    if ROTARY:
+        by_state = exchanged(by_state)
     if not ROTARY:
         y = by_state + by_z
     elif TURN_Z:
@@ -166,6 +168,8 @@ def apply_state(
             factor = load_tile(gate + first * tn, rows, columns_v, tn, td, left, dim_v)
         raw, plain, turned, _ = _features(q, table, first, rows, columns, qn, qd, left, dim, ROWS, D, MAP, ROTARY, ACC)
         a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
+        if GATED:  # else it is exchanged when it is stored
+            a = exchanged(a)
         if OUTPUT == "sum" or OUTPUT == "mala":
             z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
         # factors of a row are put together before they meet its channels
@@ -226,7 +230,7 @@ def backward_queries(
         if not KEEP:
             s = load_tile(state + head * dim * dim_v, columns, columns_v, dim_v, 1, dim, dim_v).to(DOT)
         if OUTPUT != "none":
-            a = dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
+            a = exchanged(dot(turned, s, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION))
         if OUTPUT == "sum" or OUTPUT == "mala":
             z = tl.sum((turned if TURN_Z else plain) * m[None, :], 1) * scale
         if OUTPUT == "sum":
@@ -265,7 +269,7 @@ def backward_queries(
             dm += column_sums((turned if TURN_Z else plain) * dz[:, None], ROWS, D)
             dx = _back(dx, dz[:, None] * m[None, :], angles, ROWS, D, ROTARY, TURN_Z)
         elif ROTARY:
-            dx = turn_back(dx, angles, ROWS, D)
+            dx = turn_back(exchanged(dx), angles, ROWS, D)
         store_tile(dq + first * rn, dx * feature_slope(raw, plain, MAP), rows, columns, rn, rd, left, dim)
     own = split * part
     if SUM_S:
@@ -342,7 +346,8 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
     elif kernel == "reduce":
         sizes.update(num_warps=4, num_stages=3 if dtype in HALF else 2, maxnreg=128 if dtype in HALF else None)
     else:
-        sizes.update(num_warps=4, num_stages=1)
+        usual_keys = kernel == "backward keys" and dtype in HALF
+        sizes.update(num_warps=4, num_stages=1, maxnreg=128 if usual_keys else None)
     return chosen(f"linear {kernel}", sizes, dtype, device)
 
 
@@ -432,8 +437,8 @@ def launch_backward(
     dlocal, dgate = gating or (None, None)
     with on_device(q):
         sizes = config("backward queries", dim, dim_v, q.dtype, q.device)
-        if gate is not None:
-            sizes.update(GATED_BACKWARD if q.dtype in HALF and max(dim, dim_v) <= USUAL_HEAD else GATED)
+        if gate is not None and q.dtype not in HALF:
+            sizes.update(GATED)
         tiles, splits = cut(queries, sizes["ROWS"], batch * heads, q.device, sizes.pop("PROGRAMS"))
         parts = _parts(q, splits, batch * heads, dim, dim_v)
         rest = None if sizes["SUM_S"] else q.new_empty(batch, heads, queries, dim_v, dtype=_operand(q.dtype))

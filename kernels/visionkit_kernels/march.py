@@ -28,12 +28,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionkit_kernels._common import NAN, dot, dot_types, little_shared_memory, on_device, padded, programs, sum_type
+from visionkit_kernels._common import (
+    NAN,
+    dot,
+    dot_types,
+    exchanged,
+    little_shared_memory,
+    on_device,
+    padded,
+    programs,
+    sum_type,
+)
 from visionkit_kernels._grids import (
     cell,
     density_at,
     density_slopes,
-    exchanged,
     plane_gradient,
     volume_gradient,
 )
