@@ -18,10 +18,12 @@ from torch import Tensor
 from visionkit_kernels._common import (
     HALF,
     NAN,
+    column_sums,
     cut,
     does_not_compile,
     dot,
     dot_types,
+    exchanged,
     exponential,
     little_shared_memory,
     load_tile,
@@ -98,7 +100,7 @@ def nala_reduce(
     v += head // heads * vb + head % heads * vh
     columns, columns_v = tl.arange(0, D), tl.arange(0, DV)
     s0, s1 = tl.zeros([D, DV], ACC), tl.zeros([D, DV], ACC)
-    m0, m1 = tl.zeros([D], ACC), tl.zeros([D], ACC)
+    m0, m1 = tl.zeros([16, D], ACC), tl.zeros([16, D], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         key = load_tile(k, rows, columns, kn, kd, tokens, dim).to(ACC)
@@ -108,13 +110,13 @@ def nala_reduce(
         k0, k1 = tl.maximum(cube, 0.0, NAN), tl.maximum(-cube, 0.0, NAN)
         s0 = dot(tl.trans(_turned(k0, angles, ROWS, D, ROTARY)), value, s0, DOT, ACC, PRECISION)
         s1 = dot(tl.trans(_turned(k1, angles, ROWS, D, ROTARY)), value, s1, DOT, ACC, PRECISION)
-        m0 += tl.sum(k0, 0)
-        m1 += tl.sum(k1, 0)
+        m0 += column_sums(exchanged(k0), ROWS, D)
+        m1 += column_sums(exchanged(k1), ROWS, D)
     place = state + program * 2 * dim * dim_v
     store_tile(place, s0 / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
     store_tile(place + dim * dim_v, s1 / tokens, columns, columns_v, dim_v, 1, dim, dim_v)
-    tl.store(key_mean + program * 2 * dim + columns, m0 / tokens, mask=columns < dim)
-    tl.store(key_mean + program * 2 * dim + dim + columns, m1 / tokens, mask=columns < dim)
+    tl.store(key_mean + program * 2 * dim + columns, tl.sum(m0, 0) / tokens, mask=columns < dim)
+    tl.store(key_mean + program * 2 * dim + dim + columns, tl.sum(m1, 0) / tokens, mask=columns < dim)
 
 
 @triton.jit
@@ -167,7 +169,7 @@ def nala_backward_queries(
     m0 = tl.load(key_mean + head * 2 * dim + columns, mask=columns < dim, other=0.0)
     m1 = tl.load(key_mean + head * 2 * dim + dim + columns, mask=columns < dim, other=0.0)
     ds0, ds1 = tl.zeros([D, DV], ACC), tl.zeros([D, DV], ACC)
-    dm0, dm1 = tl.zeros([D], ACC), tl.zeros([D], ACC)
+    dm0, dm1 = tl.zeros([16, D], ACC), tl.zeros([16, D], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
         rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         raw = load_tile(q, rows, columns, qn, qd, tokens, dim).to(ACC)
@@ -179,17 +181,17 @@ def nala_backward_queries(
         share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)
         share = tl.where(rows < tokens, share, 0.0)  # else 0 times infinity, where eps is 0
         a = dot(t0, s0, tl.zeros([ROWS, DV], ACC), DOT, ACC, PRECISION)
-        a = dot(t1, s1, a, DOT, ACC, PRECISION)
+        a = exchanged(dot(t1, s1, a, DOT, ACC, PRECISION))
         da = g * share[:, None]
         dz = -tl.sum(da * a, 1) * share
         ds0 = dot(tl.trans(t0), da, ds0, DOT, ACC, PRECISION)
         ds1 = dot(tl.trans(t1), da, ds1, DOT, ACC, PRECISION)
-        dm0 += tl.sum(q0 * dz[:, None], 0)
-        dm1 += tl.sum(q1 * dz[:, None], 0)
+        dm0 += column_sums(q0 * dz[:, None], ROWS, D)
+        dm1 += column_sums(q1 * dz[:, None], ROWS, D)
         d0 = dot(da, tl.trans(s0), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
         d1 = dot(da, tl.trans(s1), tl.zeros([ROWS, D], ACC), DOT, ACC, PRECISION)
-        d0 = _turned_back(d0, angles, ROWS, D, ROTARY) + dz[:, None] * m0[None, :]
-        d1 = _turned_back(d1, angles, ROWS, D, ROTARY) + dz[:, None] * m1[None, :]
+        d0 = _turned_back(exchanged(d0), angles, ROWS, D, ROTARY) + dz[:, None] * m0[None, :]
+        d1 = _turned_back(exchanged(d1), angles, ROWS, D, ROTARY) + dz[:, None] * m1[None, :]
         dvalue = tl.where(raw > 0, d0, tl.where(raw < 0, d1, 0.0))
         # through the power, to direction and exponent, and through both to q
         slope = dvalue * value * exponent[:, None] / tl.where(size > 0, size, 1.0)
@@ -202,8 +204,8 @@ def nala_backward_queries(
     place = dstate + program * 2 * dim * dim_v
     store_tile(place, ds0, columns, columns_v, dim_v, 1, dim, dim_v)
     store_tile(place + dim * dim_v, ds1, columns, columns_v, dim_v, 1, dim, dim_v)
-    tl.store(dkey_mean + program * 2 * dim + columns, dm0, mask=columns < dim)
-    tl.store(dkey_mean + program * 2 * dim + dim + columns, dm1, mask=columns < dim)
+    tl.store(dkey_mean + program * 2 * dim + columns, tl.sum(dm0, 0), mask=columns < dim)
+    tl.store(dkey_mean + program * 2 * dim + dim + columns, tl.sum(dm1, 0), mask=columns < dim)
 
 
 @triton.jit
@@ -253,10 +255,14 @@ def _sizes(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, rotary: bool) 
     """
     wide, full = max(dim, dim_v) > 32, dtype not in HALF
     sizes = {
-        "reduce": dict(ROWS=32, num_warps=4, num_stages=2, PROGRAMS=2 if wide else 3),
+        "reduce": dict(ROWS=32, num_warps=4, num_stages=2, PROGRAMS=2 if wide else 4),
         "apply": dict(ROWS=64, num_warps=4, num_stages=1, PROGRAMS=2 if wide else 3),
         "backward queries": dict(
-            ROWS=32 if wide and not full else 16, num_warps=8 if wide else 4, num_stages=1, PROGRAMS=1 if wide else 3
+            ROWS=32 if wide and not full else 16,
+            num_warps=8 if wide else 4,
+            num_stages=1,
+            PROGRAMS=1 if wide else 3,
+            maxnreg=None if wide or full else 168,
         ),
         "backward keys": dict(ROWS=32 if wide and full else 64, num_warps=8, num_stages=1, PROGRAMS=1 if wide else 2),
     }[kernel]
