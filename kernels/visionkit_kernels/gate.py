@@ -265,7 +265,8 @@ def march_launches(dtype: torch.dtype, kind: str, batch: int = 2, ray_gradients:
     new = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device="meta")
     rays, size, c, w = 14_400, 48, 32, 64
     field = new(batch, size, size, size) if kind == "vector_matrix" else new(batch, 3, size, size)
-    grids = new(3, batch, size, size, c, dtype=dtype), new(3, batch, size, c, dtype=dtype)
+    length = size if kind == "vector_matrix" else 0
+    grids = new(3, batch, size, size, c, dtype=dtype), new(3, batch, length, c, dtype=dtype)
     layers = (
         new(3, c, w, dtype=dtype), new(w), new(w, w, dtype=dtype), new(32, w, dtype=dtype), new(w),
         new(w, 16, dtype=dtype), new(16),

@@ -400,11 +400,10 @@ def config(planes: Tensor, backward: bool) -> dict:
 
 
 def _switches(
-    field: Tensor, planes: Tensor, w1: Tensor, wd: Tensor, frequencies: int, seed: Tensor | None, shared: bool
+    planes: Tensor, vectors: Tensor, w1: Tensor, wd: Tensor, frequencies: int, seed: Tensor | None, shared: bool
 ) -> dict:
     sizes = dict(C=planes.shape[-1], H=w1.shape[-1], E=wd.shape[0], FREQUENCIES=frequencies)
-    volume = field.shape[1] == field.shape[2]
-    return dict(sizes, VOLUME=volume, NOISE=seed is not None, SHARED=shared, **dot_types(planes.dtype))
+    return dict(sizes, VOLUME=vectors.numel() > 0, NOISE=seed is not None, SHARED=shared, **dot_types(planes.dtype))
 
 
 def _opaque(dtype: torch.dtype) -> float:
@@ -428,7 +427,7 @@ def launch_forward(
             field, bias, planes, vectors, w1, b1, w2, wd, b2, w3, b3, origins, directions, near, far, box, seed, *out,
             *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
             min_weight, _opaque(planes.dtype),
-            **sizes, **_switches(field, planes, w1, wd, frequencies, seed, shared),
+            **sizes, **_switches(planes, vectors, w1, wd, frequencies, seed, shared),
         )  # fmt: skip
     return out
 
@@ -476,7 +475,7 @@ def launch_backward(
             *near.stride(), *far.stride(), batch, count, samples, size, planes.stride(0), vectors.stride(0),
             min_weight, _opaque(planes.dtype),
             USED=used, RAY_GRADIENTS=ray_gradients, **sizes,
-            **_switches(field, planes, w1, wd, frequencies, seed, shared),
+            **_switches(planes, vectors, w1, wd, frequencies, seed, shared),
         )  # fmt: skip
     dbias, dw1, db1, dw2, dwd, dw3, db3 = (x.sum(0) for x in parts)
     network = dw1.mT, db1[:, 0], dw2, dwd.mT, dwd[:, -1], dw3, db3  # the last feature of directions is one
@@ -578,7 +577,7 @@ def march_rays(
     size = planes.shape[-1]
     colours = _filled(planes.permute(0, 1, 3, 4, 2), (3, batch, size, size, c), dtype)
     if vectors is None:
-        lines = colours.new_zeros(3, 1, 1, c)
+        lines = colours.new_empty(3, 0, 0, c)
     else:
         lines = _filled(vectors[..., 0].permute(0, 1, 3, 2), (3, batch, size, c), dtype)
     rays_of = [x.to(kind).contiguous() for x in (origins, directions)]
