@@ -9,6 +9,7 @@ from visionkit_kernels._grids import (
     plane_colour,
     plane_colour_gradient,
     plane_slopes,
+    reaches,
     vector_colour,
     vector_colour_gradient,
     vector_colour_slope,
@@ -150,6 +151,8 @@ def first_layer_gradient(
         vector_colour_gradient(dvectors + own_vector, dx * plane, iv, fv, seen, R, C, USED, ACC)
         if RAY_GRADIENTS:
             gv = vector_colour_slope(vectors + own_vector, dx * plane, iv, seen, R, C, ACC)
+    else:  # density may come from a bias alone: samples outside would all add zeros to the same cells at the edge
+        seen &= reaches(iw, R) & reaches(ih, R)
     plane_colour_gradient(dplanes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, USED, ACC)
     if RAY_GRADIENTS:
         gw, gh = plane_slopes(planes + own_plane, dx * vector, iw, fw, ih, fh, seen, R, C, ACC)

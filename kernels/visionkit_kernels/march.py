@@ -39,13 +39,7 @@ from visionkit_kernels._common import (
     programs,
     sum_type,
 )
-from visionkit_kernels._grids import (
-    cell,
-    density_at,
-    density_slopes,
-    plane_gradient,
-    volume_gradient,
-)
+from visionkit_kernels._grids import cell, density_at, density_slopes, plane_gradient, volume_gradient
 from visionkit_kernels._network import (
     direction_gradient,
     direction_tile,
