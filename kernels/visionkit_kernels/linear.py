@@ -97,14 +97,12 @@ def _back(
     by_state, by_z, angles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROTARY: tl.constexpr, TURN_Z: tl.constexpr
 ):  # fmt: skip
     """Gradient of the features from that of the state, which saw them turned, and that of z."""
-    if ROTARY:
-        by_state = exchanged(by_state)
     if not ROTARY:
         y = by_state + by_z
     elif TURN_Z:
-        y = turn_back(by_state + by_z, angles, ROWS, COLUMNS)
+        y = turn_back(exchanged(by_state) + by_z, angles, ROWS, COLUMNS)
     else:
-        y = turn_back(by_state, angles, ROWS, COLUMNS) + by_z
+        y = turn_back(exchanged(by_state), angles, ROWS, COLUMNS) + by_z
     return y
 
 
@@ -346,8 +344,7 @@ def config(kernel: str, dim: int, dim_v: int, dtype: torch.dtype, device: torch.
     elif kernel == "reduce":
         sizes.update(num_warps=4, num_stages=3 if dtype in HALF else 2, maxnreg=128 if dtype in HALF else None)
     else:
-        usual_keys = kernel == "backward keys" and dtype in HALF
-        sizes.update(num_warps=4, num_stages=1, maxnreg=128 if usual_keys else None)
+        sizes.update(num_warps=4, num_stages=1, maxnreg=128 if kernel == "backward keys" and dtype in HALF else None)
     return chosen(f"linear {kernel}", sizes, dtype, device)
 
 

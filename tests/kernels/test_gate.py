@@ -62,9 +62,8 @@ def test_usual_configurations_compile(cases):
         if row["case"] in AT_ONCE and row["architecture"] == 90:
             assert row["programs"] <= 132 * programs_at_once(row), row
         if row["kernel"] == "march_backward" and row["architecture"] == 90:
-            assert row["barriers"] <= 64, (
-                row
-            )  # 223 where threads exchange what each use makes of a value, not the value
+            # 223 where threads exchange what each use makes of a value, and not the value
+            assert row["barriers"] <= 64, row
 
 
 @pytest.mark.slow

@@ -71,13 +71,13 @@ def test_gradient_of_one_end_of_rays_alone():
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_grids(kind, size):
     assert_same_march(*scene(batch=1, rays=20, size=size, fog=True), kind=kind, num_samples=4)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_march_without_frequencies_of_directions():
     """On a device, a remainder of a division by zero is anything."""
     leaves, view = scene(batch=1, rays=20, frequencies=0)
