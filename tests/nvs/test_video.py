@@ -39,6 +39,12 @@ def test_the_sharp_frame_of_each_stretch_is_taken_and_stills_are_dropped(tmp_pat
     assert len(list(sharp_frames(still, 4))) == 1
 
 
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    """FFmpeg took "10:30.mp4" for what a protocol called 10 gives."""
+    monkeypatch.chdir(tmp_path)
+    assert len(dict(sharp_frames(write("10:30.mp4", [texture(10 * number) for number in range(4)]), 4))) == 4
+
+
 def test_what_is_no_video_is_named(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(VisionKitError, match="a.mp4: no frame"):

@@ -44,7 +44,7 @@ def sharp_frames(path: str | os.PathLike, count: int) -> Iterator[tuple[int, np.
 
 def _frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
     """All frames, BGR, upright."""
-    video = cv2.VideoCapture(os.fspath(path))
+    video = cv2.VideoCapture(os.path.abspath(path))  # FFmpeg takes what is before a colon for a protocol
     try:
         while True:
             good, frame = video.read()
@@ -81,7 +81,9 @@ class VideoWriter:
         if self.container is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary, options = self.open.enter_context(beside(self.path)), {"movflags": "faststart"}
-            self.container = self.open.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
+            self.container = self.open.enter_context(
+                av.open(os.path.abspath(temporary), "w", format="mp4", options=options)
+            )
             # with frames between others (bf) x264 chooses by memory that it never wrote, and no two runs are alike
             self.stream = self.container.add_stream("libx264", rate=self.fps, options={"crf": "18", "bf": "0"})
             self.stream.height, self.stream.width = frame.shape[:2]
