@@ -94,7 +94,7 @@ class ReIDEncoder(nn.Module):
         self, backbone: Mapping | nn.Module, num_classes: int, local: bool = True, bn_group_size: int | None = None
     ) -> None:
         super().__init__()
-        check_counts("model", 1, **given(bn_group_size=bn_group_size))
+        check_counts("model", 2, **given(bn_group_size=bn_group_size))  # of one image a norm learns nothing
         self.backbone = build_backbone(backbone)
         self.num_features: int = self.backbone.num_features
         self.bn_global = frozen_bias_norm(self.num_features)

@@ -97,7 +97,7 @@ class SourceReID(ReIDModel):
         bn_group_size: int | None = None,
     ) -> None:
         super().__init__(bmfn, label_smoothing)
-        check_counts("model", 1, **given(bn_group_size=bn_group_size))
+        check_counts("model", 2, **given(bn_group_size=bn_group_size))  # of one image a norm learns nothing
         self.losses = with_defaults(losses, SOURCE_LOSSES)
         self.backbone = build_backbone(backbone)
         self.bn = frozen_bias_norm(self.backbone.num_features)
