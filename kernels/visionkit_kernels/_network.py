@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from visionkit_kernels._common import dot, exchanged
+from visionkit_kernels._gelu import gelu_with_slope
 from visionkit_kernels._grids import (
     plane_colour,
     plane_colour_gradient,
@@ -14,33 +15,6 @@ from visionkit_kernels._grids import (
     vector_colour_gradient,
     vector_colour_slope,
 )
-
-
-@triton.jit
-def normal_cdf(x):
-    """The share of a normal distribution below x.
-
-    In float32 what lies beyond |x| is two to the power of a polynomial, off by 8e-7 at most: a third of what erf takes.
-    """
-    if x.dtype == tl.float64:
-        share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
-    else:
-        t = tl.abs(x)
-        power = (((-0.00050025945 * t + 0.0072823774) * t - 0.052343239) * t - 0.45941408) * t - 1.151052
-        beyond = tl.exp2(power * t - 1.0000019)
-        share = tl.where(x < 0, beyond, 1 - beyond)
-    return share
-
-
-@triton.jit
-def gelu(x):
-    return x * normal_cdf(x)
-
-
-@triton.jit
-def gelu_with_slope(x):
-    share = normal_cdf(x)
-    return x * share, share + x * 0.3989422804014327 * tl.exp2(x * x * -0.7213475204444817)
 
 
 @triton.jit

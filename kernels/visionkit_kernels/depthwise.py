@@ -8,6 +8,8 @@ turned around, and
 
     da_ijc = sum_hw dy_hwc x_(h+i)(w+j)c,   db_c = sum_hw dy_hwc.
 
+Where x is GELU of another map, whose gradient is dx times GELU's slope there, the pass that makes dx multiplies.
+
 A program walks down a strip of the map, for a block of channels. It holds the kernel, or all sums for its gradient, in
 registers, reads each row K times, moved by a column at a time (all but the first from the cache), and adds it to the K
 rows that it has a part in. The map passes through memory once; there is nothing to multiply as matrices.
@@ -17,9 +19,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from visionkit_kernels._common import cut, on_device, sum_options, sum_type
 from visionkit_kernels._direct import differentiable, direct
+from visionkit_kernels._gelu import gelu_with_slope
 from visionkit_kernels.tiles import chosen
 
 SIZES = (3, 5)
@@ -57,11 +61,12 @@ def _rows(x, row, columns, spots, xh, xw, xc, height, width, channels, K: tl.con
 
 @triton.jit(do_not_specialize=SIZES_OF_MAPS[:-2])
 def depthwise_kernel(
-    x, weight, bias, out, xb, xh, xw, xc, height, width, channels, runs, across, blocks, run,
+    x, weight, bias, before, out, xb, xh, xw, xc, height, width, channels, runs, across, blocks, run,
     K: tl.constexpr, TURNED: tl.constexpr, RESIDUAL: tl.constexpr,
     COLUMNS: tl.constexpr, C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The convolution of one part of a map; TURNED by half a turn the kernel takes gradients back."""
+    """The convolution of one part of a map; TURNED by half a turn the kernel takes gradients back, times GELU's slope
+    at a map ``before`` it, if there is one."""
     program = tl.program_id(0)
     spots = program % blocks * C + tl.arange(0, C)
     image, top, columns = _place(program // blocks, runs, across, run, COLUMNS)
@@ -78,6 +83,14 @@ def depthwise_kernel(
         sums = sums + (start,)
     for row in range(top - K // 2, bottom + K // 2, K):
         near = _rows(x + image * xb, row, columns, spots, xh, xw, xc, height, width, channels, K)
+        raw = ()
+        if before is not None:
+            place = before + image * height * width * channels
+            for i in tl.static_range(K):
+                here = row + i - K // 2
+                raw = raw + (
+                    _row(place, here, columns, spots, width * channels, channels, 1, top, bottom, width, channels),
+                )
         for i in tl.static_range(K):
             later = ()
             for j in tl.static_range(K):  # outputs from K // 2 rows above to K // 2 rows below
@@ -89,6 +102,8 @@ def depthwise_kernel(
                 else:
                     later = later + (y,)
             sums = later + (start,)
+            if before is not None:
+                done *= gelu_with_slope(raw[i].to(ACC))[1]
             here = row + i - K // 2
             inside = ((columns < width) & (here >= top) & (here < bottom))[:, None] & (spots < channels)[None, :]
             place = ((image * height + here) * width + columns)[:, None] * channels + spots[None, :]
@@ -155,14 +170,17 @@ def _sizes(way: str, x: Tensor, weight: Tensor) -> tuple[dict, tuple[int, int, i
     return sizes, (runs, triton.cdiv(width, columns), triton.cdiv(channels, c), triton.cdiv(height, runs)), programs
 
 
-def launch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, turned: bool = False) -> Tensor:
-    """The convolution, (B, H, W, C), in the type of x; with the kernel turned, its transpose."""
+def launch_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, turned: bool = False, before: Tensor | None = None
+) -> Tensor:
+    """The convolution, (B, H, W, C), in the type of x; with the kernel turned, its transpose, times GELU's slope at the
+    map ``before``."""
     out, bias = x.new_empty(x.shape), None if bias is None else bias.contiguous()
     sizes, (runs, across, blocks, run), _ = _sizes("forward", x, weight)
     with on_device(x):
         depthwise_kernel[(x.shape[0] * runs * across * blocks,)](
-            x, weight.flatten(1).t().contiguous(), bias, out, *x.stride(), *x.shape[1:], runs, across, blocks, run,
-            TURNED=turned, RESIDUAL=residual, **sizes,
+            x, weight.flatten(1).t().contiguous(), bias, before, out, *x.stride(), *x.shape[1:],
+            runs, across, blocks, run, TURNED=turned, RESIDUAL=residual, **sizes,
         )  # fmt: skip
     return out
 
@@ -181,14 +199,19 @@ def launch_weight(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     return entries.t().contiguous().view(weight.shape).to(weight.dtype), total.to(weight.dtype)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
-    """y in the type of x."""
-    return launch_convolution(x, weight, bias, residual)
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, gelu: bool) -> tuple[Tensor, Tensor]:
+    """y in the type of x, and GELU of x where it is taken, which the weight's gradient needs, else nothing."""
+    value = F.gelu(x.contiguous()) if gelu else x.new_empty(0)
+    return launch_convolution(value if gelu else x, weight, bias, residual), value
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor, x: Tensor, value: Tensor, weight: Tensor, residual: bool, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    return launch_convolution(grad, weight, None, residual, turned=True), *launch_weight(x, grad, weight)
+    before = x.contiguous() if gelu else None
+    dx = launch_convolution(grad, weight, None, residual, turned=True, before=before)
+    return dx, *launch_weight(value if gelu else x, grad, weight)
 
 
 depthwise_forward = torch.library.custom_op("visionkit_kernels::depthwise", forward, mutates_args=())
@@ -196,24 +219,24 @@ depthwise_backward = torch.library.custom_op("visionkit_kernels::depthwise_backw
 
 
 @depthwise_forward.register_fake
-def _(x, weight, bias, residual):  # noqa: ANN202
-    return x.new_empty(x.shape)
+def _(x, weight, bias, residual, gelu):  # noqa: ANN202
+    return x.new_empty(x.shape), x.new_empty(x.shape if gelu else 0)
 
 
 @depthwise_backward.register_fake
-def _(grad, x, weight, residual):  # noqa: ANN202
+def _(grad, x, value, weight, residual, gelu):  # noqa: ANN202
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, weight, bias, ctx.residual = inputs
+    x, weight, bias, *ctx.options = inputs
     ctx.biased = bias is not None
-    ctx.save_for_backward(x, weight)
+    ctx.save_for_backward(x, output[1], weight)
 
 
-def _backward(ctx, grad) -> tuple:
-    dx, dweight, dbias = direct(depthwise_backward, backward)(grad, *ctx.saved_tensors, ctx.residual)
-    return dx, dweight, dbias if ctx.biased else None, None
+def _backward(ctx, grad, *_) -> tuple:
+    dx, dweight, dbias = direct(depthwise_backward, backward)(grad, *ctx.saved_tensors, *ctx.options)
+    return dx, dweight, dbias if ctx.biased else None, None, None
 
 
 depthwise_forward.register_autograd(_backward, setup_context=_setup)
@@ -233,8 +256,11 @@ def refuses(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None
     return "a tensor is empty" if x.numel() == 0 else None
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False) -> Tensor:
-    """Depthwise convolution with zeros beyond the edges; with ``residual`` the map is added.
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: bool = False, gelu: bool = False
+) -> Tensor:
+    """Depthwise convolution with zeros beyond the edges; with ``residual`` the map is added, with ``gelu`` the map is
+    GELU of x.
 
     Args:
         x: (B, H, W, C), any strides.
@@ -244,4 +270,4 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, residu
     Returns:
         (B, H, W, C), in the type of ``x``. It has gradients for all tensors.
     """
-    return _run(x, weight, bias, residual)
+    return _run(x, weight, bias, residual, gelu)

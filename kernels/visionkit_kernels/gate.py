@@ -208,7 +208,7 @@ def matrix_launches(count: int) -> list[Launch]:
     return record(matrices, host)
 
 
-def depthwise_launches(dtype: torch.dtype, size: int, channels: int) -> list[Launch]:
+def depthwise_launches(dtype: torch.dtype, size: int, channels: int, gelu: bool = False) -> list[Launch]:
     """The convolution, its transpose and the sums of its weight's gradient."""
     from visionkit_kernels import depthwise
 
@@ -216,8 +216,8 @@ def depthwise_launches(dtype: torch.dtype, size: int, channels: int) -> list[Lau
     weight, bias = torch.empty(channels, 1, size, size, device="meta"), torch.empty(channels, device="meta")
 
     def host() -> None:
-        depthwise.forward(x, weight, bias, True)
-        depthwise.backward(torch.empty_like(x), x, weight, True)
+        depthwise.forward(x, weight, bias, True, gelu)
+        depthwise.backward(torch.empty_like(x), x, x, weight, True, gelu)
 
     return record(depthwise, host)
 
@@ -307,6 +307,7 @@ CASES = {
     "gaussian-fp32-32": lambda: gaussian_launches(torch.float32, 32, 49),
     "gaussian-fp32-64": lambda: gaussian_launches(torch.float32, 64, 49),
     "depthwise-bf16-3": lambda: depthwise_launches(torch.bfloat16, 3, 224),
+    "depthwise-gelu-bf16-3": lambda: depthwise_launches(torch.bfloat16, 3, 224, gelu=True),
     "depthwise-bf16-5": lambda: depthwise_launches(torch.bfloat16, 5, 64),
     "depthwise-fp32-5": lambda: depthwise_launches(torch.float32, 5, 64),
     "layer-norm-bf16-64": lambda: norm_launches(torch.bfloat16, 64),

@@ -39,13 +39,13 @@ from visionkit_kernels._common import (
     programs,
     sum_type,
 )
+from visionkit_kernels._gelu import gelu
 from visionkit_kernels._grids import cell, density_at, density_slopes, plane_gradient, volume_gradient
 from visionkit_kernels._network import (
     direction_gradient,
     direction_tile,
     first_layer,
     first_layer_gradient,
-    gelu,
     kept,
     store_sum,
     weight_tile,

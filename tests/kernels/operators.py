@@ -29,7 +29,8 @@ def _map(*weights):
 
 
 OPERATORS = {
-    "depthwise": lambda: (depthwise.depthwise_forward, (*_map((8, 1, 3, 3), (8,)), True)),
+    "depthwise": lambda: (depthwise.depthwise_forward, (*_map((8, 1, 3, 3), (8,)), True, False)),
+    "depthwise of GELU": lambda: (depthwise.depthwise_forward, (*_map((8, 1, 3, 3), (8,)), True, True)),
     "norm": lambda: (norm.norm_forward, (*_map((8,), (8,)), 1e-6, torch.bfloat16)),
     "mala": lambda: (linear.linear_forward, (*_heads(16, 16, 8), *[None] * 3, "elu", "mala", False, 0.25, 1e-6)),
     "mala, gated": lambda: (

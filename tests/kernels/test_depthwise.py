@@ -33,6 +33,19 @@ def test_convolution(dtype, size, shape, order, residual, monkeypatch):
     assert_same_forms(convolution, tensors(size, shape, dtype, order), residual=residual)
 
 
+@pytest.mark.parametrize(
+    "dtype, size, shape, order, residual",
+    [
+        (torch.float64, 3, (2, 5, 17, 40), "heads", True),
+        (torch.float32, 5, (1, 3, 17, 8), "channels", False),
+        (torch.bfloat16, 3, (1, 5, 5, 8), "tokens", True),
+    ],
+)
+def test_convolution_of_gelu(dtype, size, shape, order, residual, monkeypatch):
+    monkeypatch.setattr(depthwise, "RUN", 3)
+    assert_same_forms(convolution, tensors(size, shape, dtype, order), residual=residual, gelu=True)
+
+
 def test_images_and_channels_that_fill_their_blocks():
     assert_same_forms(convolution, tensors(3, (2, 2, 3, 64), torch.float64), residual=True)
 

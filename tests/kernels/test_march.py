@@ -17,7 +17,7 @@ from kernels.marching import (
     rays_as_leaves,
     scene,
 )
-from visionkit_kernels._network import gelu_with_slope
+from visionkit_kernels._gelu import gelu_with_slope
 
 from visionkit.errors import VisionKitError
 

@@ -89,14 +89,14 @@ def fold_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple
 
 
 class DepthwiseConv(nn.Conv2d):
-    """Depthwise k x k convolution of a map (B, H, W, C); with ``residual`` the map is added."""
+    """Depthwise k x k convolution of a map (B, H, W, C), or of GELU of it; with ``residual`` the map is added."""
 
     def __init__(self, dim: int, kernel_size: int, residual: bool = False) -> None:
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.residual = residual
 
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv(x, self.weight, self.bias, residual=self.residual)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        return depthwise_conv(x, self.weight, self.bias, residual=self.residual, gelu=gelu)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -119,7 +119,12 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
-        return linear(self.fc2, self.dwconv(linear_gelu(self.fc1, x)), gamma, onto)
+        own = type(self.dwconv) is DepthwiseConv and not has_hooks(self.dwconv)
+        if own and not suits_onednn(self.fc1, x):  # which takes GELU along with its product
+            y = self.dwconv(self.fc1(x), gelu=True)
+        else:
+            y = self.dwconv(linear_gelu(self.fc1, x))
+        return linear(self.fc2, y, gamma, onto)
 
 
 def add_branch(x: Tensor, drop: nn.Module, branch: Callable[..., Tensor], *inputs: Tensor | Rotary) -> Tensor:

@@ -8,7 +8,9 @@ from visionkit.ops import dispatch
 from visionkit.ops.precision import product_dtype, types_agree
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False) -> Tensor:
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False, gelu: bool = False
+) -> Tensor:
     """Convolution of every channel with a kernel of its own, with zeros beyond the edges.
 
         y_hwc = b_c + sum_ij a_ijc x_(h+i)(w+j)c,   i, j = -k/2 .. k/2;   with a residual x + y
@@ -18,6 +20,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, res
         weight: (C, 1, k, k), k odd. Under autocast it may be of another type than ``x``.
         bias: (C,) or None.
         residual: whether x is added.
+        gelu: whether GELU is taken of x first, the exact one.
 
     Returns:
         (B, H, W, C).
@@ -25,7 +28,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, res
     weights = (weight,) if bias is None else (weight, bias)
     # if types do not agree PyTorch says so
     if types_agree(x, *weights) and (run := dispatch.kernel("depthwise_conv", x, *weights)):
-        return run(x if residual else x.to(product_dtype(x)), weight, bias, residual)
+        return run(x if residual else x.to(product_dtype(x)), weight, bias, residual, gelu)
+    x = F.gelu(x) if gelu else x
     if residual and _is_exact(x, weight):
         return _convolve(x, weight + unit_kernel(weight), bias)
     y = _convolve(x, weight, bias)
