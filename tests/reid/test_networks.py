@@ -265,6 +265,7 @@ def test_wrong_options(options, message):
         (dict(losses=dict(triplet=-1)), "losses: triplet=-1"),
         (dict(label_smoothing=1.5), "label_smoothing=1.5; expected a number from 0 to 1"),
         (dict(label_smoothing=-1), "label_smoothing=-1"),
+        (dict(bn_group_size=0), "bn_group_size=0; expected a whole number of at least 2"),
         (dict(bn_group_size=1), "bn_group_size=1; expected a whole number of at least 2"),
         (dict(bn_group_size="x"), "bn_group_size='x'"),
     ],
