@@ -85,11 +85,11 @@ def depthwise_kernel(
         near = _rows(x + image * xb, row, columns, spots, xh, xw, xc, height, width, channels, K)
         raw = ()
         if before is not None:
-            place = before + image * height * width * channels
+            own = before + image * height * width * channels
             for i in tl.static_range(K):
                 here = row + i - K // 2
                 raw = raw + (
-                    _row(place, here, columns, spots, width * channels, channels, 1, top, bottom, width, channels),
+                    _row(own, here, columns, spots, width * channels, channels, 1, top, bottom, width, channels),
                 )
         for i in tl.static_range(K):
             later = ()

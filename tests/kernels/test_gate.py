@@ -15,7 +15,7 @@ QUICK = dict(
     mala=["mala-bf16-64", "mala-one-head", "mala-gated-bf16-64", "mala-gated-bf16-128", "mala-gated-fp32-128"],
     linear=["linear-bf16-64", "norm-fp16-32"],
     sigmoid=["sigmoid-bf16-64", "sigmoid-bf16-128"],
-    maps=["depthwise-bf16-3", "layer-norm-bf16-64", "rotary-bf16-64"],
+    maps=["depthwise-bf16-3", "depthwise-gelu-bf16-3", "layer-norm-bf16-64", "rotary-bf16-64"],
     others=["gaussian-bf16-32", "matrices", "nala-bf16-32"],
 )
 # Whose work is cut so that all programs run at once, as Triton 3.8 compiles them: those left over would take as long

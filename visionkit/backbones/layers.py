@@ -120,7 +120,7 @@ class ConvFFN(nn.Module):
     def forward(self, x: Tensor, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
         own = type(self.dwconv) is DepthwiseConv and not has_hooks(self.dwconv)
-        if own and not suits_onednn(self.fc1, x):  # which takes GELU along with its product
+        if own and torch.is_grad_enabled():  # GELU's gradient is one pass with the convolution's
             y = self.dwconv(self.fc1(x), gelu=True)
         else:
             y = self.dwconv(linear_gelu(self.fc1, x))
