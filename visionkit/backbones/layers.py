@@ -120,7 +120,8 @@ class ConvFFN(nn.Module):
     def forward(self, x: Tensor, gamma: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), times gamma (C,), added onto a map."""
         own = type(self.dwconv) is DepthwiseConv and not has_hooks(self.dwconv)
-        if own and torch.is_grad_enabled():  # GELU's gradient is one pass with the convolution's
+        # GELU's gradient is one pass with the convolution's; a trace, which is made with and without, is to be one
+        if own and (torch.is_grad_enabled() or torch.jit.is_tracing()):
             y = self.dwconv(self.fc1(x), gelu=True)
         else:
             y = self.dwconv(linear_gelu(self.fc1, x))
