@@ -112,6 +112,31 @@ def test_points_that_no_photo_was_matched_to_still_give_bounds(scene):
     assert seen.near == pytest.approx(matched.near, rel=0.1) and seen.far == pytest.approx(matched.far, rel=0.1)
 
 
+def test_points_that_no_photo_was_matched_to_tell_distances_too(scene):
+    bare = dataclasses.replace(scene, visible=(np.zeros(0, int),) * len(scene))
+    rays, told = (fitting.point_rays_of(each, [3], [scene.image(3)]) for each in (bare, scene))
+    ends = rays.origins + rays.directions * rays.distance[:, None]
+    assert torch.cdist(ends, torch.tensor(scene.points).float()).min(dim=1).values.max() < 1e-3
+    assert 0.4 * len(told.origins) < len(ends) < len(told.origins)  # those behind others are left out
+    rows, _ = fitting.split(scene)
+    rgb, _ = fitting.fit(bare, rows, SMALL).render(scene.camera(8))
+    truth = scene.image(8) / 255
+    assert np.mean((rgb - truth) ** 2) < 0.8 * truth.var()
+
+
+def test_points_behind_others_tell_no_distances_where_nobody_says_who_saw_them(scene):
+    camera = scene.camera(3)
+    line = camera.centre + camera.c2w[:, 2] * np.array([[1.0], [1.05], [2.0], [-1.0]])
+    one = dataclasses.replace(scene, points=line, visible=(np.zeros(0, int),) * len(scene))
+    assert fitting.point_rays_of(one, [3], [scene.image(3)]).distance.tolist() == pytest.approx([1, 1.05])
+
+
+def test_a_scanner_s_cloud_is_thinned(scene, monkeypatch):
+    monkeypatch.setattr(fitting, "MOST_POINTS", 50)
+    bare = dataclasses.replace(scene, visible=(np.zeros(0, int),) * len(scene))
+    assert 25 <= len(fitting.point_rays_of(bare, [3], [scene.image(3)]).origins) <= 50
+
+
 def test_a_capture_without_points_is_fitted_and_filmed_where_its_cameras_look(scene):
     rows, _ = fitting.split(scene)
     bare = dataclasses.replace(scene, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene))

@@ -35,6 +35,8 @@ FEWEST_VIEWS = 3
 SUBJECT = 0.6  # half side of the subject's box where no points tell it, in distances of the cameras from what they view
 INNER = 0.7  # share of each axis of the grid for the subject's box
 NEAR_SHARE = 0.75  # share of a ray's samples up to the subject's far end
+CELLS = 24  # along the long side of a photograph, to tell which points hide others
+MOST_POINTS = 5000  # of a photograph, of a cloud as dense as a scanner's
 DENSITY_SCALE = 25.0
 START = -0.15  # density's value before training, see SceneField.field
 
@@ -120,8 +122,6 @@ def find_bounds(scene: Scene, points: Rays) -> Bounds:
     """Bounds by the points that many photographs agree on, or by the cameras where there are none."""
     trusted = scene.points[scene.trusted_points()]
     distance = points.distance.numpy()
-    if len(distance) < 20:  # nobody says which photographs saw which points
-        distance = scene.distances_in_view(trusted)
     if len(trusted) < 20 or len(distance) < 20:
         normal = scene.normalised()
         near, far = normal.near / normal.scale, normal.far / normal.scale
@@ -150,13 +150,13 @@ def pixel_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Ra
 
 
 def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Rays:
-    """From photographs (H, W, 3) to the points that they were matched to, with colours and distances."""
+    """From photographs (H, W, 3) to the points that they show, with colours and distances."""
     parts = []
     for number, (row, picture) in enumerate(zip(rows, images)):
-        camera, points = scene.camera(row, picture.shape[:2]), scene.points[scene.visible[row]]
-        pixels, seen = camera.project(points)
-        place = torch.tensor(pixels[seen] * 2 / camera.size[::-1] - 1).float()  # [-1, 1] across the image
-        towards = points[seen] - camera.centre
+        camera = scene.camera(row, picture.shape[:2])
+        points, pixels = _points_in(scene, row, camera)
+        place = torch.tensor(pixels * 2 / camera.size[::-1] - 1).float()  # [-1, 1] across the image
+        towards = points - camera.centre
         image = torch.from_numpy(picture.copy()).float().movedim(-1, 0) / 255
         rgb = F.grid_sample(image[None], place[None, None], padding_mode="border", align_corners=False)[0, :, 0].T
         distance = np.linalg.norm(towards, axis=1)
@@ -165,6 +165,31 @@ def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Ra
         view = torch.full((len(directions),), number)
         parts.append(Rays(origins, directions, rgb, view, torch.tensor(distance).float()))
     return Rays(*(torch.cat(part) for part in zip(*parts)))
+
+
+def _points_in(scene: Scene, row: int, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """The points (M, 3) that a photograph was matched to, and its pixels (M, 2) where they lie.
+
+    Where nobody says which photographs saw which points, as in nerfstudio's files, those that nothing seems to hide.
+    """
+    told = any(map(len, scene.visible))
+    points = scene.points[scene.visible[row] if told else scene.trusted_points()]
+    pixels, seen = camera.project(points)
+    points, pixels = points[seen], pixels[seen]
+    if not told:
+        first = _in_front(pixels, np.linalg.norm(points - camera.centre, axis=1), camera.size)
+        first = first[:: len(first) // MOST_POINTS + 1]
+        points, pixels = points[first], pixels[first]
+    return points, pixels
+
+
+def _in_front(pixels: np.ndarray, distance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Indices of the points at pixels (M, 2) that are about as near as the nearest in their cell of the image."""
+    column, row = np.floor(pixels * CELLS / max(size)).astype(int).T
+    cell = row * CELLS + column
+    nearest = np.full(CELLS * CELLS, np.inf)
+    np.minimum.at(nearest, cell, distance)
+    return np.flatnonzero(distance <= 1.1 * nearest[cell])
 
 
 class Grid(nn.Module):
@@ -277,7 +302,7 @@ def split(scene: Scene) -> tuple[list[int], list[int]]:
     """Photographs to fit and those held out: every eighth by name.
 
     Raises:
-        VisionKitError: too few photographs.
+        VisionKitError: too few photographs, or all from one place.
     """
     held_out = list(range(0, len(scene), EVERY))
     fitted = [row for row in range(len(scene)) if row % EVERY]
@@ -285,6 +310,7 @@ def split(scene: Scene) -> tuple[list[int], list[int]]:
         raise VisionKitError(
             f"{scene.name}: {len(scene)} photos with a camera; --fit needs at least {FEWEST_VIEWS + 1}, better 20"
         )
+    scene.box()
     return fitted, held_out
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from visionkit.errors import VisionKitError
 from visionkit.nvs.captures import read_capture
 from visionkit.nvs.captures.scene import CENTRES, viewed_centre
+from visionkit.nvs.fit import split
 
 
 def test_unit_cube_holds_points_and_cameras_and_keeps_pixels(tmp_path):
@@ -42,11 +43,19 @@ def test_without_points_the_cameras_give_the_bounds(tmp_path):
     assert 0 < normal.near < 2 * normal.scale < normal.far
 
 
-def test_cameras_in_one_place_are_refused(tmp_path):
-    scene = read_capture(write_colmap(tmp_path / "a", points=0))
+@pytest.mark.parametrize("points", [0, 60])
+def test_cameras_in_one_place_are_refused(tmp_path, points):
+    scene = read_capture(write_colmap(tmp_path / "a", points=points))
     still = dataclasses.replace(scene, c2w=np.repeat(scene.c2w[:1], len(scene), axis=0))
-    with pytest.raises(VisionKitError, match="one place"):
-        still.normalised()
+    for what in (still.normalised, lambda: split(still)):
+        with pytest.raises(VisionKitError, match="all cameras stand in one place; walk"):
+            what()
+
+
+def test_one_camera_that_sees_points_is_no_camera_that_stands_still(tmp_path):
+    scene = read_capture(write_colmap(tmp_path / "a"))
+    normal = scene.subset([2]).normalised()
+    assert 0 < normal.near < normal.far and len(normal.scene) == 1
 
 
 def test_axes_meet_at_the_viewed_centre():

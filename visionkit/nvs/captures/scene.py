@@ -14,6 +14,7 @@ from visionkit.nvs.captures.photos import read_turned_photo
 NEAR_QUANTILE, FAR_QUANTILE = 0.001, 0.999
 NEAR_MARGIN, FAR_MARGIN = 0.9, 1.1
 BOX_QUANTILE = 0.95
+STANDING = 1e-6  # of the scene's size: cameras that walked no further stand in one place
 MIN_TRACK, FEWEST_POINTS = 10, 100
 CENTRES = "viewed", "cube"
 ROWS = "K", "sizes", "c2w", "distortion"  # arrays with a row for each photograph
@@ -32,7 +33,7 @@ class Scene:
         c2w: (N, 3, 4).
         distortion: (N, 8) of the lenses, OpenCV's k1, k2, p1, p2, k3, ..., k6; zeros for a pinhole.
         points: (P, 3) in world coordinates; P may be 0.
-        visible: for each photograph the points it was matched to, as indices (int).
+        visible: for each photograph the points it was matched to, as indices (int); none where nobody tells.
         skipped: (name, reason) of photographs that could not be used.
     """
 
@@ -141,20 +142,30 @@ class Scene:
         inside = (self.points[keep] >= low) & (self.points[keep] <= high)
         return keep[inside.all(axis=1)]
 
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """Corners (3,) and (3,) of the trusted points and all camera centres.
+
+        Raises:
+            VisionKitError: all cameras stand in one place, from which nothing tells how far things are.
+        """
+        everything = np.concatenate([self.points[self.trusted_points()], self.centres])
+        low, high = everything.min(axis=0), everything.max(axis=0)
+        side, walked = float((high - low).max()), float(np.ptp(self.centres, axis=0).max())
+        if not side > 0 or (len(self) > 1 and walked < STANDING * side):
+            raise VisionKitError(f"{self.name}: all cameras stand in one place; walk around the subject")
+        return low, high
+
     def normalised(self) -> "NormalisedScene":
         """The scene in a unit cube around the origin, with the distances between which it lies.
 
         The box of the trusted points and all camera centres gives the cube, the depths of what each camera sees the
         distances (NViST's own preparation).
         """
+        low, high = self.box()
         points = self.points[self.trusted_points()]
         everything = np.concatenate([points, self.centres])
-        low, high = everything.min(axis=0), everything.max(axis=0)
-        side = float((high - low).max())
-        if not side > 0:
-            raise VisionKitError(f"{self.name}: all cameras stand in one place; walk around the subject")
         near, far = self._near_far(everything) if len(points) else self._near_far_of_cameras()
-        centre, scale = (low + high) / 2, 1 / side
+        centre, scale = (low + high) / 2, 1 / float((high - low).max())
         return NormalisedScene(self.moved(centre, scale), near * scale, far * scale, centre, scale)
 
     def in_view(self, row: int, points: np.ndarray) -> np.ndarray:
@@ -164,10 +175,6 @@ class Scene:
         pixel = local @ self.K[row].T
         pixel = pixel[:, :2] / pixel[:, 2:]
         return local[((pixel >= 0) & (pixel < self.sizes[row][::-1])).all(axis=1)]
-
-    def distances_in_view(self, points: np.ndarray) -> np.ndarray:
-        """Of points (M, 3) from all the cameras that have them in view, one after the other."""
-        return np.concatenate([np.linalg.norm(self.in_view(row, points), axis=1) for row in range(len(self))])
 
     def _near_far(self, everything: np.ndarray) -> tuple[float, float]:
         """Distances that hold what the cameras see of ``everything`` (M, 3)."""
