@@ -61,8 +61,8 @@ def test_sub_folders_are_the_splits(tmp_path):
             cam = 5 if split == "query" else 9
             reid_trees.write_image(tmp_path / split / person / f"cam{cam}_1.jpg", 0)
     train, query = FolderReID(tmp_path, "train"), FolderReID(tmp_path, "query")
-    assert train.pids == [0, 1] and train.camids == [1, 1]
-    assert query.pids == FolderReID(tmp_path, "gallery").pids == [2] and query.camids == [0]
+    assert train.pids == [0, 1] and train.camids == [8, 8]  # cameras keep their numbers, counted from 0
+    assert query.pids == FolderReID(tmp_path, "gallery").pids == [2] and query.camids == [4]
 
 
 @pytest.mark.parametrize("in_splits", [False, True])
@@ -145,6 +145,38 @@ def test_errors(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(VisionKitError, match="lacks query, gallery"):
         FolderReID(tmp_path, "train")
+
+
+def test_pairs_of_images_are_asked_and_found(tmp_path):
+    for pid in range(8):
+        for cam in (1, 2):
+            reid_trees.write_image(tmp_path / f"{pid:03d}_c{cam}.jpg", pid)
+    query, gallery = (FolderReID(tmp_path, split) for split in ("query", "gallery"))
+    assert len(query) == len(gallery) == 4 and sorted(query.pids) == sorted(gallery.pids)
+    QueryGallery(dict(type="visionkit.FolderReID", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("images, asking", [((3, 1), [1]), ((1, 1, 1), [1, 2]), ((2, 2, 1), [0, 1, 2]), ((4,), [])])
+def test_every_query_finds_an_image_of_another_camera(tmp_path, images, asking):
+    for pid in range(4):
+        for cam, count in enumerate(images):
+            for frame in range(count):
+                reid_trees.write_image(tmp_path / f"{pid:03d}_c{cam + 1}_{frame}.jpg", pid)
+    reid_trees.write_image(tmp_path / "004_c1_0.jpg", 4)
+    reid_trees.write_image(tmp_path / "004_c2_0.jpg", 4)
+    gallery = FolderReID(tmp_path, "gallery", train_share=0.01)
+    query = FolderReID(tmp_path, "query", train_share=0.01)
+    assert sorted(camid for pid, camid in zip(query.pids, query.camids) if pid == 0) == asking
+    for pid, camid in zip(query.pids, query.camids):
+        assert {c for p, c in zip(gallery.pids, gallery.camids) if p == pid} - {camid}
+
+
+def test_cameras_keep_their_numbers(tmp_path):
+    for cam in ("0", "01", "5"):
+        reid_trees.write_image(tmp_path / "train" / f"0002_c{cam}_7.jpg", 0)
+    (tmp_path / "query").mkdir()
+    (tmp_path / "gallery").mkdir()
+    assert sorted(FolderReID(tmp_path, "train").camids) == [-1, 0, 4]
 
 
 def test_one_camera_gives_no_query(tmp_path):

@@ -38,6 +38,8 @@ def test_projection(tmp_path):
     pids = np.repeat([-1, 3, 5, 8], 6)
     path = draw_projection(r.standard_normal((24, 5)), pids, r.randint(0, 3, 24), tmp_path / "map.png")
     assert Image.open(path).width > 900
+    numbers = np.array([-1, -3, -5, -8])[np.searchsorted([-1, 3, 5, 8], pids)]  # -1 alone is noise
+    draw_projection(r.standard_normal((24, 5)), numbers, r.randint(0, 3, 24), tmp_path / "negative.png")
 
 
 def test_cameras_count_from_one_as_in_file_names(rows, tmp_path, monkeypatch):

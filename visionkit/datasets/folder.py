@@ -22,13 +22,15 @@ class FolderReID(ReIDDataset):
     are divided at random by a seed:
 
     - ``train``: all images of a share of the identities;
-    - ``query``: of each other identity that two or more cameras saw, one image per camera;
+    - ``query``: of each other identity that two or more cameras saw, one image per camera, but none that would leave
+      no image of another camera to be found;
     - ``gallery``: all other images of these other identities.
 
     The order is a hash of seed and name, so few identities change sides when new ones are added.
 
-    Identities and cameras may be words or numbers. Both are numbered in sorted order over the whole tree, but
-    identities keep their own numbers if all are numbers: -1 is then junk, and 0 an identity like any other.
+    Identities and cameras may be words or numbers. Numbers are kept if all are numbers, cameras then counting from 1
+    as everywhere in file names; identity -1 is junk, and 0 one like any other. Words are numbered in sorted order over
+    the whole tree.
 
     Args:
         pattern: Regular expression with the groups ``pid`` and ``camid``, searched in the path relative to the root
@@ -73,8 +75,8 @@ class FolderReID(ReIDDataset):
             found = {name: self._find(self.root / name) for name in SPLITS}
         else:
             found = {"all": self._find(self.root)}
-        pids = _numbers([pid for rows in found.values() for _, pid, _ in rows], keep=True)
-        cameras = _numbers([cam for rows in found.values() for _, _, cam in rows], keep=False)
+        pids = _numbers([pid for rows in found.values() for _, pid, _ in rows], first=0)
+        cameras = _numbers([cam for rows in found.values() for _, _, cam in rows], first=1)
         samples = {
             name: [Sample(path, pids[pid], cameras[cam]) for path, pid, cam in rows] for name, rows in found.items()
         }
@@ -97,32 +99,32 @@ class FolderReID(ReIDDataset):
         samples = [sample for sample in samples if sample.pid != -1]
         pids = sorted({sample.pid for sample in samples}, key=lambda pid: self._chance(names[pid]))
         train = set(pids[: round(self.train_share * len(pids))])
-        of_camera = defaultdict(list)  # (pid, camid) -> its test images
+        of_identity = defaultdict(lambda: defaultdict(list))  # pid -> camid -> its test images
         for sample in samples:
             if sample.pid not in train:
-                of_camera[sample.pid, sample.camid].append(sample)
-        cameras = defaultdict(int)
-        for pid, _ in of_camera:
-            cameras[pid] += 1
-        queries = {
-            min(rows, key=lambda sample: self._chance(Path(sample.path).name))
-            for (pid, _), rows in of_camera.items()
-            if cameras[pid] > 1
-        }
+                of_identity[sample.pid][sample.camid].append(sample)
+        queries = {sample for cameras in of_identity.values() for sample in self._queries(list(cameras.values()))}
         splits = {split: [] for split in SPLITS}
         for sample in samples:
             splits["train" if sample.pid in train else "query" if sample in queries else "gallery"].append(sample)
         return splits
 
+    def _queries(self, cameras: list[list[Sample]]) -> list[Sample]:
+        """Queries of one identity whose images are given by camera: those that find an image of another camera."""
+        most = max(range(len(cameras)), key=lambda number: len(cameras[number]))
+        others = cameras[:most] + cameras[most + 1 :]
+        asking = cameras if any(len(rows) > 1 for rows in others) else others
+        return [min(rows, key=lambda sample: self._chance(Path(sample.path).name)) for rows in asking]
+
     def _chance(self, name: str) -> str:
         return hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _numbers(words: list[str], keep: bool) -> dict[str, int]:
-    """Numbers for words: their own value where all are 64-bit numbers and ``keep``, else 0..n-1 in sorted order."""
+def _numbers(words: list[str], first: int) -> dict[str, int]:
+    """Numbers for words: their own value less ``first`` where all are 64-bit numbers, else 0..n-1 in sorted order."""
     numeric = all(re.fullmatch(r"-?\d+", word) for word in words)
-    if numeric and keep and all(abs(int(word)) < 1 << 63 for word in words):
-        return {word: int(word) for word in words}
+    if numeric and all(abs(int(word)) < 1 << 63 for word in words):
+        return {word: int(word) - first for word in words}
     values = sorted({int(word) if numeric else word for word in words})
     order = {value: number for number, value in enumerate(values)}
     return {word: order[int(word) if numeric else word] for word in words}

@@ -135,7 +135,7 @@ def draw_projection(
     from matplotlib.figure import Figure
 
     features, pids, camids = np.asarray(features), np.asarray(pids), np.asarray(camids)
-    names, counts = np.unique(pids[pids >= 0], return_counts=True)
+    names, counts = np.unique(pids[pids != -1], return_counts=True)
     shown = np.sort(names[np.argsort(-counts, kind="stable")[:SHOWN]])
     at = np.flatnonzero(np.isin(pids, shown))
     if len(at) < 4:
