@@ -13,6 +13,8 @@ from torch import Tensor
 
 from visionkit.errors import VisionKitError
 
+NARROWEST, WIDEST = 5, 150  # degrees across an image's long side that a lens of ours has
+
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
@@ -138,13 +140,15 @@ def rolled(camera: Camera) -> Camera:
 
 def field_of_view(focal: float, pixels: int) -> float:
     """Angle in degrees that ``pixels`` span at a focal length in pixels."""
-    return float(2 * np.degrees(np.arctan(pixels / (2 * focal))))
+    return float(2 * np.degrees(np.arctan2(pixels, 2 * focal)))
 
 
 def focal_from_field_of_view(degrees: float, pixels: int) -> float:
     """Inverse of [field_of_view]. Raises VisionKitError for an angle that no lens of ours has."""
-    if not 5 <= degrees <= 150:
-        raise VisionKitError(f"--fov {degrees:g}: expected degrees between 5 and 150, across the image's long side")
+    if not NARROWEST <= degrees <= WIDEST:
+        raise VisionKitError(
+            f"--fov {degrees:g}: expected degrees between {NARROWEST} and {WIDEST}, across the image's long side"
+        )
     return float(pixels / (2 * np.tan(np.radians(degrees) / 2)))
 
 

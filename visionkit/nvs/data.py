@@ -5,7 +5,6 @@ first; ``c2w`` (V, 3, 4) in the input view's frame; ``focal`` (V, 2); ``camera_p
 ``path``, the scene's name.
 """
 
-import dataclasses
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -130,7 +128,5 @@ def fitted_view(scene: Scene, row: int, img_size: tuple[int, int]) -> tuple[np.n
     camera = camera.resized(image.shape[:2])
     if (camera.size[1] - camera.size[0]) * (img_size[1] - img_size[0]) < 0:  # one is portrait, the other landscape
         camera, image = rolled(camera), np.rot90(image)
-    image = middle_of(image, img_size)
-    camera = dataclasses.replace(camera, size=image.shape[:2]).resized(img_size)
-    picture = Image.fromarray(image).resize(img_size[::-1], Image.Resampling.LANCZOS)
-    return np.asarray(picture), camera
+    image, scale = middle_of(image, img_size)
+    return image, Camera(camera.c2w, (camera.focal[0] / scale, camera.focal[1] / scale), img_size)

@@ -181,9 +181,8 @@ def crop(image: np.ndarray, focal: float, size: Sequence[int]) -> tuple[np.ndarr
         focal: focal length in pixels of ``image``.
         size: (height, width).
     """
-    scale = min(image.shape[0] / size[0], image.shape[1] / size[1])
-    part = Image.fromarray(middle_of(image, size))
-    return np.asarray(part.resize((size[1], size[0]), Image.Resampling.LANCZOS)), focal / scale
+    part, scale = middle_of(image, size)
+    return part, focal / scale
 
 
 def _scaled(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:

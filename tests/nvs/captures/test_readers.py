@@ -144,6 +144,19 @@ def test_wrong_frames_of_transforms_are_named(tmp_path):
     assert "rotation" in reasons["images/002.png"] and "FISHEYE" in reasons["images/004.png"]
 
 
+@pytest.mark.parametrize("focal", [0.8, 5000.0])
+def test_a_lens_that_nobody_has_leaves_its_photo_out(tmp_path, focal):
+    folder = write_transforms(tmp_path / "a")
+    content = json.loads((folder / "transforms.json").read_text())
+    content["frames"][1]["fl_x"] = focal
+    (folder / "transforms.json").write_text(json.dumps(content))
+    (_, reason), *others = read_capture(folder).skipped
+    assert "degrees by its focal length; expected 5 to 150" in reason and not others
+    cameras = [dataclasses.replace(camera, focal=(focal, focal)) for camera in arc()]
+    with pytest.raises(VisionKitError, match="expected 5 to 150"):
+        read_capture(write_colmap(tmp_path / "b", cameras))
+
+
 @pytest.mark.parametrize("text, words", [("{", "valid JSON"), ("[]", "object"), ("{}", "frames")])
 def test_files_that_are_no_transforms(tmp_path, text, words):
     (tmp_path / "transforms.json").write_text(text)

@@ -11,7 +11,7 @@ import numpy as np
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.nvs.captures.photos import PHOTO_SUFFIXES, quarter_turns, stored_size
-from visionkit.nvs.captures.scene import Scene, same_shape, turned
+from visionkit.nvs.captures.scene import Scene, check_lens, same_shape, turned
 
 # COLMAP's parameters after focal length(s) and principal point -> places in OpenCV's k1, k2, p1, p2, k3, ..., k6.
 _DISTORTION = {
@@ -190,6 +190,7 @@ def _read_camera(path: Path, camera: object) -> tuple[np.ndarray, tuple[int, int
         distortion[list(places)] = camera.params[-len(places) :]
     if not np.isfinite(camera.params).all():
         raise VisionKitError("has a camera with numbers that are not finite")
+    check_lens(camera.calibration_matrix(), (camera.height, camera.width))
     return camera.calibration_matrix(), (camera.height, camera.width), distortion
 
 

@@ -181,13 +181,23 @@ def photos_in(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
-def middle_of(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The largest part in the middle of an image (H, W, 3) that has the shape of ``size``, (height, width)."""
-    height, width = image.shape[:2]
-    high = min(height, round(width * size[0] / size[1]))
-    wide = min(width, round(height * size[1] / size[0]))
-    top, left = (height - high) // 2, (width - wide) // 2
-    return image[top : top + high, left : left + wide]
+def middle_of(image: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, float]:
+    """The largest part in the middle of an image that has the shape of ``size``, resized to it.
+
+    The part may begin within a pixel, so that the principal point stays in the middle.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: (height, width).
+
+    Returns:
+        (height, width, 3) uint8, and how many pixels of the image are as long as one of its own.
+    """
+    scale = min(image.shape[0] / size[0], image.shape[1] / size[1])
+    top, left = (max(0.0, side - scale * part) / 2 for side, part in zip(image.shape, size))
+    box = left, top, image.shape[1] - left, image.shape[0] - top
+    part = Image.fromarray(image).resize(tuple(size[::-1]), Image.Resampling.LANCZOS, box)
+    return np.asarray(part), scale
 
 
 def _prepare_for(path: str | os.PathLike) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from visionkit.errors import VisionKitError
-from visionkit.nvs.cameras import Camera
+from visionkit.nvs.cameras import NARROWEST, WIDEST, Camera, field_of_view
 from visionkit.nvs.captures.photos import read_turned_photo
 
 NEAR_QUANTILE, FAR_QUANTILE = 0.001, 0.999
@@ -257,6 +257,14 @@ def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two (height, width) are one image at two resolutions, up to rounding."""
     (height, width), (high, wide) = size, other
     return abs(width * high - wide * height) <= max(0.02 * width * high, width, high)
+
+
+def check_lens(K: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises VisionKitError where intrinsics (3, 3) of an image of (height, width) are those of no lens of ours."""
+    degrees = max(field_of_view(K[0, 0], size[1]), field_of_view(K[1, 1], size[0]))
+    if not NARROWEST <= degrees <= WIDEST:
+        expected = f"expected {NARROWEST} to {WIDEST} across the image"
+        raise VisionKitError(f"has a lens of {degrees:.3g} degrees by its focal length; {expected}")
 
 
 def _ideal_intrinsics(K: np.ndarray, distortion: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.nvs.captures.photos import PHOTO_SUFFIXES, quarter_turns, stored_size
-from visionkit.nvs.captures.scene import Scene, same_shape, turned
+from visionkit.nvs.captures.scene import Scene, check_lens, same_shape, turned
 
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3")
 _UNSUPPORTED = ("k4", "k5", "k6")  # their meaning differs from one writer to the next
@@ -167,7 +167,9 @@ def _intrinsics(frame: dict, size: tuple[int, int]) -> np.ndarray:
         if not 0 <= centre[key] <= side:
             raise VisionKitError(f"{key} is {centre[key]:g}; expected a place in the image, 0 to {side}")
     focal_x, focal_y = focal_x or focal_y, focal_y or focal_x
-    return np.array([[focal_x, 0, centre["cx"]], [0, focal_y, centre["cy"]], [0, 0, 1]])
+    K = np.array([[focal_x, 0, centre["cx"]], [0, focal_y, centre["cy"]], [0, 0, 1]])
+    check_lens(K, size)
+    return K
 
 
 def _focal(frame: dict, axis: str, pixels: int) -> float | None:
