@@ -11,8 +11,10 @@ from nvs.captures.trees import arc, points_on_balls, write_colmap  # noqa: E402
 
 from visionkit.errors import VisionKitError  # noqa: E402
 from visionkit.nvs import fit as fitting  # noqa: E402
+from visionkit.nvs import fit_rays  # noqa: E402
 from visionkit.nvs.captures import read_capture  # noqa: E402
 from visionkit.nvs.captures.scene import viewed_centre  # noqa: E402
+from visionkit.nvs.scene_field import SceneField  # noqa: E402
 
 SMALL = fitting.Settings(
     long_side=40,
@@ -36,12 +38,12 @@ def scene(tmp_path_factory):
 
 def bounds():
     half = torch.tensor([0.5, 1.0, 2.0])
-    return fitting.Bounds(torch.tensor([1.0, 0.0, 0.0]), half, near=0.5, middle=3.0, far=30.0)
+    return fit_rays.Bounds(torch.tensor([1.0, 0.0, 0.0]), half, near=0.5, middle=3.0, far=30.0)
 
 
 def test_the_warp_is_linear_in_the_box_and_holds_the_world():
     warp = bounds().warp
-    assert torch.allclose(warp(torch.tensor([1.25, -1.0, 2.0])), fitting.INNER * torch.tensor([0.5, -1, 1]))
+    assert torch.allclose(warp(torch.tensor([1.25, -1.0, 2.0])), fit_rays.INNER * torch.tensor([0.5, -1, 1]))
     far = warp(torch.tensor([[1e6, -1e6, 0.0]]))
     assert torch.allclose(far, torch.tensor([[1.0, -1.0, 0.0]]), atol=1e-3) and (far.abs() <= 1).all()
     line = warp(torch.stack([torch.linspace(-50, 50, 999)] * 3, dim=1))
@@ -58,7 +60,7 @@ def test_intervals_cover_near_to_far_in_order():
 
 def test_a_finer_grid_is_the_same_function():
     torch.manual_seed(0)
-    model = fitting.SceneField(SMALL, bounds(), 2)
+    model = SceneField(SMALL, bounds(), 2)
     points = torch.rand(1, 500, 3) - 0.5
     before = model.field().density(points)
     model.grow(1)
@@ -68,11 +70,11 @@ def test_a_finer_grid_is_the_same_function():
 
 
 def test_point_rays_end_at_the_points_and_carry_their_colours(scene):
-    rays = fitting.point_rays_of(scene, [3], [scene.image(3)])
+    rays = fit_rays.point_rays_of(scene, [3], [scene.image(3)])
     ends = rays.origins + rays.directions * rays.distance[:, None]
     gaps = torch.cdist(ends, torch.tensor(scene.points).float()).min(dim=1).values
     assert len(ends) > 150 and gaps.max() < 1e-3
-    pixels = fitting.pixel_rays_of(scene, [3], [scene.image(3)])
+    pixels = fit_rays.pixel_rays_of(scene, [3], [scene.image(3)])
     nearest = (rays.directions @ pixels.directions.T).argmax(dim=1)
     assert (pixels.rgb[nearest] - rays.rgb).abs().mean() < 0.1
 
@@ -107,14 +109,14 @@ def test_points_that_no_photo_was_matched_to_still_give_bounds(scene):
     rows, _ = fitting.split(scene)
     images = [scene.image(row) for row in rows]
     bare = dataclasses.replace(scene, visible=(np.zeros(0, int),) * len(scene))
-    matched, seen = (fitting.find_bounds(each, fitting.point_rays_of(each, rows, images)) for each in (scene, bare))
+    matched, seen = (fit_rays.find_bounds(each, fit_rays.point_rays_of(each, rows, images)) for each in (scene, bare))
     assert torch.allclose(matched.half, seen.half, rtol=0.3) and torch.allclose(matched.centre, seen.centre, atol=0.1)
     assert seen.near == pytest.approx(matched.near, rel=0.1) and seen.far == pytest.approx(matched.far, rel=0.1)
 
 
 def test_points_that_no_photo_was_matched_to_tell_distances_too(scene):
     bare = dataclasses.replace(scene, visible=(np.zeros(0, int),) * len(scene))
-    rays, told = (fitting.point_rays_of(each, [3], [scene.image(3)]) for each in (bare, scene))
+    rays, told = (fit_rays.point_rays_of(each, [3], [scene.image(3)]) for each in (bare, scene))
     ends = rays.origins + rays.directions * rays.distance[:, None]
     assert torch.cdist(ends, torch.tensor(scene.points).float()).min(dim=1).values.max() < 1e-3
     assert 0.4 * len(told.origins) < len(ends) < len(told.origins)  # those behind others are left out
@@ -128,19 +130,19 @@ def test_points_behind_others_tell_no_distances_where_nobody_says_who_saw_them(s
     camera = scene.camera(3)
     line = camera.centre + camera.c2w[:, 2] * np.array([[1.0], [1.05], [2.0], [-1.0]])
     one = dataclasses.replace(scene, points=line, visible=(np.zeros(0, int),) * len(scene))
-    assert fitting.point_rays_of(one, [3], [scene.image(3)]).distance.tolist() == pytest.approx([1, 1.05])
+    assert fit_rays.point_rays_of(one, [3], [scene.image(3)]).distance.tolist() == pytest.approx([1, 1.05])
 
 
 def test_a_scanner_s_cloud_is_thinned(scene, monkeypatch):
-    monkeypatch.setattr(fitting, "MOST_POINTS", 50)
+    monkeypatch.setattr(fit_rays, "MOST_POINTS", 50)
     bare = dataclasses.replace(scene, visible=(np.zeros(0, int),) * len(scene))
-    assert 25 <= len(fitting.point_rays_of(bare, [3], [scene.image(3)]).origins) <= 50
+    assert 25 <= len(fit_rays.point_rays_of(bare, [3], [scene.image(3)]).origins) <= 50
 
 
 def test_a_capture_without_points_is_fitted_and_filmed_where_its_cameras_look(scene):
     rows, _ = fitting.split(scene)
     bare = dataclasses.replace(scene, points=np.zeros((0, 3)), visible=(np.zeros(0, int),) * len(scene))
-    bounds = fitting.find_bounds(bare, fitting.point_rays_of(bare, rows, [scene.image(row) for row in rows]))
+    bounds = fit_rays.find_bounds(bare, fit_rays.point_rays_of(bare, rows, [scene.image(row) for row in rows]))
     assert np.linalg.norm(bounds.centre.numpy() - viewed_centre(scene.c2w)) < 1e-3
     assert 0 < bounds.near < np.linalg.norm(scene.centres, axis=1).min() < bounds.middle
     for name in (None, "orbit"):
@@ -151,7 +153,7 @@ def test_a_capture_without_points_is_fitted_and_filmed_where_its_cameras_look(sc
 
 def test_paths_of_the_video(scene):
     rows, _ = fitting.split(scene)
-    found = fitting.find_bounds(scene, fitting.point_rays_of(scene, rows, [scene.image(row) for row in rows]))
+    found = fit_rays.find_bounds(scene, fit_rays.point_rays_of(scene, rows, [scene.image(row) for row in rows]))
     for name in (None, "swing", "dolly"):
         cameras = fitting.path(scene, rows, found, 40, name, 6)
         assert len(cameras) == 6 and cameras[0].size == (40, 30)
@@ -164,7 +166,7 @@ def test_a_path_is_found_for_a_field_on_a_device_without_float64(scene):
         def cpu(self):
             return torch.zeros(3)
 
-    bounds = fitting.Bounds(Centre(), torch.ones(()), near=0.5, middle=3.0, far=30.0)
+    bounds = fit_rays.Bounds(Centre(), torch.ones(()), near=0.5, middle=3.0, far=30.0)
     assert len(fitting.path(scene, fitting.split(scene)[0], bounds, 40, "swing", 6)) == 6
 
 

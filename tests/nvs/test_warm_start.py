@@ -10,8 +10,10 @@ from nvs.test_inferencer import TINY  # noqa: E402
 
 from visionkit.nvs import fit as fitting  # noqa: E402
 from visionkit.nvs.captures import read_capture  # noqa: E402
+from visionkit.nvs.fit_rays import Bounds  # noqa: E402
 from visionkit.nvs.inferencer import NVSInferencer  # noqa: E402
 from visionkit.nvs.model import NViST  # noqa: E402
+from visionkit.nvs.scene_field import SceneField  # noqa: E402
 from visionkit.nvs.warm_start import WarmStart, in_frame_of, opaqueness  # noqa: E402
 
 SETTINGS = fitting.Settings(40, 2, 2, 128, 32, 16)
@@ -37,8 +39,8 @@ def test_the_field_begins_as_the_prediction(scene, change):
     torch.manual_seed(0)
     start = WarmStart(NVSInferencer(NViST(**TINY, **change)), scene, 3)
     start.grids.planes.mul_(40)
-    bounds = fitting.Bounds(torch.zeros(3), torch.full((3,), start.box), 0.1, 2.0, 20.0)
-    field = fitting.SceneField(start.settings(SETTINGS), bounds, 1)
+    bounds = Bounds(torch.zeros(3), torch.full((3,), start.box), 0.1, 2.0, 20.0)
+    field = SceneField(start.settings(SETTINGS), bounds, 1)
     start(field)
     points = (torch.rand(1, 4000, 3) * 2 - 1) * 0.9
     opacity, colour = start.predicted(points)

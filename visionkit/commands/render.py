@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from visionkit.nvs.cameras import Camera
     from visionkit.nvs.captures import Scene
-    from visionkit.nvs.fit import SceneField
+    from visionkit.nvs.scene_field import SceneField
 
 FRAMES = 48
 SHEET = 12  # frames on a contact sheet

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from visionkit.nvs.cameras import compose, relative_to
 from visionkit.nvs.captures.scene import Scene
-from visionkit.nvs.fit import SceneField, Settings
+from visionkit.nvs.fit import Settings
 from visionkit.nvs.inferencer import NVSInferencer
+from visionkit.nvs.scene_field import SceneField
 
 STEPS, POINTS, RATE = 200, 6000, 0.03
 CELLS = 96
