@@ -1,5 +1,7 @@
 import pytest
 import torch
+from kernels.compare import DEVICE
+from kernels.watch import watch
 
 
 @pytest.fixture(autouse=True)
@@ -9,3 +11,10 @@ def poisoned_memory():
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch):
+    """Races and accesses outside of tensors are seen in every kernel that the interpreter runs."""
+    if DEVICE == "cpu":
+        watch(monkeypatch)
