@@ -123,7 +123,8 @@ def reduce_state(
     m = tl.zeros([16, D], ACC)
     u = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
+        first = tl.cast(tile, tl.int64) * ROWS
+        left = tl.minimum(tokens - first, ROWS).to(tl.int32)
         raw, plain, turned, _ = _features(k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC)
         value = load_tile(v + first * vn, rows, columns_v, vn, vd, left, dim_v)
         s = dot(tl.trans(turned), value, s, DOT, ACC, PRECISION)
@@ -160,7 +161,8 @@ def apply_state(
     m = tl.load(key_mean + head * dim + columns, mask=columns < dim, other=0.0)
     u = tl.load(value_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
+        first = tl.cast(tile, tl.int64) * ROWS
+        left = tl.minimum(tokens - first, ROWS).to(tl.int32)
         if GATED:  # asked for before the products, which take a while
             branch = load_tile(local + first * ln, rows, columns_v, ln, ld, left, dim_v)
             factor = load_tile(gate + first * tn, rows, columns_v, tn, td, left, dim_v)
@@ -220,7 +222,8 @@ def backward_queries(
     dm = tl.zeros([16, D], ACC)
     du = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
+        first = tl.cast(tile, tl.int64) * ROWS
+        left = tl.minimum(tokens - first, ROWS).to(tl.int32)
         raw, plain, turned, angles = _features(
             q, table, first, rows, columns, qn, qd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )
@@ -297,7 +300,8 @@ def backward_keys(
     dm = tl.load(dkey_mean + head * dim + columns, mask=columns < dim, other=0.0) / tokens
     du = tl.load(dvalue_mean + head * dim_v + columns_v, mask=columns_v < dim_v, other=0.0) / tokens
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first, left = tile * ROWS, tl.minimum(tokens - tile * ROWS, ROWS).to(tl.int32)
+        first = tl.cast(tile, tl.int64) * ROWS
+        left = tl.minimum(tokens - first, ROWS).to(tl.int32)
         raw, plain, turned, angles = _features(
             k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC
         )

@@ -5,6 +5,7 @@ import timm
 import torch
 from kernels.compare import DEVICE, assert_same_forms, in_form, inputs
 from kernels.marching import KINDS, assert_one_graph, assert_same_march, rays_as_leaves, scene
+from kernels.named import FAR, assert_reaches_far, by_name, gated_mala, with_landmarks
 from kernels.operators import OPERATORS, opcheck
 from visionkit_kernels._common import little_shared_memory
 
@@ -12,7 +13,6 @@ import visionkit.backbones  # noqa: F401  registers the models
 from visionkit.ops import dispatch
 from visionkit.ops.attention import attend
 from visionkit.ops.depthwise import depthwise_conv
-from visionkit.ops.gaussian import gaussian_attention
 from visionkit.ops.mala import mala_attention
 from visionkit.ops.nala import nala_attention
 from visionkit.ops.norm import layer_norm
@@ -51,10 +51,6 @@ def test_mala(dtype, order, dim, seed):
     assert_same_forms(mala_attention, tensors, rotary=table(dim))
 
 
-def gated_mala(q, k, v, local, gate, **options):
-    return mala_attention(q, k, v, local=local, gate=gate, **options)
-
-
 @pytest.mark.parametrize("dtype, dim", [(dtype, dim) for dtype in TYPES for dim in (16, 48, 64)] + WIDE)
 @pytest.mark.parametrize("order", ["heads", "tokens", "channels"])
 def test_mala_with_a_local_branch_and_a_gate(dtype, order, dim, seed):
@@ -82,10 +78,6 @@ def test_nala(dtype, order, dim, seed):
     tensors = inputs(*[(2, 3, SIDE * SIDE, dim)] * 3, dtype=dtype, order=order, seed=seed)
     tolerance = 1e-4 if dtype == torch.float32 else None  # as in the interpreter
     assert_same_forms(nala_attention, tensors, tolerance=tolerance, rotary=table(dim))
-
-
-def with_landmarks(landmarks, q, v, inverse="solve"):
-    return gaussian_attention(q, None, v, landmarks=landmarks, inverse=inverse)
 
 
 @pytest.mark.parametrize(
@@ -156,32 +148,10 @@ def test_one_head_of_many_tokens_repeats_bit_for_bit(seed):
     assert torch.equal(first, second)
 
 
-def averaged(x):
-    return depthwise_conv(x, torch.full((x.shape[-1], 1, 3, 3), 1 / 9, dtype=x.dtype, device=DEVICE))
-
-
-def turned(x):
-    return rotary_2d(x, *rotary_table_2d(1, *x.shape[-2:], device=DEVICE))
-
-
-def by_name(name):
-    """An operation, and how many tensors it takes."""
-    others = {"mala, gated": (gated_mala, 5), "gaussian, solved": (with_landmarks, 3)}
-    others |= {"depthwise": (averaged, 1), "rotary": (turned, 1)}
-    return others.get(name) or (lambda *x: attend(name, *x), 3)
-
-
-@pytest.mark.parametrize("name", ["linear", "mala, gated", "sigmoid", "depthwise", "rotary"])
-def test_offsets_beyond_32_bits(name):
-    (attention, count), rows, dim = by_name(name), 130, 16
-    step = 2**31 // (rows - 2)
-    memory = torch.zeros(step * rows, dtype=torch.bfloat16, device="cuda")
-    views = [memory[i * dim :].as_strided((1, 1, rows, dim), (0, 0, step, 1)) for i in range(count)]
-    values = [torch.randn(1, 1, rows, dim, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-    for view, value in zip(views, values):
-        view.copy_(value)
-    run = in_form("triton", attention)
-    assert torch.equal(run(*views), run(*values))
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("apart", ["rows", "batch"])
+def test_offsets_beyond_32_bits(name, apart):
+    assert_reaches_far(name, apart)
 
 
 @pytest.mark.parametrize(
