@@ -158,22 +158,25 @@ def gaussian_cases() -> Iterator[Case]:
 
 
 def depthwise_cases() -> Iterator[Case]:
-    """MAViT-T's: positions, the values' local branch, the feed-forward part at 224 and at 1024 pixels."""
+    """MAViT-T's: positions, the values' local branch, the feed-forward part at 224 and at 1024 pixels, as it stands in
+    inference and after GELU, as in training."""
     from visionkit.ops import depthwise_conv
 
-    for shape, size, residual in (
-        ((64, 56, 56, 64), 3, True),
+    for shape, size, gelu in (
+        ((64, 56, 56, 64), 3, False),
         ((64, 56, 56, 64), 5, False),
+        ((64, 56, 56, 224), 3, False),
         ((64, 56, 56, 224), 3, True),
+        ((4, 256, 256, 224), 3, False),
         ((4, 256, 256, 224), 3, True),
     ):
 
-        def run(x: Tensor, weight: Tensor, bias: Tensor, residual: bool = residual) -> Tensor:
+        def run(x: Tensor, weight: Tensor, bias: Tensor, residual: bool = size == 3, gelu: bool = gelu) -> Tensor:
             with torch.autocast(DEVICE, torch.bfloat16):
-                return depthwise_conv(x, weight, bias, residual=residual)
+                return depthwise_conv(x, weight, bias, residual=residual, gelu=gelu)
 
         new = map_and_weights(shape, (shape[-1], 1, size, size), shape[-1:])
-        job = f"{' x '.join(map(str, shape))}, {size} x {size}"
+        job = f"{' x '.join(map(str, shape))}, {size} x {size}" + (", after GELU" if gelu else "")
         yield Case("depthwise", job, new, run, bytes=4 * math.prod(shape), compiled=shape[-1] == 224)
 
 
