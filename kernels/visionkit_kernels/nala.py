@@ -176,6 +176,7 @@ def nala_backward_queries(
         g = load_tile(grad, rows, columns_v, gn, gd, tokens, dim_v).to(ACC)
         angles = _angles(table, rows, columns, tokens, dim, raw, ROTARY, ACC)
         norm, per_length, size, hyperbolic, exponent, log, value = _query(raw, power, offset, guard)
+        value = tl.where((rows < tokens)[:, None], value, 0.0)  # 0 / 0 beyond the last token, where the guard is 0
         q0, q1 = tl.where(raw < 0, 0.0, value), tl.where(raw > 0, 0.0, value)
         t0, t1 = _turned(q0, angles, ROWS, D, ROTARY), _turned(q1, angles, ROWS, D, ROTARY)
         share = 1 / (tl.sum(q0 * m0[None, :] + q1 * m1[None, :], 1) + eps)

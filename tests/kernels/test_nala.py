@@ -20,11 +20,12 @@ def test_nala(dtype, order, dim):
     assert_same_forms(nala_attention, tensors, tolerance=tolerance, rotary=rotary)
 
 
-def test_no_division_by_zero_beyond_the_last_token():
+@pytest.mark.parametrize("options", [dict(eps=0.0), dict(zero_guard=0.0), dict(eps=0.0, zero_guard=0.0)])
+def test_no_division_by_zero_beyond_the_last_token(options):
     q, k, v = inputs(*[(1, 1, 40, 8)] * 3, dtype=torch.float64)
     k = k.detach().abs().requires_grad_()
     q = q.detach().abs().requires_grad_()
-    assert_same_forms(nala_attention, [q, k, v], tolerance=1e-9, eps=0.0)
+    assert_same_forms(nala_attention, [q, k, v], tolerance=1e-9, **options)
 
 
 @pytest.mark.parametrize("channels", [3, slice(None)])
