@@ -43,6 +43,7 @@ def median_seconds(calls: list[Callable], graph: bool = True) -> tuple[float, bo
 
 def _graph_seconds(calls: list[Callable]) -> float:
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls[:2] * 2:
             call()
@@ -145,8 +146,14 @@ def failure_told(row: dict, name: str) -> Iterator[None]:
     """A form that the device has no room for, or that cannot run, says so in its row."""
     try:
         yield
-    except RuntimeError as error:  # want of memory among them
-        row[f"{name}_failed"] = str(error).splitlines()[0][:200]
+    except Exception as error:  # whatever a compiler trips over
+        row[f"{name}_failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        release()
+
+
+def release() -> None:
+    """Gives back memory that is kept; after an error that a device does not recover from it cannot."""
+    with contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
 
 
@@ -236,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.tune:
         from visionkit_kernels import tune
 
-        tune.tune([op for op in tune.CASES if op in options.op])  # those that miss most by their defaults first
+        tune.tune([op for op in tune.OPERATIONS if op in options.op])  # those that miss most by their defaults first
     started = time.perf_counter()
     limits = ceilings()
     content = dict(header(), **limits, rows=[])
@@ -258,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
             content["rows"].append(row)
             if options.json:
                 write(options.json, content)
-            torch.cuda.empty_cache()
+            release()
     if options.json and importlib.util.find_spec("matplotlib"):
         from visionkit_kernels.plot import draw
 

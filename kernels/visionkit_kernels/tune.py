@@ -1,8 +1,9 @@
 """Finds the fastest tiles of the kernels on the device at hand: ``python -m visionkit_kernels.tune [--op OP ...]``.
 
 Starting at the default, one knob after another is turned and left where the operation was fastest. What cannot be
-launched, or gives another result, is passed over. The finds are added to ``tiles.json`` beside the kernels, which use
-them from then on where a device of that compute capability runs them; ``--out`` writes them elsewhere.
+launched, or gives another result, is passed over. The finds, where a default is not the fastest, are added to
+``tiles.json`` beside the kernels after every operation. Kernels use them from then on where a device of that compute
+capability runs them; ``--out`` writes them elsewhere.
 """
 
 import argparse
@@ -30,7 +31,6 @@ KNOBS = {
     "march backward": dict(RAYS=(16, 32, 64, 128), num_warps=(4, 8)),
 }
 OPERATIONS = "mala", "linear", "sigmoid", "march", "depthwise", "wide"  # the last for what time is left
-CASES = {op: bench_cases.CASES[op] for op in OPERATIONS}
 WORTH = 0.97  # a find must take at most this share of the default's time, or noise would choose
 SECONDS = 240
 TOLERANCE = 2e-2  # of the largest value: sums are taken in another order
@@ -60,7 +60,7 @@ def agree(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def tune_case(case: bench_cases.Case, known: dict[str, dict], over: Callable[[], bool]) -> Iterator[tuple[str, dict]]:
-    """Yields kernel and find for all that a case launches and that is not known yet."""
+    """Yields kernel and find, what its default is to be changed by, for all that a case launches and is not known."""
     sets = bench.input_sets(case)
     forward = bench.forward_call(case.run)
     step = bench.step_call(case.run, sets[0]) if case.training else forward
@@ -86,39 +86,50 @@ def tune_case(case: bench_cases.Case, known: dict[str, dict], over: Callable[[],
 
         best, least, first = descend(default, knobs, seconds_of)
         print(f"{key:40} {1e3 * first:9.3f} ms -> {1e3 * least:9.3f} ms  {best}", flush=True)
-        yield key, best if least <= WORTH * first else default
+        worth = least <= WORTH * first
+        yield key, {knob: value for knob, value in best.items() if worth and value != default[knob]}
 
 
-def run(operations: list[str], seconds: float) -> dict[str, dict]:
-    """Finds for all kernels of these operations, as long as there is time."""
+def run(operations: list[str], seconds: float) -> Iterator[dict[str, dict]]:
+    """Yields the finds for all kernels known after each of these operations, as long as there is time.
+
+    A case that fails says so; it hides no other.
+    """
     from visionkit.ops import dispatch
 
-    started, found = time.perf_counter(), {}
+    started, known = time.perf_counter(), {}
     over = lambda: time.perf_counter() - started > seconds
-    with dispatch.use_kernels("triton"):
-        for operation in operations:
-            for case in CASES[operation]():
-                found.update(tune_case(case, found, over))
-    return found
+    for operation in operations:
+        for case in bench.cases_of(operation):
+            if over():
+                break
+            try:
+                with dispatch.use_kernels("triton"):
+                    known.update(tune_case(case, known, over))
+            except Exception as error:
+                print(f"{case.op} {case.job}: {type(error).__name__}: {error}"[:500], file=sys.stderr, flush=True)
+        yield known
 
 
 def write(path: Path, architecture: str, found: dict[str, dict]) -> None:
-    """Adds to what the file holds."""
+    """Adds to what the file holds; a kernel whose default is the fastest leaves it."""
     content = json.loads(path.read_text()) if path.exists() else {}
-    content[architecture] = {**content.get(architecture, {}), **found}
+    finds = {**content.get(architecture, {}), **found}
+    content[architecture] = {key: find for key, find in finds.items() if find}
     bench.write(path, content)
     tiles.read.cache_clear()
 
 
 def tune(operations: list[str], out: Path = tiles.FILE, seconds: float = SECONDS) -> None:
     """Adds the finds for these operations on the device at hand to a file."""
-    write(out, tiles.architecture(torch.device("cuda")), run(operations, seconds))
+    for found in run(operations, seconds):
+        write(out, tiles.architecture(torch.device("cuda")), found)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line a kernel, then writes the file."""
     parser = argparse.ArgumentParser(prog="python -m visionkit_kernels.tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--op", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--op", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), help="default: all")
     parser.add_argument("--out", type=Path, default=tiles.FILE, help="default: tiles.json beside the kernels")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"try nothing new after so long (default: {SECONDS})"

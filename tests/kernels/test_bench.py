@@ -78,6 +78,16 @@ def test_a_march_with_gradients_of_rays_has_them_in_its_step():
     assert [grad.shape for grad in grads[-2:]] == [(1, 3, 3)] * 2 and all(grad.abs().max() > 0 for grad in grads[-2:])
 
 
+def test_a_form_that_fails_leaves_the_kernel_s_own_times():
+    def fails(*_):
+        raise AssertionError("cannot be compiled")
+
+    sets = lambda: [torch.randn(1, 2, 6, 16).requires_grad_() for _ in range(3)]
+    case = bench.Case("linear", "tiny", sets, lambda q, k, v: q + v, sdpa=fails)
+    row = bench.measure(case, CEILINGS, False)
+    assert row["seconds"] == 1 and row["sdpa_failed"] == "AssertionError: cannot be compiled"
+
+
 def test_a_case_that_cannot_be_made_hides_no_other(monkeypatch):
     def cases():
         yield bench.Case("broken", "first", lambda: [], lambda: None)

@@ -74,7 +74,7 @@ def test_descent_turns_one_knob_after_another():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for a device")
-@pytest.mark.parametrize(("wrong", "expected"), [(None, 16), (16, 32)])
+@pytest.mark.parametrize(("wrong", "expected"), [(None, dict(ROWS=16)), (16, dict(ROWS=32))])
 def test_a_case_is_tuned_and_wrong_results_are_passed_over(monkeypatch, wrong, expected):
     """The kernels run in the interpreter; the fewer rows the faster, as far as the times tell."""
     from visionkit.ops import dispatch
@@ -96,9 +96,30 @@ def test_a_case_is_tuned_and_wrong_results_are_passed_over(monkeypatch, wrong, e
     case = bench_cases.Case("sigmoid", "tiny", new, lambda *x: attend("sigmoid", *x), training=False)
     with dispatch.use_kernels("triton"):
         found = dict(tune.tune_case(case, {}, lambda: False))
-        assert {each["ROWS"] for each in found.values()} == {expected} and list(found) == [key]
+        assert found == {key: expected}
         assert not dict(tune.tune_case(case, found, lambda: False))  # known by now
         assert not dict(tune.tune_case(case, {}, lambda: True))  # no time left
+
+
+def test_a_case_that_fails_hides_no_other(monkeypatch, tmp_path, capsys):
+    def tune_case(case, known, over):
+        if case.job == "second":
+            raise RuntimeError("out of resources")
+        yield case.job, dict(ROWS=16)
+
+    cases = lambda *jobs: lambda: iter([bench_cases.Case("sigmoid", job, list, list) for job in jobs])
+    monkeypatch.setattr(tune, "tune_case", tune_case)
+    monkeypatch.setitem(bench_cases.CASES, "sigmoid", cases("first", "second", "third"))
+    monkeypatch.setitem(bench_cases.CASES, "march", cases("fourth"))
+    monkeypatch.setattr(tiles, "architecture", lambda device: "sm_90")
+    written = []
+    monkeypatch.setattr(tune, "write", lambda path, architecture, found: written.append(list(found)))
+    tune.tune(["sigmoid", "march"], tmp_path / "tiles.json")
+    assert written == [["first", "third"], ["first", "third", "fourth"]]
+    assert "sigmoid second: RuntimeError: out of resources" in capsys.readouterr().err
+    written.clear()
+    tune.tune(["sigmoid", "march"], tmp_path / "tiles.json", seconds=-1)
+    assert written == [[], []]
 
 
 def test_results_agree_but_for_rounding():
@@ -115,6 +136,8 @@ def test_the_file_keeps_what_other_devices_found(tmp_path, monkeypatch):
     assert tiles.read() == {}
     tune.write(path, "sm_80", {"march forward bfloat16": dict(RAYS=32)})
     tune.write(path, "sm_90", {"march forward bfloat16": dict(RAYS=128)})
+    tune.write(path, "sm_90", {"march forward bfloat16": {}, "march backward bfloat16": dict(RAYS=32)})
+    assert list(tiles.read()["sm_90"]) == ["march backward bfloat16"]  # a default that is the fastest needs no find
     assert tiles.read()["sm_80"] == json.loads(path.read_text())["sm_80"] == {"march forward bfloat16": {"RAYS": 32}}
     tiles.read.cache_clear()
 
