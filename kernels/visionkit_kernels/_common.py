@@ -107,6 +107,8 @@ def pairs(rotary: tuple[Tensor, ...] | None, q: Tensor, k: Tensor) -> Tensor | N
     return table
 
 
+# torch.compile need not look into what a device is
+@torch.compiler.assume_constant_result
 def little_shared_memory(device: torch.device) -> bool:
     """Whether a program has 99 KB of it, as on devices for the desk, instead of at least 163."""
     if device.type != "cuda":
@@ -115,6 +117,7 @@ def little_shared_memory(device: torch.device) -> bool:
     return capability in ((8, 6), (8, 9)) or capability >= (12, 0)
 
 
+@torch.compiler.assume_constant_result
 def does_not_compile(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether Triton (3.8 too) fails on matrix products in a loop of this type: in half precision, on 10.x devices."""
     return dtype in HALF and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 10
