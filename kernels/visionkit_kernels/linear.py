@@ -123,7 +123,7 @@ def reduce_state(
     m = tl.zeros([16, D], ACC)
     u = tl.zeros([16, DV], ACC)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(tokens, ROWS))):
-        first = tl.cast(tile, tl.int64) * ROWS
+        first = tl.cast(tile, tl.int64) * ROWS  # the interpreter's tiles are Python's numbers
         left = tl.minimum(tokens - first, ROWS).to(tl.int32)
         raw, plain, turned, _ = _features(k, table, first, rows, columns, kn, kd, left, dim, ROWS, D, MAP, ROTARY, ACC)
         value = load_tile(v + first * vn, rows, columns_v, vn, vd, left, dim_v)
