@@ -87,9 +87,9 @@ def write_image(image: "Image.Image", path: str | os.PathLike, **options: object
         temporary.write_bytes(data.getvalue())
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that a killed run left under a folder."""
-    for path in Path(folder).rglob(".*.tmp"):
+def remove_leftovers(folder: str | Path, below: bool = True) -> None:
+    """Delete the temporary files that a killed run left in a folder, and in those below it."""
+    for path in Path(folder).glob("**/.*.tmp" if below else ".*.tmp"):
         if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp", path.name):
             path.unlink(missing_ok=True)
 

@@ -61,6 +61,16 @@ def test_a_finished_stage_is_skipped_and_other_settings_are_refused(tmp_path):
         run_pipeline(Config(cfg), tmp_path, seed=1)
 
 
+def test_what_a_killed_report_left_goes_and_what_others_write_stays(tmp_path):
+    run_pipeline(config(), tmp_path)
+    own, others = tmp_path / ".results.json.9ec77d3f.tmp", tmp_path / "other" / ".results.json.9ec77d3f.tmp"
+    others.parent.mkdir()
+    for file in (own, others):
+        file.write_text("[")
+    run_pipeline(config(), tmp_path)
+    assert not own.exists() and others.exists()
+
+
 def test_seeds_repeat_and_differ(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(tmp_path / name, seed=seed)

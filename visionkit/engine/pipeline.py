@@ -202,6 +202,7 @@ def report(work_dir: Path, stages: dict[str, Any]) -> list[dict[str, Any]]:
         file = Path(work_dir) / name / "results.json"
         rows += _read_json(file, list) if file.is_file() else []
     if rows and is_main_process():
+        remove_leftovers(work_dir, below=False)  # other runs may be at work in folders of their own
         write_text(Path(work_dir) / "results.json", json.dumps(rows, indent=1))
         show_table(rows)
     return rows
