@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pprint
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -45,6 +46,9 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     path = Path(path)
     if not path.is_file():
         raise VisionKitError(f"{path}: no such config{nearest(str(path), map(str, path.parent.glob('*.py')))}")
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:  # where custom_imports finds modules, after all that is installed
+        sys.path.append(beside)
     try:
         cfg = Config.fromfile(str(path), lazy_import=False)  # else an import makes it one
     except SyntaxError as error:
