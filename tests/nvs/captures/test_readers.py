@@ -394,6 +394,11 @@ def test_points_of_nerfstudio_come_back(tmp_path):
     assert scene.points.tolist() == [[0, 0, 1]] and scene.skipped == ()
 
 
+def test_points_that_are_missing_are_told(tmp_path):
+    scene = read_capture(write_transforms(tmp_path / "a", ply_file_path="points.ply"))
+    assert scene.skipped == (("points.ply", "is missing; the capture is used without its points"),)
+
+
 def test_points_of_a_ply_come_back_without_those_that_lie_nowhere(tmp_path):
     folder = write_transforms(tmp_path / "a", ply_file_path="points.ply")
     header = PLY.replace("ascii", "binary_little_endian").rsplit("0 0 1", 1)[0].encode()

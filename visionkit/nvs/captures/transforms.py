@@ -190,8 +190,10 @@ def _focal(frame: dict, axis: str, pixels: int) -> float | None:
 def _read_points(folder: Path, shared: dict) -> tuple[np.ndarray, str]:
     """nerfstudio's sparse points (P, 3), none if there are none, and why they cannot be read if so."""
     name = shared.get("ply_file_path")
-    if not isinstance(name, str) or not (folder / name).is_file():
+    if not isinstance(name, str):
         return np.zeros((0, 3)), ""
+    if not (folder / name).is_file():
+        return np.zeros((0, 3)), "is missing; the capture is used without its points"
     trimesh = require("trimesh", "nvs")
     try:
         points = np.asarray(trimesh.load(folder / name, process=False).vertices, dtype=np.float64).reshape(-1, 3)
