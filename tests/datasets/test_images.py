@@ -7,7 +7,7 @@ import reid_trees
 from PIL import Image
 
 from visionkit.datasets import Market1501, read_image
-from visionkit.datasets.images import ImageReader, to_picture
+from visionkit.datasets.images import ImageReader, images_below, to_picture
 from visionkit.errors import VisionKitError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 200, 200]]], dtype=np.uint8)
@@ -75,6 +75,20 @@ def test_alpha_lies_on_black(tmp_path, mode):
     assert pixels[0, 0].tolist() == [0, 0, 0] and pixels[0, 3].tolist() == list(
         value[:3] if mode == "RGBA" else [200] * 3
     )
+
+
+def test_a_colour_that_stands_for_nothing_lies_on_black(tmp_path):
+    image = Image.new("RGB", (2, 1), (0, 255, 0))
+    image.putpixel((1, 0), (9, 8, 7))
+    image.save(tmp_path / "x.png", transparency=(0, 255, 0))
+    assert np.asarray(read_image(str(tmp_path / "x.png")))[0].tolist() == [[0, 0, 0], [9, 8, 7]]
+
+
+def test_of_a_gif_in_a_folder_the_first_picture_is_taken(tmp_path):
+    red, blue = (Image.new("RGB", (4, 4), name) for name in ("red", "blue"))
+    red.save(tmp_path / "x.GIF", save_all=True, append_images=[blue])
+    (path,) = images_below(tmp_path)
+    assert np.asarray(read_image(path))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_exif_rotation(tmp_path):

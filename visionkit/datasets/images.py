@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from visionkit.errors import VisionKitError
 
 TOO_LARGE = "has more pixels than PIL.Image.MAX_IMAGE_PIXELS lets through; scale it down"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def images_below(folder: str | os.PathLike) -> list[str]:
@@ -100,7 +100,7 @@ def _reason(error: Exception) -> str:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):
         image = _eight_bits(np.asarray(image).astype(np.float64) / 65535)
