@@ -117,6 +117,36 @@ def test_one_more_person_changes_no_others_side(flat):
         assert len({name[:3] for name in old - new}) <= 1, split  # at most one makes room
 
 
+def test_a_broken_link_is_no_list_s_missing_file(tmp_path):
+    for pid in range(4):
+        for cam in (1, 2):
+            reid_trees.write_image(tmp_path / "site" / f"{pid}_c{cam}_0.jpg", pid)
+    (tmp_path / "site" / "9_c1_0.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    for dataset in (UnlabelledFolder, FolderReID):
+        assert len(dataset(tmp_path / "site", "train")) > 0
+
+
+def test_splits_in_capitals_are_no_identities(tmp_path):
+    reid_trees.write_image(tmp_path / "Query" / "1_c1_0.jpg", 0)
+    if not (tmp_path / "query").is_dir():  # as on a Mac
+        with pytest.raises(VisionKitError, match="Query: is no split's name; rename it to query"):
+            FolderReID(tmp_path, "train")
+
+
+def test_identities_in_train_and_query_are_told(tmp_path):
+    for split, pids in dict(train=(-1, 1, 2), query=(-1, 2, 3), gallery=(2, 3)).items():
+        for pid in pids:
+            reid_trees.write_image(tmp_path / split / f"{pid}_c{1 + (split == 'gallery')}_0.jpg", 0)
+    with pytest.warns(UserWarning, match="FolderReID: 1 of 2 identities in .*query are in train, too"):
+        FolderReID(tmp_path, "query")
+
+
+def test_a_pattern_s_optional_group_that_finds_nothing_names_the_image(tmp_path):
+    reid_trees.write_image(tmp_path / "x.jpg", 0)
+    with pytest.raises(VisionKitError, match="x.jpg: the pattern finds no identity and camera"):
+        FolderReID(tmp_path, "train", pattern=r"(?P<pid>\w)(_c(?P<camid>\d))?")
+
+
 def test_own_pattern(tmp_path):
     reid_trees.write_image(tmp_path / "train" / "kam-a" / "p17-1.jpg", 0)
     reid_trees.write_image(tmp_path / "train" / "kam-b" / "p4-1.jpg", 0)

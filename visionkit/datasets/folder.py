@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class FolderReID(ReIDDataset):
     """
 
     card = "folder_reid"
+    listed = False
 
     def __init__(
         self, *args: Any, pattern: str = PATTERN, train_share: float = 0.5, seed: int = 0, **kwargs: Any
@@ -62,8 +64,16 @@ class FolderReID(ReIDDataset):
     def find_root(self, root: Path) -> Path:
         """``root`` itself; its tree is the three sub-folders once one of them is there, else nothing."""
         in_splits = any((root / split).is_dir() for split in SPLITS)
+        if not in_splits and root.is_dir():
+            self._check_case(root)
         self.folders = {split: split for split in SPLITS} if in_splits else {}
         return super().find_root(root)
+
+    def _check_case(self, root: Path) -> None:
+        """Train/ is meant as train/; taken for identities it would be divided once more."""
+        for path in root.iterdir():
+            if path.name.lower() in SPLITS and path.is_dir():
+                raise VisionKitError(f"{path}: is no split's name; rename it to {path.name.lower()}")
 
     def _where_from(self) -> str:
         tree = "all in one tree, whose query and gallery are of identities that two cameras saw"
@@ -81,14 +91,25 @@ class FolderReID(ReIDDataset):
             name: [Sample(path, pids[pid], cameras[cam]) for path, pid, cam in rows] for name, rows in found.items()
         }
         if self.folders:
+            if split == "query":
+                self._warn_of_shared(samples)
             return samples[split]
         return self._divide(samples["all"], {number: word for word, number in pids.items()})[split]
+
+    def _warn_of_shared(self, samples: dict[str, list[Sample]]) -> None:
+        train, query = ({sample.pid for sample in samples[split]} - {-1} for split in ("train", "query"))
+        if shared := train & query:
+            warnings.warn(
+                f"FolderReID: {len(shared)} of {len(query)} identities in {self.root / 'query'} are in train, too; "
+                "scores will be too good, move them out of one",
+                stacklevel=5,
+            )
 
     def _find(self, folder: Path) -> list[tuple[str, str, str]]:
         rows = []
         for path in images_below(folder):
             match = self.pattern.search(Path(path).relative_to(folder).as_posix())
-            if match is None:
+            if match is None or match["pid"] is None or match["camid"] is None:
                 raise VisionKitError(
                     f"{path}: the pattern finds no identity and camera in it; give one, see datasets/{self.card}.md"
                 )

@@ -21,6 +21,7 @@ class UnlabelledFolder(ReIDDataset):
     """
 
     card = "unlabelled_folder"
+    listed = False
 
     def __init__(self, root: Any, split: str, *args: Any, **kwargs: Any) -> None:
         if split != "train":
