@@ -195,7 +195,9 @@ def middle_of(image: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, float
     """
     scale = min(image.shape[0] / size[0], image.shape[1] / size[1])
     top, left = (max(0.0, side - scale * part) / 2 for side, part in zip(image.shape, size))
-    box = left, top, image.shape[1] - left, image.shape[0] - top
+    row, column = int(top), int(left)  # whole pixels outside would shine in
+    image = image[row : image.shape[0] - row, column : image.shape[1] - column]
+    box = left - column, top - row, image.shape[1] - (left - column), image.shape[0] - (top - row)
     part = Image.fromarray(image).resize(tuple(size[::-1]), Image.Resampling.LANCZOS, box)
     return np.asarray(part), scale
 
