@@ -75,7 +75,7 @@ def split(scene: Scene) -> tuple[list[int], list[int]]:
         raise VisionKitError(
             f"{scene.name}: {len(scene)} photos with a camera; --fit needs at least {FEWEST_VIEWS + 1}, better 20"
         )
-    scene.box()
+    scene.content()
     return fitted, held_out
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionkit.nvs.cameras import Camera
 from visionkit.nvs.captures.scene import Scene, viewed_centre, viewed_distances
 
 SUBJECT = 0.6  # half side of the subject's box where no points tell it, in distances of the cameras from what they view
@@ -100,16 +99,25 @@ def pixel_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Ra
 
 
 def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Rays:
-    """From photographs (H, W, 3) to the points that they show, with colours and distances."""
+    """From photographs (H, W, 3) to the points that they were matched to, with colours and distances.
+
+    Where nobody says which photographs saw which points, as in nerfstudio's files, to those that nothing seems to hide.
+    """
     parts = []
+    told = any(map(len, scene.visible))
+    trusted = None if told else scene.points[scene.trusted_points()]
     for number, (row, picture) in enumerate(zip(rows, images)):
         camera = scene.camera(row, picture.shape[:2])
-        points, pixels = _points_in(scene, row, camera)
+        points = scene.points[scene.visible[row]] if told else trusted
+        pixels, seen = camera.project(points)
+        pixels, towards = pixels[seen], points[seen] - camera.centre
+        distance = np.linalg.norm(towards, axis=1)
+        if not told:
+            first = _in_front(pixels, distance, camera.size)
+            pixels, towards, distance = pixels[first], towards[first], distance[first]
         place = torch.tensor(pixels * 2 / camera.size[::-1] - 1).float()  # [-1, 1] across the image
-        towards = points - camera.centre
         image = torch.from_numpy(picture.copy()).float().movedim(-1, 0) / 255
         rgb = F.grid_sample(image[None], place[None, None], padding_mode="border", align_corners=False)[0, :, 0].T
-        distance = np.linalg.norm(towards, axis=1)
         directions = torch.tensor(towards / distance[:, None]).float()
         origins = torch.tensor(camera.centre).float().expand_as(directions)
         view = torch.full((len(directions),), number)
@@ -117,29 +125,15 @@ def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Ra
     return Rays(*(torch.cat(part) for part in zip(*parts)))
 
 
-def _points_in(scene: Scene, row: int, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """The points (M, 3) that a photograph was matched to, and its pixels (M, 2) where they lie.
-
-    Where nobody says which photographs saw which points, as in nerfstudio's files, those that nothing seems to hide.
-    """
-    told = any(map(len, scene.visible))
-    points = scene.points[scene.visible[row] if told else scene.trusted_points()]
-    pixels, seen = camera.project(points)
-    points, pixels = points[seen], pixels[seen]
-    if not told:
-        first = _in_front(pixels, np.linalg.norm(points - camera.centre, axis=1), camera.size)
-        first = first[:: len(first) // MOST_POINTS + 1]
-        points, pixels = points[first], pixels[first]
-    return points, pixels
-
-
 def _in_front(pixels: np.ndarray, distance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Indices of the points at pixels (M, 2) that are about as near as the nearest in their cell of the image."""
+    """Indices of points at pixels (M, 2) that are about as near as the nearest in their cell of the image, not of too
+    many."""
     column, row = np.floor(pixels * CELLS / max(size)).astype(int).T
     cell = row * CELLS + column
     nearest = np.full(CELLS * CELLS, np.inf)
     np.minimum.at(nearest, cell, distance)
-    return np.flatnonzero(distance <= 1.1 * nearest[cell])
+    first = np.flatnonzero(distance <= 1.1 * nearest[cell])
+    return first[:: len(first) // MOST_POINTS + 1]
 
 
 def drawn(rays: Rays, count: int, generator: torch.Generator) -> Rays:

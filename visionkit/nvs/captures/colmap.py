@@ -190,8 +190,9 @@ def _read_camera(path: Path, camera: object) -> tuple[np.ndarray, tuple[int, int
         distortion[list(places)] = camera.params[-len(places) :]
     if not np.isfinite(camera.params).all():
         raise VisionKitError("has a camera with numbers that are not finite")
-    check_lens(camera.calibration_matrix(), (camera.height, camera.width))
-    return camera.calibration_matrix(), (camera.height, camera.width), distortion
+    K, size = camera.calibration_matrix(), (camera.height, camera.width)
+    check_lens(K, size)
+    return K, size, distortion
 
 
 def _visible(image: object, point_ids: np.ndarray) -> np.ndarray:

@@ -142,18 +142,17 @@ class Scene:
         inside = (self.points[keep] >= low) & (self.points[keep] <= high)
         return keep[inside.all(axis=1)]
 
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Corners (3,) and (3,) of the trusted points and all camera centres.
+    def content(self) -> np.ndarray:
+        """The trusted points and, after them, all camera centres, (M, 3).
 
         Raises:
             VisionKitError: all cameras stand in one place, from which nothing tells how far things are.
         """
         everything = np.concatenate([self.points[self.trusted_points()], self.centres])
-        low, high = everything.min(axis=0), everything.max(axis=0)
-        side, walked = float((high - low).max()), float(np.ptp(self.centres, axis=0).max())
+        side, walked = (float(np.ptp(each, axis=0).max()) for each in (everything, self.centres))
         if not side > 0 or (len(self) > 1 and walked < STANDING * side):
             raise VisionKitError(f"{self.name}: all cameras stand in one place; walk around the subject")
-        return low, high
+        return everything
 
     def normalised(self) -> "NormalisedScene":
         """The scene in a unit cube around the origin, with the distances between which it lies.
@@ -161,10 +160,10 @@ class Scene:
         The box of the trusted points and all camera centres gives the cube, the depths of what each camera sees the
         distances (NViST's own preparation).
         """
-        low, high = self.box()
-        points = self.points[self.trusted_points()]
-        everything = np.concatenate([points, self.centres])
-        near, far = self._near_far(everything) if len(points) else self._near_far_of_cameras()
+        everything = self.content()
+        low, high = everything.min(axis=0), everything.max(axis=0)
+        has_points = len(everything) > len(self)
+        near, far = self._near_far(everything) if has_points else self._near_far_of_cameras()
         centre, scale = (low + high) / 2, 1 / float((high - low).max())
         return NormalisedScene(self.moved(centre, scale), near * scale, far * scale, centre, scale)
 
