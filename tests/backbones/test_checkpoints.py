@@ -68,6 +68,42 @@ def test_a_detectors_file_has_no_head(published, tmp_path):
     torch.testing.assert_close(maps[0], maps[1])
 
 
+THIN = dict(dims=(32, 32, 64, 64), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
+TUNED = dict(mavit_tiny=THIN, nalaformer_xtiny=THIN, soft_tiny=THIN, vit_tiny_attention=dict(depth=1, img_size=32))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("name", TUNED)
+def test_a_tuned_models_classes_and_channels_are_its_files(name, channels, tmp_path):
+    torch.manual_seed(0)
+    tuned, file = (
+        timm.create_model(name, num_classes=5, in_chans=channels, **TUNED[name]).eval(),
+        tmp_path / "tuned.pth",
+    )
+    torch.save(tuned.state_dict(), file)
+    image = torch.randn(1, channels, 32, 32)
+    for options in ({}, dict(num_classes=5, in_chans=channels)):
+        torch.testing.assert_close(load(name, file, **TUNED[name], **options)(image), tuned(image))
+    other = load(name, file, **TUNED[name], num_classes=7)
+    assert other.num_classes == 7
+    torch.testing.assert_close(other.forward_features(image), tuned.forward_features(image))
+    gray = torch.randn(1, 1, 32, 32)  # a channel takes the sum of the weights of all
+    if channels == 3:
+        adapted = load(name, file, **TUNED[name], in_chans=1)
+        torch.testing.assert_close(adapted(gray), tuned(gray.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mavit_tiny", "nalaformer_xtiny", "soft_tiny"])
+def test_a_file_without_a_classifier_takes_a_new_one(name, tmp_path):
+    torch.manual_seed(0)
+    tuned = timm.create_model(name, num_classes=0, **THIN).eval()
+    torch.save(tuned.state_dict(), tmp_path / "embedding.pth")
+    model = load(name, tmp_path / "embedding.pth", num_classes=5, **THIN)
+    assert model(IMAGE).shape == (1, 5)
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(IMAGE), tuned(IMAGE))
+
+
 def test_our_own_detectors_file(tmp_path):
     """As mmengine saves it: under ``backbone.body.``, norms of the maps beside."""
     torch.manual_seed(0)

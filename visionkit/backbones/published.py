@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from visionkit.errors import VisionKitError
 
-STEMS = ("stem.0.conv.weight", "patch_embed.proj.0.weight", "patch_embed1.proj.0.weight")  # ours, MALA's, SOFT's
+STEMS = ("stem.0.conv.weight", "patch_embed.proj.0.weight", "patch_embed1.proj.0.weight", "patch_embed.proj.weight")
 MAY_DIFFER = {"stem.0.conv.weight": 1, "head.weight": 0, "head.bias": 0}  # dimension of the channels or the classes
 STAGES = tuple(f"stages.{i}." for i in range(4))
 OUTPUT_NORMS = ("norms.", "extra_norms.")  # ours and the released ones on the maps of a detector's backbone
@@ -62,8 +62,18 @@ def with_weights(variant: str, pretrained: bool, options: dict[str, Any]) -> dic
         names = ("model.safetensors", "pytorch_model.bin")
         file = next((str(Path(file, name)) for name in names if Path(file, name).is_file()), str(Path(file, names[0])))
     if file and Path(file).suffix != ".npz":  # which holds no code, and which timm's own ViT reads
-        cfg = dataclasses.replace(cfg, source="", state_dict=unwrap(load_checkpoint(file), file))
+        state = unwrap(load_checkpoint(file), file)
+        cfg = dataclasses.replace(cfg, source="", state_dict=state, **_described(state, cfg, options))
     return dict(options, pretrained_cfg=cfg, pretrained_cfg_overlay=None)
+
+
+def _described(state: Mapping[str, Tensor], cfg: PretrainedCfg, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm is to know of a file's weights: from it a model has its sizes, or the weights are adapted to others."""
+    sizes, (_, *size) = sizes_of(state), cfg.input_size
+    channels = sizes["in_chans"]
+    fits_as_is = channels != 3 and options.get("in_chans", channels) == channels
+    first_conv = None if fits_as_is else cfg.first_conv  # old versions of timm would adapt it from three channels
+    return dict(num_classes=sizes["num_classes"], input_size=(channels, *size), first_conv=first_conv)
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -117,7 +127,7 @@ def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def complete(state: dict[str, Tensor], model: nn.Module, head: tuple[str, ...]) -> dict[str, Tensor]:
-    """Check every entry against the model, and take the head from it where a file (a detector's) has none.
+    """Check every entry against the model, and take from it what a file may lack: the classifier, or all of the head.
 
     What the model lacks as a whole (a head, late stages, a detector's norms) is left out. Channels of the image and
     classes may differ: timm adapts the ones and leaves out the others.
@@ -134,9 +144,9 @@ def complete(state: dict[str, Tensor], model: nn.Module, head: tuple[str, ...]) 
     parts = (*head, *STAGES, *OUTPUT_NORMS)
     lacking = tuple(part for part in parts if not any(key.startswith(part) for key in own))
     state = {key: value for key, value in state.items() if not key.startswith(lacking)}
-    without_head = not any(key.startswith(head) for key in state)
+    free = ("head.",) if any(key.startswith(head) for key in state) else head
     for key, value in own.items():
-        if key.endswith("num_batches_tracked") or (without_head and key.startswith(head)):
+        if key.endswith("num_batches_tracked") or key.startswith(free):
             state.setdefault(key, value)
         if key not in state:
             raise VisionKitError(f"{family}: the checkpoint has nothing for {key}; give a file of this architecture")
