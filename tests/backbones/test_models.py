@@ -1,5 +1,6 @@
 """Every model as timm tests its own: forward, backward, features, checkpointing, meta device, odd sizes."""
 
+import copy
 import math
 from functools import partial
 
@@ -183,6 +184,73 @@ def test_a_gradient_for_each_image():
     for i, image in enumerate(images):
         expected = torch.func.grad(loss)(weights, image)
         torch.testing.assert_close({key: grad[i] for key, grad in each.items()}, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_can_be_copied_after_a_transform(name):
+    model, images = narrow(name).eval(), torch.randn(2, 3, 32, 32)
+
+    def loss(image):
+        return model(image[None]).square().sum()
+
+    torch.func.vmap(torch.func.grad(loss))(images)
+    torch.testing.assert_close(copy.deepcopy(model)(images), model(images))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_half_a_model_with_norms_in_float32(name):
+    """As mixed precision of old keeps them; the other layers cast what the norms give."""
+    model, image = narrow(name).eval(), torch.randn(1, 3, 64, 64)
+    expected = model(image)
+    model.bfloat16()
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.float()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert (model(image.bfloat16()).float() - expected).abs().max() < 0.2 * expected.std()
+
+
+class Halves(torch.Tensor):
+    """As quantised weights are: another tensor within, which is made whole where a layer multiplies by it."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32, requires_grad=False)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, meta, size, stride):
+        return cls(inner["inner"])
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            return F.linear(*(arg.inner.float() if type(arg) is cls else arg for arg in args), **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(function)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_of_another_kind(name):
+    model, image = narrow(name).eval(), torch.randn(1, 3, 64, 64)
+    expected = model(image)
+    for part in model.modules():
+        if type(part) is torch.nn.Linear:
+            part.weight = torch.nn.Parameter(Halves(part.weight.detach().bfloat16()), requires_grad=False)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert (model(image) - expected).abs().max() < 0.2 * expected.std()
 
 
 @pytest.mark.parametrize("name", SMALL)

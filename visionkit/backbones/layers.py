@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules import module as hooks_of_all
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode, is_traceable_wrapper_subclass
 
 from visionkit.ops.depthwise import depthwise_conv
 from visionkit.ops.norm import layer_norm
@@ -78,7 +78,9 @@ def may_fold(layer: nn.Module, norm: nn.Module) -> bool:
     weights, in eval mode, where no hook looks at either."""
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or norm.running_mean is None or norm.weight is None:
         return False
-    return not norm.training and is_plain(layer) and not has_hooks(norm)
+    if norm.training or not is_plain(layer) or has_hooks(norm):
+        return False
+    return norm.weight.dtype == norm.running_var.dtype == layer.weight.dtype  # a norm of half a model may be in float32
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -203,8 +205,12 @@ def has_hooks(part: Callable) -> bool:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own and no hook looks at it, so that its weights may be used in its place."""
-    return type(layer) in (nn.Linear, nn.Conv2d) and not has_hooks(layer)
+    """Whether a layer is torch's own and no hook looks at it, so that its weights may be used in its place.
+
+    Quantised weights, as torchao's, know few operations beside the layer's.
+    """
+    own = type(layer) in (nn.Linear, nn.Conv2d) and not has_hooks(layer)
+    return own and not is_traceable_wrapper_subclass(layer.weight)
 
 
 def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
@@ -221,7 +227,10 @@ def suits_onednn(layer: nn.Module, x: Tensor) -> bool:
 
 
 class RotaryTable(nn.Module):
-    """Rotary tables of the last grid, kept until another one comes; no parameter, nothing in a checkpoint."""
+    """Rotary tables of the last grid, kept until another one comes; no parameter, nothing in a checkpoint.
+
+    What a trace or a transform of torch.func makes is of that call alone.
+    """
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
@@ -231,7 +240,8 @@ class RotaryTable(nn.Module):
     def forward(self, x: Tensor) -> Rotary:
         """A map (B, H, W, C) -> sin, cos and, if kept, their pairs, each (H * W, head_dim), of its type and device."""
         height, width = x.shape[1:3]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or type(x) is not Tensor:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        if traced or x.is_meta or type(x) is not Tensor:
             return rotary_table_2d(height, width, self.head_dim, device=x.device, dtype=x.dtype)
         key = (height, width, x.device, x.dtype)
         known, table = self.cached
