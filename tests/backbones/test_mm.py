@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_frozen_stages_and_norm_eval():
     [
         (dict(arch="micro"), "arch='micro': expected one of base, large, small, tiny"),
         (dict(out_indices=(0, 4)), "out_indices: 4 is not a stage"),
-        (dict(out_indices=()), r"^out_indices=\(\): expected at least one of 0, 1, 2 and 3$"),
+        (dict(out_indices=()), r"^out_indices=\(\): expected a tuple of at least one of 0, 1, 2 and 3$"),
+        (dict(out_indices=2), "^out_indices=2: expected a tuple"),
+        (dict(pretrained=True), "^pretrained=True: expected a file"),
         (dict(frozen_stages=7), "frozen_stages=7"),
         (dict(checkpoint_path="mavit.pth"), "checkpoint_path: is not read; name the file by pretrained="),
     ],
@@ -95,6 +98,11 @@ def test_init_cfg_takes_files_under_all_names(tmp_path):
     assert len(fewer.body.stages) == 3 and same(fewer, body)
 
 
+def test_a_tuned_classifiers_file_is_taken(tmp_path):
+    torch.save(timm.create_model("mavit_tiny", num_classes=5, **THIN).state_dict(), tmp_path / "tuned.pth")
+    assert same(build(pretrained=str(tmp_path / "tuned.pth")), start_from(tmp_path / "tuned.pth"))
+
+
 def test_init_cfg_takes_published_names(tmp_path):
     shapes = json.loads((CASES / "mavit_tiny.json").read_text())["state_dict"]
     state = fill_state_dict(shapes)
@@ -126,6 +134,27 @@ def build_like(net):
     other = build()
     other.body.load_state_dict(net.body.state_dict())
     return other
+
+
+@pytest.mark.parametrize(
+    "init_cfg, message",
+    [
+        (dict(checkpoint="a.pth"), r"^init_cfg: \{'checkpoint': 'a.pth'\}; expected a dictionary with a type"),
+        (["a.pth"], "^init_cfg: 'a.pth'; expected a dictionary with a type"),
+        (dict(type="Pretrained"), "^init_cfg: type='Pretrained' without a file"),
+        ([dict(type="Pretrained", checkpoint=None)], "^init_cfg: type='Pretrained' without a file"),
+    ],
+)
+def test_wrong_init_cfgs(init_cfg, message):
+    with pytest.raises(VisionKitError, match=message):
+        build(init_cfg=init_cfg).init_weights()
+
+
+@pytest.mark.parametrize("name", ["MAViT", "NaLaFormer", "SOFT", "SOFTNorm"])
+def test_can_be_pickled_whole(name):
+    net, image = build(name).eval(), torch.randn(1, 3, 64, 64)
+    for each, expected in zip(pickle.loads(pickle.dumps(net))(image), net(image)):
+        torch.testing.assert_close(each, expected)
 
 
 def test_init_cfg_of_another_architecture_is_told(tmp_path):

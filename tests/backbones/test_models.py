@@ -146,6 +146,24 @@ def test_intermediates(name):
     assert chosen.feature_info.channels() in ([32, 64], [64, 32])
 
 
+@pytest.mark.parametrize("indices", [[], [4], [-5], 0, 5])
+def test_wrong_stages(indices):
+    model = narrow("soft_tiny")
+    for choose in (partial(model.forward_intermediates, torch.randn(1, 3, 32, 32)), model.prune_intermediate_layers):
+        with pytest.raises(VisionKitError, match="expected stages from 0 to 3, or how many of the last"):
+            choose(indices)
+    with pytest.raises(VisionKitError, match="num_classes=-1"):
+        model.reset_classifier(-1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_shorter_model_has_no_parameter_that_takes_no_part(name):
+    model = narrow(name)
+    model.prune_intermediate_layers([0, 2])
+    model(torch.randn(2, 3, 64, 48)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_pruned_model_can_be_pruned_again_and_given_a_classifier(name):
     model = narrow(name).eval()

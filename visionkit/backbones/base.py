@@ -1,6 +1,7 @@
 """What timm asks of a model, for every family with a stem, four stages and a head."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionkit.backbones.layers import channels_first, channels_last
+from visionkit.checks import check_counts, check_numbers, given
 from visionkit.errors import VisionKitError
 
 MIN_SIZE = 32  # pixels
@@ -108,10 +110,13 @@ class HierarchicalBackbone(nn.Module):
             stop_early: leave out the stages after the last chosen one.
             output_fmt: ``"NCHW"`` alone.
             intermediates_only: leave the final features out.
+
+        Raises:
+            VisionKitError: stages that there are not, none, or another ``output_fmt``.
         """
         if output_fmt != "NCHW":
             raise VisionKitError(f"output_fmt={output_fmt!r}: expected 'NCHW'")
-        wanted, last = feature_take_indices(len(self.stages), indices)
+        wanted, last = chosen_stages(indices, len(self.stages))
         maps = list(self.forward_stages(x, last + 1 if stop_early else len(self.stages)))
         image_size = x.shape[-2:]
         intermediates = [self.to_map(maps[i], i, image_size, norm) for i in wanted]
@@ -140,8 +145,9 @@ class HierarchicalBackbone(nn.Module):
         """A fresh classifier; 0 for none.
 
         Raises:
-            VisionKitError: a ``global_pool`` that the model does not have.
+            VisionKitError: a ``global_pool`` that the model does not have, or no number of classes.
         """
+        check_counts("", 0, num_classes=num_classes)
         if global_pool is not None:
             self.set_global_pool(global_pool)
         self.num_classes = num_classes
@@ -154,7 +160,7 @@ class HierarchicalBackbone(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages after the last chosen one, and the head; a new one sits on what is left."""
-        wanted, last = feature_take_indices(len(self.stages), indices)
+        wanted, last = chosen_stages(indices, len(self.stages))
         self.stages = self.stages[: last + 1]
         if prune_head:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
@@ -222,16 +228,44 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def chosen_stages(indices: int | Sequence[int] | None, count: int) -> tuple[list[int], int]:
+    """Numbers of the chosen ones of so many stages, and the last of them, as timm takes them.
+
+    Raises:
+        VisionKitError: there are no such stages, or none is chosen.
+    """
+    if isinstance(indices, Integral):
+        known = 1 <= indices <= count
+    else:
+        known = indices is None or (len(indices) > 0 and all(i in range(-count, count) for i in indices))
+    if not known:
+        raise VisionKitError(f"indices={indices!r}: expected stages from 0 to {count - 1}, or how many of the last")
+    return feature_take_indices(count, indices)
+
+
 def check_stages(
-    dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], **others: Sequence[float]
+    dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], layer_scale: Sequence[float] | None = None
 ) -> None:
     """Raises VisionKitError unless each has a value for each of four stages, and the heads divide the channels."""
-    for name, values in dict(dims=dims, depths=depths, num_heads=num_heads, **others).items():
+    counts, scales = dict(dims=dims, depths=depths, num_heads=num_heads), given(layer_scale=layer_scale)
+    for name, values in (counts | scales).items():
         if not isinstance(values, Sequence) or len(values) != 4:
             raise VisionKitError(f"{name}={values}: expected four values, one a stage")
+    for name, values in counts.items():
+        for i, value in enumerate(values):
+            check_counts("", 1, **{f"{name}[{i}]": value})
+    for value in layer_scale or ():
+        check_numbers("", layer_scale=value)
     for i, (dim, heads) in enumerate(zip(dims, num_heads)):
-        if heads < 1 or dim % heads:
+        if dim % heads:
             raise VisionKitError(f"num_heads: {heads} heads of stage {i + 1} do not divide its {dim} channels (dims)")
+
+
+def check_ends(in_chans: int, num_classes: int, drop_rate: float, drop_path_rate: float) -> None:
+    """Raises VisionKitError unless channels and classes are counts, and the rates are from 0 to 1."""
+    check_counts("", 1, in_chans=in_chans)
+    check_counts("", 0, num_classes=num_classes)
+    check_numbers("", 0, 1, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
 
 
 def pooled(x: Tensor, global_pool: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
-from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, init_weights, pooled
+from visionkit.backbones.base import HierarchicalBackbone, Stage, check_ends, check_stages, init_weights, pooled
 from visionkit.backbones.layers import (
     ConvNorm,
     RotaryTable,
@@ -22,6 +22,7 @@ from visionkit.backbones.layers import (
     may_fold,
     suits_onednn,
 )
+from visionkit.checks import check_above, check_counts
 from visionkit.errors import VisionKitError
 
 PUBLISHED_TYPES = ("linear", "linear", "softmax", "softmax")
@@ -61,7 +62,7 @@ def choose_attention(
     check_has_attention(attention, attention_options)
     if attention is not None:
         check_unused(attention, **switches)
-        names = [attention] * 4 if isinstance(attention, str) else list(attention)
+        names = names_of_stages(attention)
         choices = [AttentionChoice(name, attention_options or {}) for name in names]
     else:
         known = {"linear": own, "softmax": AttentionChoice("softmax")}
@@ -71,8 +72,23 @@ def choose_attention(
             )
         choices = [known[each] for each in attn_types]
     if len(choices) != 4:
-        raise VisionKitError(f"attn_types, attention: expected a name for each of the four stages, got {len(choices)}")
+        raise VisionKitError(f"attn_types: expected a name for each of the four stages, got {len(choices)}")
     return choices
+
+
+def names_of_stages(attention: str | Sequence[str]) -> list[str]:
+    """One name a stage.
+
+    Raises:
+        VisionKitError: neither a name nor four.
+    """
+    if isinstance(attention, str):
+        return [attention] * 4
+    if not isinstance(attention, Sequence):
+        raise VisionKitError(f"attention={attention!r}: expected a name, or one for each of the four stages")
+    if len(attention) != 4:
+        raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(attention)}")
+    return list(attention)
 
 
 def check_has_attention(attention: str | Sequence[str] | None, attention_options: dict | None) -> None:
@@ -144,7 +160,10 @@ class HybridBackbone(HierarchicalBackbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_stages(dims, depths, num_heads, layer_scale=layer_scale)
+        check_stages(dims, depths, num_heads, layer_scale)
+        check_ends(in_chans, num_classes, drop_rate, drop_path_rate)
+        check_counts("", 1, projection=projection)
+        check_above("", 0, mlp_ratio=mlp_ratio)
         if odd := [dim // heads for dim, heads in zip(dims, num_heads) if dim // heads % 4]:
             raise VisionKitError(f"num_heads, dims: heads of {odd[0]} channels; rotary positions need a multiple of 4")
         super().__init__(dims, num_classes, projection, global_pool=global_pool)

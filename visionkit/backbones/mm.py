@@ -4,7 +4,8 @@ A config of mmdetection or mmsegmentation says ``custom_imports = dict(imports=[
 ``backbone=dict(type="visionkit.MAViT", arch="tiny", out_indices=(0, 1, 2, 3))``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import timm
@@ -34,7 +35,7 @@ class MMBackbone(BaseModule):
         **options: options of the family, see its class.
 
     Raises:
-        VisionKitError: an unknown ``arch`` or stage, no stage, or timm's ``checkpoint_path`` among the options.
+        VisionKitError: an unknown ``arch`` or stage, no stage, no file, or timm's ``checkpoint_path`` as an option.
     """
 
     family, filter_fn = "", None
@@ -56,14 +57,16 @@ class MMBackbone(BaseModule):
         if not timm.is_model(name):
             known = [each.removeprefix(f"{self.family}_") for each in timm.list_models(f"{self.family}_*")]
             raise VisionKitError(f"arch={arch!r}: expected one of {', '.join(known)}")
-        if not out_indices:
-            raise VisionKitError(f"out_indices={out_indices!r}: expected at least one of 0, 1, 2 and 3")
+        if isinstance(out_indices, int) or not out_indices:
+            raise VisionKitError(f"out_indices={out_indices!r}: expected a tuple of at least one of 0, 1, 2 and 3")
         if "checkpoint_path" in options:  # old versions of timm run what such a file holds
             raise VisionKitError("checkpoint_path: is not read; name the file by pretrained=")
         if wrong := [i for i in out_indices if i not in range(4)]:
             raise VisionKitError(f"out_indices: {wrong[0]} is not a stage; expected 0, 1, 2 or 3")
         if frozen_stages not in range(-1, 5):
             raise VisionKitError(f"frozen_stages={frozen_stages}: expected -1 (none) to 4 (all)")
+        if pretrained and not isinstance(pretrained, (str, PathLike)):
+            raise VisionKitError(f"pretrained={pretrained!r}: expected a file; no weights are hosted")
         if pretrained:
             options["pretrained_cfg_overlay"] = dict(file=pretrained)
         self.body = timm.create_model(name, pretrained=bool(pretrained), **options)
@@ -81,9 +84,15 @@ class MMBackbone(BaseModule):
         self.train()
 
     def init_weights(self) -> None:
-        """As mmengine's, but that the file of a ``Pretrained`` goes through [load_file]."""
+        """As mmengine's, but that the file of a ``Pretrained`` goes through [load_file].
+
+        Raises:
+            VisionKitError: an ``init_cfg`` without a type or a file; see [load_file].
+        """
         given, first = self.init_cfg, not self.is_init
         cfgs = [given] if isinstance(given, dict) else list(given or [])
+        for cfg in cfgs:
+            _check_init_cfg(cfg)
         files = [cfg for cfg in cfgs if cfg["type"] in ("Pretrained", PretrainedInit)]
         self.init_cfg = [cfg for cfg in cfgs if cfg not in files]
         super().init_weights()
@@ -145,12 +154,32 @@ class MMBackbone(BaseModule):
         return self
 
 
-def _register(name: str, family: str, filter_fn: Callable[[Mapping, nn.Module], dict]) -> None:
-    own = dict(family=family, filter_fn=staticmethod(filter_fn), __doc__=MMBackbone.__doc__)
-    MODELS.register_module(name=name)(type(f"MM{name}", (MMBackbone,), own))
+def _check_init_cfg(cfg: object) -> None:
+    if not isinstance(cfg, dict) or "type" not in cfg:
+        raise VisionKitError(f"init_cfg: {cfg!r}; expected a dictionary with a type, as dict(type='Pretrained', ...)")
+    if cfg["type"] in ("Pretrained", PretrainedInit) and not cfg.get("checkpoint"):
+        raise VisionKitError("init_cfg: type='Pretrained' without a file; name one as checkpoint=")
 
 
-_register("MAViT", "mavit", mavit.checkpoint_filter_fn)
-_register("NaLaFormer", "nalaformer", nalaformer.checkpoint_filter_fn)
-_register("SOFT", "soft", soft.checkpoint_filter_fn)
-_register("SOFTNorm", "soft_norm", soft.checkpoint_filter_fn)
+@MODELS.register_module(name="MAViT")
+class MMMAViT(MMBackbone):
+    family, filter_fn = "mavit", staticmethod(mavit.checkpoint_filter_fn)
+    __doc__ = MMBackbone.__doc__
+
+
+@MODELS.register_module(name="NaLaFormer")
+class MMNaLaFormer(MMBackbone):
+    family, filter_fn = "nalaformer", staticmethod(nalaformer.checkpoint_filter_fn)
+    __doc__ = MMBackbone.__doc__
+
+
+@MODELS.register_module(name="SOFT")
+class MMSOFT(MMBackbone):
+    family, filter_fn = "soft", staticmethod(soft.checkpoint_filter_fn)
+    __doc__ = MMBackbone.__doc__
+
+
+@MODELS.register_module(name="SOFTNorm")
+class MMSOFTNorm(MMBackbone):
+    family, filter_fn = "soft_norm", staticmethod(soft.checkpoint_filter_fn)
+    __doc__ = MMBackbone.__doc__

@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionCore
-from visionkit.backbones.base import HierarchicalBackbone, Stage, check_stages, default_cfg, init_weights
-from visionkit.backbones.hybrid import check_has_attention, check_unused, drop_path_rates
+from visionkit.backbones.base import (
+    HierarchicalBackbone,
+    Stage,
+    check_ends,
+    check_stages,
+    default_cfg,
+    init_weights,
+)
+from visionkit.backbones.hybrid import check_has_attention, check_unused, drop_path_rates, names_of_stages
 from visionkit.backbones.layers import (
     ConvNorm,
     LayerNorm,
@@ -28,7 +35,7 @@ from visionkit.backbones.layers import (
     linear_gelu,
 )
 from visionkit.backbones.published import complete, create, renamed, unwrap
-from visionkit.checks import check_choice, check_counts
+from visionkit.checks import check_choice, check_counts, given
 from visionkit.errors import VisionKitError
 from visionkit.ops.gaussian import NEWTON_STEPS, check_inverse, gaussian_attention
 from visionkit.ops.precision import without_autocast
@@ -60,8 +67,7 @@ class Landmarks(nn.Module):
     def __init__(self, head_dim: int, ratio: int, kind: str = "conv", max_landmarks: int | None = None) -> None:
         super().__init__()
         check_choice("", ("conv", "pool"), landmark=kind)
-        if max_landmarks is not None and max_landmarks < 1:
-            raise VisionKitError(f"max_landmarks={max_landmarks}: expected 1 or more, or None for no limit")
+        check_counts("", 1, **given(max_landmarks=max_landmarks))
         self.ratio, self.max_landmarks = ratio, max_landmarks
         is_conv = kind == "conv"
         self.conv = nn.Conv2d(head_dim, head_dim, ratio, stride=ratio, bias=False) if is_conv else None
@@ -334,21 +340,20 @@ class SOFT(HierarchicalBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_stages(dims, depths, num_heads)
+        check_ends(in_chans, num_classes, drop_rate, drop_path_rate)
         check_inverse(inverse)
         check_counts("", 1, newton_steps=newton_steps)
         check_has_attention(attention, attention_options)
         check_choice("", ("softmax", "gaussian"), last_stage=last_stage)
-        names = [attention] * 4 if attention is None or isinstance(attention, str) else list(attention)
-        if len(names) != 4:
-            raise VisionKitError(f"attention: expected a name for each of the four stages, got {len(names)}")
+        names = [None] * 4 if attention is None else names_of_stages(attention)
         if None not in names:
-            given = dict(
+            check_unused(
+                attention,
                 inverse=inverse != "newton",
                 newton_steps=newton_steps != NEWTON_STEPS,
                 landmark=landmark != "conv",
                 max_landmarks=max_landmarks is not None,
             )
-            check_unused(attention, **given)
         has_token = last_stage == "softmax"
         pools = ("token", "avg", "") if has_token else ("avg", "")
         super().__init__(dims, num_classes, dims[-1], pools, pools[0] if global_pool is None else global_pool)
@@ -402,11 +407,12 @@ class SOFT(HierarchicalBackbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last chosen one, the norm and the head."""
+        """Drop the stages after the last chosen one, the head, and the norm, which is of the fourth stage."""
         wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_norm:
+        shorter = len(self.stages) < 4
+        if prune_norm or shorter:
             self.norm = nn.Identity()
-        if len(self.stages) < 4:
+        if shorter:
             self.has_token, self.pools = False, ("avg", "")
         return wanted
 
