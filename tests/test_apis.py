@@ -95,6 +95,12 @@ def test_a_wrong_image_size(image_size):
         ReIDInferencer(MeanColour(), image_size=image_size)
 
 
+@pytest.mark.parametrize("weights", [None, 3])
+def test_neither_a_file_nor_a_model(weights):
+    with pytest.raises(VisionKitError, match=f"weights_or_model={weights}: expected a checkpoint file or a model"):
+        ReIDInferencer(weights)
+
+
 def test_a_model_without_extract():
     with pytest.raises(VisionKitError, match="Flatten: expected a model with extract"):
         ReIDInferencer(nn.Flatten())

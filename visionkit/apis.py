@@ -65,6 +65,8 @@ class ReIDInferencer:
         check_counts("", 0, num_workers=num_workers)
         if image_size is not None and not is_size(image_size):
             raise VisionKitError(f"image_size={image_size!r}: expected (height, width) in pixels")
+        if not isinstance(weights_or_model, (str, os.PathLike, torch.nn.Module)):
+            raise VisionKitError(f"weights_or_model={weights_or_model!r}: expected a checkpoint file or a model")
         self.weights = "" if isinstance(weights_or_model, torch.nn.Module) else os.path.abspath(weights_or_model)
         if self.weights:
             model, own_size = rebuild(weights_or_model)

@@ -140,6 +140,7 @@ def test_wrong_inputs(tmp_path, monkeypatch):
     for place in ("/proc/q", folder / "0.png" / "q"):
         with pytest.raises(VisionKitError, match=f"^{place}: its folder cannot be written to .*; give another OUT$"):
             prepare_capture(folder, place)
-    with pytest.raises(VisionKitError, match="--frames"):
-        prepare_capture(folder, tmp_path / "out", frames=1)
+    for wrong in (dict(frames=1), dict(frames=10.0), dict(max_side=63)):
+        with pytest.raises(VisionKitError, match="--(frames|max-side)=.*: expected a whole number of at least"):
+            prepare_capture(folder, tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()

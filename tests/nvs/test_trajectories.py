@@ -67,8 +67,9 @@ def test_wrong_names_and_numbers(tmp_path):
         curve("swnig", 4)
     with pytest.raises(VisionKitError, match="no such trajectory file"):
         curve(str(tmp_path / "x.json"), 4)
-    with pytest.raises(VisionKitError, match="--frames"):
-        curve("swing", 0)
+    for frames in (0, 2.0):
+        with pytest.raises(VisionKitError, match=f"--frames={frames}: expected a whole number of at least 1"):
+            curve("swing", frames)
     with pytest.raises(VisionKitError, match="--degrees"):
         curve("swing", 4, 400)
     for name in ("dolly", "path.json"):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.extras import require
 from visionkit.files import check_writable, write_image
@@ -114,10 +115,8 @@ def _check(source: Path, out: Path, frames: int, max_side: int) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VisionKitError(f"{out}: exists already; give a new folder")
     check_writable(out, "OUT")
-    if frames < FEWEST:
-        raise VisionKitError(f"--frames: expected at least {FEWEST}, got {frames}")
-    if max_side < 64:
-        raise VisionKitError(f"--max-side: expected at least 64 pixels, got {max_side}")
+    check_counts("", FEWEST, **{"--frames": frames})
+    check_counts("", 64, **{"--max-side": max_side})
 
 
 Lens = tuple[tuple[int, int], float | None]  # size (width, height) and focal length / long side

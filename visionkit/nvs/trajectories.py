@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from visionkit.checks import check_counts
 from visionkit.errors import VisionKitError
 from visionkit.nvs.cameras import compose, look_at
 
@@ -37,8 +38,7 @@ def curve(name: str, frames: int, degrees: float | None = None) -> np.ndarray:
     Raises:
         VisionKitError: an unknown name, a file with something wrong in it, or a reach for a path that has none.
     """
-    if frames < 1:
-        raise VisionKitError(f"--frames: expected at least 1, got {frames}")
+    check_counts("", 1, **{"--frames": frames})
     if degrees is not None and not 0 < degrees <= 180:
         raise VisionKitError(f"--degrees: expected more than 0 and at most 180, got {degrees:g}")
     if degrees is not None and (name == "dolly" or str(name).endswith(".json")):
