@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from mmengine.logging import MMLogger
 from reference.common import fill_state_dict
 from safetensors.torch import save_file
 from torch import nn
@@ -148,6 +149,19 @@ def build_like(net):
 def test_wrong_init_cfgs(init_cfg, message):
     with pytest.raises(VisionKitError, match=message):
         build(init_cfg=init_cfg).init_weights()
+
+
+def test_the_log_says_what_was_loaded(tmp_path):
+    """It said that nothing had changed."""
+    torch.save(timm.create_model("mavit_tiny", **THIN).state_dict(), tmp_path / "plain.pth")
+    logger = MMLogger.get_instance("loading", log_file=str(tmp_path / "log.txt"))
+    start_from(tmp_path / "plain.pth")
+    for handler in logger.handlers:
+        handler.flush()
+    log = (tmp_path / "log.txt").read_text()
+    assert f"load model from: {tmp_path / 'plain.pth'}" in log
+    of_stem = log[log.index("\nbody.stem.0.conv.weight - ") :].splitlines()[2]
+    assert of_stem.strip() == f"FileInit: load from {tmp_path / 'plain.pth'}"
 
 
 @pytest.mark.parametrize("name", ["MAViT", "NaLaFormer", "SOFT", "SOFTNorm"])

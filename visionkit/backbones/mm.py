@@ -9,7 +9,8 @@ from os import PathLike
 from typing import Any
 
 import timm
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import Tensor, nn
 
 from visionkit.backbones import mavit, nalaformer, soft
@@ -17,6 +18,17 @@ from visionkit.backbones.layers import channels_first, channels_last
 from visionkit.backbones.published import below, unwrap
 from visionkit.errors import VisionKitError
 from visionkit.registry import MODELS
+
+PRETRAINED = ("Pretrained", PretrainedInit)
+
+
+class FileInit(PretrainedInit):
+    """mmengine's initialisation from a file, by [MMBackbone.load_file]."""
+
+    def __call__(self, module: "MMBackbone") -> None:
+        print_log(f"load model from: {self.checkpoint}", logger="current")
+        module.load_file(self.checkpoint, self.prefix or "")
+        update_init_info(module, init_info=self._get_init_info())
 
 
 class MMBackbone(BaseModule):
@@ -89,16 +101,14 @@ class MMBackbone(BaseModule):
         Raises:
             VisionKitError: an ``init_cfg`` without a type or a file; see [load_file].
         """
-        given, first = self.init_cfg, not self.is_init
+        given = self.init_cfg
         cfgs = [given] if isinstance(given, dict) else list(given or [])
         for cfg in cfgs:
             _check_init_cfg(cfg)
-        files = [cfg for cfg in cfgs if cfg["type"] in ("Pretrained", PretrainedInit)]
-        self.init_cfg = [cfg for cfg in cfgs if cfg not in files]
+        files = [cfg for cfg in cfgs if cfg["type"] in PRETRAINED]
+        self.init_cfg = [cfg for cfg in cfgs if cfg not in files] + [dict(cfg, type=FileInit) for cfg in files]
         super().init_weights()
         self.init_cfg = given
-        for cfg in files if first else ():
-            self.load_file(cfg["checkpoint"], cfg.get("prefix") or "")
 
     def load_file(self, path: str, prefix: str = "") -> None:
         """Take the weights of a file: published or ours, of a classifier, a detector or this module.
@@ -157,7 +167,7 @@ class MMBackbone(BaseModule):
 def _check_init_cfg(cfg: object) -> None:
     if not isinstance(cfg, dict) or "type" not in cfg:
         raise VisionKitError(f"init_cfg: {cfg!r}; expected a dictionary with a type, as dict(type='Pretrained', ...)")
-    if cfg["type"] in ("Pretrained", PretrainedInit) and not cfg.get("checkpoint"):
+    if cfg["type"] in PRETRAINED and not cfg.get("checkpoint"):
         raise VisionKitError("init_cfg: type='Pretrained' without a file; name one as checkpoint=")
 
 
