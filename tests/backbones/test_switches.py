@@ -124,6 +124,7 @@ def test_layer_from_a_config():
     "make, message",
     [
         (lambda: AttentionLayer(32, 4, "mola"), "attention='mola': no such attention; choose one of .*mala"),
+        (lambda: timm.create_model("vit_tiny_attention", attention=["mala"] * 12), r"attention=\['mala'.*: no such"),
         (lambda: AttentionLayer(32, 5), "dim=32: expected a multiple of num_heads=5"),
         (lambda: AttentionLayer(32, 4, "mala", sharpness=2), "has no option 'sharpness'; it takes"),
         (lambda: set_attention(torch.nn.Linear(2, 2), "mala"), "Linear: has no attention layers"),

@@ -92,7 +92,7 @@ def find_attention(name: str, num_heads: int, head_dim: int) -> tuple[Callable, 
     Raises:
         VisionKitError: no such attention.
     """
-    if name in OWN:
+    if isinstance(name, str) and name in OWN:
         return OWN[name], {}
     if name not in library.attention_names():
         raise VisionKitError(f"attention={name!r}: no such attention; choose one of {', '.join(attention_names())}")
