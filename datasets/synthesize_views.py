@@ -184,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, least in (("scenes", 0), ("test_scenes", 0), ("views", 3), ("seed", 0)):
         if getattr(args, name) < least:
             fail(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {least} or more")
+    if not args.scenes + args.test_scenes:
+        fail("--scenes 0, --test-scenes 0: expected at least one scene")
     if args.device != "cpu" and not torch.cuda.is_available():
         fail(f"--device {args.device}: no GPU is at hand; use --device cpu")
     workers = args.workers if args.workers is not None else (os.cpu_count() if args.device == "cpu" else 1)

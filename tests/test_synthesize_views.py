@@ -167,13 +167,14 @@ def test_a_stopped_run_goes_on_to_the_same_pictures(tree, tmp_path):
         (["--size", "160"], "HEIGHTxWIDTH"),
         (["--seed", "-1"], "--seed -1"),
         (["--workers", "0"], "--workers 0"),
+        (["--scenes", "0", "--test-scenes", "0"], "expected at least one scene"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         synthesize_views.main(["--out", str(tmp_path / "x"), *arguments])
     lines = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and len(lines) == 1 and words in lines[0]
+    assert end.value.code == 2 and len(lines) == 1 and words in lines[0] and not list(tmp_path.iterdir())
     assert not (tmp_path / "x").exists()
 
 

@@ -48,13 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="swing, orbit, spiral, dolly or a .json file (default: swing; for a capture its own cameras)",
     )
-    parser.add_argument("--frames", type=int, help=f"number of frames of the video (default: {FRAMES})")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        help=f"number of frames along a path (default: {FRAMES}); a capture's own cameras give one each",
+    )
     parser.add_argument("--degrees", type=float, help="reach of swing, orbit or spiral (default: 25, 40 or 15)")
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="long side of the views (default: the model's; with --fit 160)"
     )
-    parser.add_argument("--fov", type=float, metavar="DEGREES", help="the photo's field of view across its long side")
-    parser.add_argument("--distance", type=float, help="distance of the camera from what it looks at, in scene sizes")
+    parser.add_argument(
+        "--fov",
+        type=float,
+        metavar="DEGREES",
+        help="field of view across the long side, of a photo or of a path; --fit knows it",
+    )
+    parser.add_argument(
+        "--distance",
+        type=float,
+        help="distance of the camera from what it looks at, in scene sizes; --fit knows it",
+    )
     parser.add_argument("--fit", action="store_true", help="fit a radiance field to the capture, without weights")
     parser.add_argument("--start", action="store_true", help="begin --fit with the model's prediction for one photo")
     parser.add_argument("--steps", type=int, help="optimisation steps of --fit (default: 250)")
