@@ -113,7 +113,7 @@ def make_scenes(options: argparse.Namespace) -> int:
     from stand_in import start_pool
     from synthesize_views import Settings, plan
 
-    check_numbers(options, scenes=1, test_scenes=1, views=3, workers=1, seed=0)
+    check_numbers(options, seconds=0.001, scenes=1, test_scenes=1, views=3, workers=1, seed=0)
     check_writable(options.pool / TESTS, "--pool")
     device = choose_device(options.device)
     started = time.perf_counter()

@@ -5,12 +5,13 @@ import json
 import os
 
 import attention_page
+import compare_attention
 import pytest
 import shapes
 import study
 import torch
 
-TRAINED = ["--seconds", "0", "--json", "/proc/none/x.json"]
+TRAINED = ["--seconds", "1", "--json", "/proc/none/x.json"]
 MISSING = ["--benchmark", "none.json", "--accuracy", "none.json", "--page", "none.md"]
 
 
@@ -27,7 +28,9 @@ def threads_as_they_are(monkeypatch):
         ("train_experts", ["--root", "none", *TRAINED], "/proc/none/x.json: its folder cannot be written"),
         ("train_reranker", ["--root", "none"], "root none is no folder"),
         ("compare_attention", TRAINED, "give another --json"),
+        ("compare_attention", ["--seconds", "-1", "--json", "x.json"], "--seconds=-1.0: expected a number above 0"),
         ("calibrate_sinks", ["--teacher", "/proc/none/x"], "give another --teacher"),
+        ("calibrate_sinks", ["--teacher", __file__], "test_studies.py: "),
         ("tune_p_adapter", ["--teacher-seconds", "x"], "invalid float value: 'x'"),
         ("distill_lawcat", TRAINED[2:], "give another --json"),
         ("shapes_folder", ["--out", "/proc/none"], "/proc/none: "),
@@ -45,6 +48,31 @@ def test_a_wrong_input_is_one_line(name, arguments, words, tmp_path, monkeypatch
     told = capsys.readouterr().err
     assert end.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1 and words in told, told
     assert not os.listdir(tmp_path)
+
+
+def test_a_teacher_of_another_kind(tmp_path, capsys):
+    shapes.save_model(torch.nn.Linear(2, 2), tmp_path / "other.safetensors")
+    with pytest.raises(SystemExit, match="2"):
+        study.run_study(importlib.import_module("calibrate_sinks"), ["--teacher", str(tmp_path / "other.safetensors")])
+    assert "other.safetensors: is of another architecture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other, words", [(["--seed", "7"], "was made with --seconds 1e-09 --seed 0"), (["--ops", "linear"], "no result")]
+)
+def test_results_of_other_settings_are_not_taken(other, words, tmp_path, capsys):
+    """They were kept under the new settings."""
+    out = tmp_path / "found.json"
+    arguments = ["--ops", "linear", "--seconds", "1e-9", "--json", str(out)]
+    with pytest.raises(SystemExit, match="0"):
+        study.run_study(compare_attention, arguments)
+    assert json.loads(out.read_text())["rows"][0]["op"] == "linear"
+    if words == "no result":
+        out.write_text('{"rows": []}')
+    kept = out.read_text()
+    with pytest.raises(SystemExit, match="2"):
+        study.run_study(compare_attention, arguments + other)
+    assert words in capsys.readouterr().err and out.read_text() == kept
 
 
 def test_a_page_without_a_place_for_the_table_is_left_as_it_is(tmp_path, capsys):

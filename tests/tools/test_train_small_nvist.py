@@ -113,6 +113,7 @@ def test_without_a_pool_it_says_what_to_do(tmp_path, monkeypatch, capsys):
         ("scenes", "--test-scenes", "0", "--test-scenes 0: expected 1 or more"),
         ("scenes", "--views", "2", "--views 2: expected 3 or more"),
         ("scenes", "--workers", "0", "--workers 0: expected 1 or more"),
+        ("scenes", "--seconds", "-1", "--seconds -1.0: expected 0.001 or more"),
         ("scenes", "--device", "nowhere", "device='nowhere': is not available"),
         ("scenes", "--pool", "/proc/none/pool", "give another --pool"),
         ("train", "--batch", "0", "--batch 0: expected 1 or more"),

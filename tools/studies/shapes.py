@@ -10,12 +10,13 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from study import fit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionkit.backbones.attention import AttentionLayer
+from visionkit.engine.checkpoints import load_exactly, read_weights
 from visionkit.files import beside, check_writable
 
 KINDS = ("disc", "square", "triangle", "cross", "ring", "frame", "bar", "hexagon")
@@ -153,7 +154,7 @@ def trained_teacher(path: str | None, seconds: float) -> TinyViT:
     torch.manual_seed(0)
     model = TinyViT()
     if path and Path(path).exists():
-        model.load_state_dict(load_file(path))
+        load_exactly(model, read_weights(path), path)
         return model
     if path:
         check_writable(path, "--teacher")

@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from visionkit.checks import check_above
 from visionkit.cli import Parser, run_command
 from visionkit.files import check_writable, write_text
 
@@ -30,6 +31,9 @@ def run_study(study: ModuleType, arguments: list[str] | None = None) -> NoReturn
     torch.set_num_threads(1)
 
     def run(options: argparse.Namespace) -> int:
+        for name, value in vars(options).items():
+            if name.endswith("seconds"):
+                check_above("", 0, **{f"--{name.replace('_', '-')}": value})
         for name in WRITTEN_LAST:
             if path := getattr(options, name, None):
                 check_writable(path, f"--{name}")
