@@ -174,22 +174,18 @@ def _check_init_cfg(cfg: object) -> None:
 @MODELS.register_module(name="MAViT")
 class MMMAViT(MMBackbone):
     family, filter_fn = "mavit", staticmethod(mavit.checkpoint_filter_fn)
-    __doc__ = MMBackbone.__doc__
 
 
 @MODELS.register_module(name="NaLaFormer")
 class MMNaLaFormer(MMBackbone):
     family, filter_fn = "nalaformer", staticmethod(nalaformer.checkpoint_filter_fn)
-    __doc__ = MMBackbone.__doc__
 
 
 @MODELS.register_module(name="SOFT")
 class MMSOFT(MMBackbone):
     family, filter_fn = "soft", staticmethod(soft.checkpoint_filter_fn)
-    __doc__ = MMBackbone.__doc__
 
 
 @MODELS.register_module(name="SOFTNorm")
 class MMSOFTNorm(MMBackbone):
     family, filter_fn = "soft_norm", staticmethod(soft.checkpoint_filter_fn)
-    __doc__ = MMBackbone.__doc__
