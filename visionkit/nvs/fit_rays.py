@@ -126,8 +126,10 @@ def point_rays_of(scene: Scene, rows: list[int], images: list[np.ndarray]) -> Ra
 
 
 def _in_front(pixels: np.ndarray, distance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Indices of points at pixels (M, 2) that are about as near as the nearest in their cell of the image, not of too
-    many."""
+    """Indices of points at pixels (M, 2) that are about as near as the nearest in their cell of the image.
+
+    Of more than MOST_POINTS every second, third, ...
+    """
     column, row = np.floor(pixels * CELLS / max(size)).astype(int).T
     cell = row * CELLS + column
     nearest = np.full(CELLS * CELLS, np.inf)
