@@ -43,3 +43,12 @@ def test_a_config_names_its_base_by_a_setting(tmp_path, name):
 def test_a_config_may_speak_of_other_ways(tmp_path):
     (tmp_path / "mine.py").write_text("# as read_base() in others\nseed = 1\n")
     assert load_config(tmp_path / "mine.py").to_dict() == dict(seed=1)
+
+
+@pytest.mark.parametrize("value", ["no", "off", 0, 1, None])
+def test_a_switch_is_true_or_false(value):
+    """Text that says no was taken for yes."""
+    source = dict(type="visionkit.Market1501", root="data", split="train")
+    check_types(dict(source=dict(source, include_test=True), model=dict(type="visionkit.ResNet", ibn="a")))
+    with pytest.raises(VisionKitError, match=rf"^source: include_test={value!r}; expected True or False$"):
+        check_types(dict(source=dict(source, include_test=value)))

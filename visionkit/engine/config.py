@@ -91,7 +91,7 @@ def build(registry: Registry, cfg: dict[str, Any], where: str) -> Any:
     if name is None:
         raise VisionKitError(f"{where}: has no type; expected one of {', '.join(known_names(registry))}")
     cls = find(registry, name, where) if isinstance(name, str) else name
-    check_keys([key for key in cfg if key != "type"], _parameters(cls), where)
+    check_settings(cfg, cls, where)
     missing = _missing(cls, cfg)
     if missing:
         raise VisionKitError(f"{where}: {name} needs {', '.join(missing)}, which the config must give")
@@ -141,7 +141,7 @@ def check_types(cfg: Any, where: str = "config") -> None:
                     f"{where}: nothing is called {name!r}{nearest(name, [*ours, *_classes('mmengine')])}"
                 )
             if name in ours:
-                check_keys([key for key in cfg if key != "type"], _parameters(ours[name]), where)
+                check_settings(cfg, ours[name], where)
         for key, value in cfg.items():
             check_types(value, f"{where}.{key}" if where != "config" else str(key))
     elif isinstance(cfg, (list, tuple)):
@@ -166,20 +166,31 @@ def _is_elsewhere(name: str) -> bool:
     return scope != "visionkit" and find_spec(scope.partition(".")[0]) is not None
 
 
-def _parameters(cls: Any) -> list[str] | None:
-    """Names that a class takes, through our own bases where it has ``**kwargs``; None where it takes any."""
-    names: list[str] = []
+def check_settings(cfg: dict[str, Any], cls: Any, where: str) -> None:
+    """Refuse keys that a class or a function does not take, and switches that are neither True nor False, as 'no'."""
+    known = _parameters(cls)
+    settings = {key: value for key, value in cfg.items() if key != "type"}
+    check_keys(settings, known, where)
+    for name, value in settings.items():
+        if (known or {}).get(name) in (bool, "bool") and not isinstance(value, bool):
+            raise VisionKitError(f"{where}: {name}={value!r}; expected True or False")
+
+
+def _parameters(cls: Any) -> dict[str, Any] | None:
+    """What a class takes, with its types, through our own bases where it has ``**kwargs``; None where it takes any."""
+    found: dict[str, Any] = {}
     for base in inspect.getmro(cls) if inspect.isclass(cls) else [cls]:
         init = base.__dict__.get("__init__") if inspect.isclass(cls) else base
         if init is None or base is object:
             continue
-        if names and not base.__module__.startswith("visionkit."):
+        if found and not base.__module__.startswith("visionkit."):
             return None  # the rest may go to a part instead
         parameters = inspect.signature(init).parameters.values()
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        names += [p.name for p in parameters if p.kind in named and p.name != "self"]
+        own = {p.name: p.annotation for p in parameters if p.kind in named and p.name != "self"}
+        found = own | found  # bases may name an option again
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return list(dict.fromkeys(names))  # bases may name an option again
+            return found
     return None
 
 

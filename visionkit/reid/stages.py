@@ -7,7 +7,6 @@ CORE-ReID: arXiv 2508.03064; V2: arXiv 2508.04036.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 
-from visionkit.checks import check_above, check_choice, check_counts, check_keys, check_numbers, given
+from visionkit.checks import check_above, check_choice, check_counts, check_numbers, given
 from visionkit.datasets.images import read_image
 from visionkit.datasets.transforms import test_transforms, train_transforms
-from visionkit.engine.config import build, plain
+from visionkit.engine.config import build, check_settings, plain
 from visionkit.engine.loaders import build_dataset
 from visionkit.engine.pipeline import Context
 from visionkit.engine.runner import VisionKitRunner
@@ -107,7 +106,7 @@ class ReIDStage(RunnerStage):
         """
         super().check(cfg, earlier)
         for option, taker in (("model", self.network), ("metric", ReIDMetric), ("augmentation", train_transforms)):
-            check_keys(getattr(self, option), inspect.signature(taker).parameters, f"stage {self.name}, {option}")
+            check_settings(getattr(self, option), taker, f"stage {self.name}, {option}")
         METRICS.build(self.evaluator())
         self.check_cache(cfg)
         self.try_model(cfg)
